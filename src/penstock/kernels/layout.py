@@ -1,0 +1,47 @@
+"""Where a step's packed tokens lie: the one description that every cache-touching op reads.
+
+T packed query tokens, S sequences, N blocks, P tokens per block, G KV heads, D head width, W table width.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class KVBlocks:
+    """One layer's cache."""
+
+    k: Tensor
+    """[N, P, G, D]"""
+    v: Tensor
+    """[N, P, G, D]"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchLayout:
+    """S sequences whose new tokens lie one after another in T rows, without padding.
+
+    Sequence s owns rows ``query_starts[s]:query_starts[s + 1]``: its last tokens, at positions
+    ``context_lens[s] - query_len .. context_lens[s] - 1``. Its block table starts at token ``table_starts[s]``
+    (a multiple of P): blocks that slid out of the window are not in the table.
+    """
+
+    positions: Tensor
+    """[T] int64, of each token in its own sequence"""
+    slots: Tensor
+    """[T] int64, where each token's key and value go: block * P + offset"""
+    query_starts: Tensor
+    """[S + 1] int32"""
+    context_lens: Tensor
+    """[S] int32, this step's tokens included"""
+    tables: Tensor
+    """[S, W] int32 block ids, -1 past the end"""
+    table_starts: Tensor
+    """[S] int32, position of the first token of ``tables[s, 0]``"""
+    query_lens_list: list[int]
+    """The differences of ``query_starts`` as Python integers, so that no op has to ask a tensor"""
+    context_lens_list: list[int]
+    """``context_lens`` as Python integers"""
+    block_size: int
+    """P"""

@@ -1,0 +1,36 @@
+"""The values and interfaces that packages share: what goes into an engine and what comes out of it."""
+
+from penstock.protocol.client import EngineClient
+from penstock.protocol.generate import (
+    Candidate,
+    ErrorInfo,
+    FinishReason,
+    GenerateRequest,
+    Priority,
+    SamplingParams,
+    TokenDelta,
+    TokenLogprobs,
+    Usage,
+)
+from penstock.protocol.status import EngineCounters, EngineState, EngineStatus, MemoryPlan, ModelInfo
+from penstock.protocol.timeline import Preemption, Timeline
+
+__all__ = [
+    "Candidate",
+    "EngineClient",
+    "EngineCounters",
+    "EngineState",
+    "EngineStatus",
+    "ErrorInfo",
+    "FinishReason",
+    "GenerateRequest",
+    "MemoryPlan",
+    "ModelInfo",
+    "Preemption",
+    "Priority",
+    "SamplingParams",
+    "Timeline",
+    "TokenDelta",
+    "TokenLogprobs",
+    "Usage",
+]

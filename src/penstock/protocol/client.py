@@ -1,0 +1,39 @@
+"""How everything outside an engine talks to it."""
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from penstock.protocol.generate import GenerateRequest, TokenDelta
+from penstock.protocol.status import EngineStatus, ModelInfo
+
+
+class EngineClient(Protocol):
+    """An engine, in this process or in another.
+
+    All methods belong to one event loop. The life is ``start`` -> ``generate``... -> ``drain`` -> ``stop``.
+    """
+
+    async def start(self) -> None:
+        """Load the model; returns when the engine takes requests.
+
+        Raises ``ConfigError`` when the engine cannot start as configured.
+        """
+
+    def generate(self, request: GenerateRequest) -> AsyncIterator[TokenDelta]:
+        """Yield the deltas of all choices as they come; ends after each choice has finished.
+
+        Closing the iterator early aborts the request and frees its blocks within one step.
+        Raises ``RequestError`` or ``UnavailableError`` before the first delta, ``InternalError`` at any time.
+        """
+
+    def status(self) -> EngineStatus:
+        """Return the engine's latest word about itself; never blocks."""
+
+    def model(self) -> ModelInfo:
+        """Return what is served. Raises ``NotReady`` before the engine has loaded once."""
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Refuse new requests and wait for the running ones; False when some were left at the timeout."""
+
+    async def stop(self) -> None:
+        """Abort what runs and free everything. Safe to call twice."""

@@ -1,0 +1,137 @@
+"""One generation: the request that enters an engine and the deltas that leave it.
+
+These values cross a process border as msgpack, so they hold plain data only.
+"""
+
+import enum
+from typing import Literal
+
+import msgspec
+
+from penstock.protocol.timeline import Timeline
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+"""``stop``: end of sequence, stop token or stop string; ``length``: max_tokens or the context's end;
+``abort``: the client left; ``error``: see ``TokenDelta.error``."""
+
+
+class Priority(enum.IntEnum):
+    """Urgency classes; the value orders them, most urgent first."""
+
+    P0 = 0
+    """First token due in 100 ms."""
+    P1 = 1
+    """First token due in 1 s."""
+    P2 = 2
+    """First token due in 10 s."""
+    P3 = 3
+    """Best effort: no deadline unless the request sets one."""
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
+    """How to pick tokens and when to stop. Ranges are checked where the request enters; here they hold."""
+
+    max_tokens: int
+    """Most tokens to generate, at least 1."""
+    min_tokens: int = 0
+    """End of sequence and stop tokens are impossible before this many tokens."""
+    n: int = 1
+    """Independent choices for the one prompt."""
+    temperature: float = 1.0
+    """0 picks the most likely token."""
+    top_k: int = 0
+    """Keep the k most likely tokens; 0 keeps all."""
+    top_p: float = 1.0
+    """Keep the smallest set of tokens whose probability reaches this, in (0, 1]."""
+    min_p: float = 0.0
+    """Drop tokens less likely than this share of the most likely one, in [0, 1]."""
+    repetition_penalty: float = 1.0
+    """Divide positive and multiply negative logits of tokens already in prompt or output; above 0."""
+    presence_penalty: float = 0.0
+    """Subtract once from logits of tokens already in the output."""
+    frequency_penalty: float = 0.0
+    """Subtract per occurrence from logits of tokens already in the output."""
+    logit_bias: dict[int, float] = {}
+    """Added to the logits of these token ids."""
+    seed: int | None = None
+    """Same seed and same request give the same tokens whatever else runs; None draws a fresh seed."""
+    stop: tuple[str, ...] = ()
+    """Generation ends before the first of these strings appears in the text."""
+    include_stop_str_in_output: bool = False
+    stop_token_ids: tuple[int, ...] = ()
+    """Generation ends at these tokens as it does at end of sequence."""
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    """None: none; 0: of the chosen token; k: of the k most likely tokens as well."""
+    skip_special_tokens: bool = True
+    """Leave special tokens out of the text."""
+
+
+class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A tokenized prompt and how to go on from it."""
+
+    request_id: str
+    """Unique among running requests."""
+    prompt_token_ids: list[int]
+    sampling: SamplingParams
+    priority: Priority = Priority.P3
+    deadline_s: float | None = None
+    """Seconds from arrival by which the first token is due; None takes the class's own."""
+    tenant: str = "default"
+    """Who the tokens are charged to when tenants share the engine."""
+    cache_salt: str = ""
+    """Requests share prefix cache blocks only with requests of the same salt."""
+
+
+class Candidate(msgspec.Struct, frozen=True, array_like=True):
+    """A token that was or could have been chosen."""
+
+    token_id: int
+    logprob: float
+    """Natural logarithm of the model's own probability, before temperature, penalties and truncation."""
+    rank: int
+    """1 for the most likely token."""
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """The chosen token and the most likely alternatives at one position, most likely first."""
+
+    chosen: Candidate
+    top: tuple[Candidate, ...] = ()
+
+
+class ErrorInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A ``PenstockError`` as plain data; ``errors.error_from_code`` rebuilds it."""
+
+    code: str
+    message: str
+    param: str | None = None
+    retry_after_s: float | None = None
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """Tokens one choice took."""
+
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    num_output_tokens: int
+
+
+class TokenDelta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What one step added to one choice. The last delta of a choice carries ``finish_reason`` and ``usage``."""
+
+    request_id: str
+    index: int = 0
+    """Which of the ``n`` choices."""
+    text: str = ""
+    """Text that is certain: whole characters only, nothing that may still become a stop string."""
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """One per token id, if asked for."""
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+    """The stop token id or stop string that ended the choice; None for end of sequence."""
+    error: ErrorInfo | None = None
+    usage: Usage | None = None
+    timeline: Timeline | None = None
+    """On the last delta of a choice."""

@@ -1,0 +1,106 @@
+"""What an engine says about itself."""
+
+import enum
+
+import msgspec
+
+
+class EngineState(enum.StrEnum):
+    """Where an engine is in its life."""
+
+    LOADING = "loading"
+    READY = "ready"
+    STALLED = "stalled"
+    """There is work and no step has finished lately."""
+    RESTARTING = "restarting"
+    """The engine process died and another is loading."""
+    DRAINING = "draining"
+    FAILED = "failed"
+    """The engine could not be started; ``EngineStatus.reason`` says why."""
+    STOPPED = "stopped"
+
+
+class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """Where an engine's memory goes, in bytes unless said otherwise."""
+
+    weights_bytes: int
+    activation_peak_bytes: int
+    block_bytes: int
+    """One block over all layers, keys and values."""
+    num_blocks: int
+    block_size: int
+    """Tokens per block."""
+    available_bytes: int
+    """What the machine had free for this process when the plan was made."""
+
+    @property
+    def cache_bytes(self) -> int:
+        """All blocks together."""
+        return self.num_blocks * self.block_bytes
+
+    @property
+    def cache_tokens(self) -> int:
+        """Tokens that fit in the cache."""
+        return self.num_blocks * self.block_size
+
+    @property
+    def left_bytes(self) -> int:
+        """Available memory that the plan leaves alone."""
+        return self.available_bytes - self.weights_bytes - self.activation_peak_bytes - self.cache_bytes
+
+
+class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """The model an engine runs."""
+
+    name: str
+    """The name it is served under."""
+    source: str
+    """The directory it was read from."""
+    architecture: str
+    dtype: str
+    num_parameters: int
+    vocab_size: int
+    max_model_tokens: int
+    """Most tokens, prompt and answer together, one request may hold."""
+    eos_token_ids: tuple[int, ...]
+    memory: MemoryPlan
+
+
+class EngineCounters(msgspec.Struct, frozen=True, kw_only=True):
+    """Totals since the engine process started."""
+
+    num_steps: int = 0
+    num_prompt_tokens: int = 0
+    num_generation_tokens: int = 0
+    num_prefix_queries: int = 0
+    """Prompt tokens looked up in the prefix cache."""
+    num_prefix_hits: int = 0
+    """Prompt tokens found there."""
+    num_preemptions: int = 0
+    num_recomputed_tokens: int = 0
+    num_evicted_blocks: int = 0
+
+
+class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """An engine at one moment."""
+
+    state: EngineState
+    reason: str | None = None
+    """Why it is not ready, for people."""
+    num_running: int = 0
+    num_waiting: int = 0
+    num_waiting_tokens: int = 0
+    num_free_blocks: int = 0
+    """Blocks a request could get now, cached ones that may be evicted included."""
+    num_blocks: int = 0
+    last_step_age_s: float | None = None
+    """Seconds since the last finished step; None before the first."""
+    num_restarts: int = 0
+    counters: EngineCounters = EngineCounters()
+    model: ModelInfo | None = None
+    """None until the engine has loaded."""
+
+    @property
+    def kv_cache_usage(self) -> float:
+        """Share of blocks held by requests, 0 to 1."""
+        return 1 - self.num_free_blocks / self.num_blocks if self.num_blocks else 0.0
