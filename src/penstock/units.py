@@ -12,7 +12,7 @@ def format_bytes(num_bytes: float) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Return ``seconds`` with three significant digits in the unit that fits: ``850 µs``, ``12.5 ms``, ``3.2 s``."""
+    """Return ``seconds`` with three significant digits in the unit that fits: ``850 µs``, ``3.2 s``."""
     if abs(seconds) < 1e-3:
         return f"{seconds * 1e6:.3g} µs"
     if abs(seconds) < 1:
