@@ -1,4 +1,33 @@
-"""Numbers as people read them. Inside the project everything is seconds, bytes and tokens."""
+"""Numbers as people read and write them. Inside the project everything is seconds, bytes and tokens."""
+
+import re
+
+_AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zµ]*)\s*", re.IGNORECASE)
+
+_BYTE_UNITS = {
+    "": 1,
+    "b": 1,
+    **{f"{prefix}b": 1000**power for power, prefix in enumerate("kmgt", start=1)},
+    **{f"{prefix}ib": 1024**power for power, prefix in enumerate("kmgt", start=1)},
+}
+
+_SECOND_UNITS = {"": 1.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "m": 60.0, "min": 60.0, "h": 3600.0}
+
+
+def parse_bytes(text: str) -> int:
+    """Return the bytes that ``text`` names: ``2GiB``, ``500 MB``, ``4096``. Raises ValueError for other text."""
+    match = _AMOUNT.fullmatch(text)
+    if match is None or match[2].lower() not in _BYTE_UNITS:
+        raise ValueError(f"{text!r} is not a size; write bytes or use KiB, MiB, GiB, TiB, kB, MB, GB, TB")
+    return int(float(match[1]) * _BYTE_UNITS[match[2].lower()])
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds that ``text`` names: ``100ms``, ``1.5s``, ``2min``. Raises ValueError for other text."""
+    match = _AMOUNT.fullmatch(text)
+    if match is None or match[2].lower() not in _SECOND_UNITS:
+        raise ValueError(f"{text!r} is not a duration; write seconds or use us, ms, s, min, h")
+    return float(match[1]) * _SECOND_UNITS[match[2].lower()]
 
 
 def format_bytes(num_bytes: float) -> str:
