@@ -1,0 +1,159 @@
+"""Where an engine's memory goes, worked out before anything is loaded."""
+
+from dataclasses import dataclass
+
+from penstock.errors import NotEnoughMemory
+from penstock.protocol import MemoryPlan
+from penstock.units import format_bytes
+
+_FLOAT32_BYTES = 4
+_LOGIT_BYTES = 24
+"""Per logit of a sampled row: float32 logits, the scaled copy, probabilities, sorted values and int64 indices."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelShape:
+    """The sizes of a decoder that decide its memory."""
+
+    weights_bytes: int
+    """All parameters in the dtype they run in."""
+    num_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    element_bytes: int
+    """Bytes per activation and per cached key or value."""
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """One token's keys and values over all layers."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.element_bytes
+
+
+def plan_memory(
+    shape: ModelShape,
+    *,
+    block_size: int,
+    step_tokens: int,
+    max_running: int,
+    max_model_tokens: int,
+    available_bytes: int,
+    memory_bytes: int | None,
+    memory_share: float,
+) -> MemoryPlan:
+    """Return a plan whose cache holds at least one request of ``max_model_tokens``.
+
+    ``memory_bytes`` is the cache's size if the operator gave one; otherwise the cache takes what weights and
+    activations leave of ``memory_share`` of ``available_bytes``. Either way it gets no more blocks than
+    ``max_running`` requests of ``max_model_tokens`` can fill.
+    Raises NotEnoughMemory, naming what is needed and what would help.
+    """
+    activation_bytes = activation_peak_bytes(
+        shape, step_tokens=step_tokens, max_running=max_running, max_model_tokens=max_model_tokens
+    )
+    block_bytes = block_size * shape.kv_bytes_per_token
+    blocks_per_request = -(-max_model_tokens // block_size)
+    fixed_bytes = shape.weights_bytes + activation_bytes
+    usable_bytes = int(available_bytes * memory_share) if memory_bytes is None else available_bytes
+    cache_bytes = usable_bytes - fixed_bytes if memory_bytes is None else memory_bytes
+    if memory_bytes is not None and fixed_bytes + memory_bytes > available_bytes:
+        raise NotEnoughMemory(
+            f"a cache of {format_bytes(memory_bytes)} beside weights of {format_bytes(shape.weights_bytes)} and "
+            f"activations of {format_bytes(activation_bytes)} exceeds the {format_bytes(available_bytes)} "
+            "available; lower --cache-memory, or leave it out to size the cache from free memory"
+        )
+    if cache_bytes < blocks_per_request * block_bytes:
+        raise NotEnoughMemory(
+            _too_small(
+                shape.weights_bytes,
+                activation_bytes,
+                blocks_per_request * block_bytes,
+                max(cache_bytes, 0),
+                max_model_tokens=max_model_tokens,
+                tokens_that_fit=max(cache_bytes, 0) // block_bytes * block_size,
+                available_bytes=available_bytes,
+                memory_share=memory_share if memory_bytes is None else None,
+            )
+        )
+    return MemoryPlan(
+        weights_bytes=shape.weights_bytes,
+        activation_peak_bytes=activation_bytes,
+        block_bytes=block_bytes,
+        num_blocks=min(cache_bytes // block_bytes, max_running * blocks_per_request),
+        block_size=block_size,
+        available_bytes=available_bytes,
+    )
+
+
+def activation_peak_bytes(shape: ModelShape, *, step_tokens: int, max_running: int, max_model_tokens: int) -> int:
+    """Return an upper bound on what one step holds beside weights and cache.
+
+    Layers run one after another and free what they made: the peak is the residual stream plus the widest moment.
+
+    - attention: queries, keys and values before and after rotation and the output, for all tokens of the step; and
+      for one sequence at a time its gathered keys and values, widened to all heads, and a float32 row of scores
+      or mask per query token;
+    - feed-forward: gate, up and their product, with the product's float32 twin;
+    - sampling: a few float32 copies of the logits, one row per running sequence.
+    """
+    element = shape.element_bytes
+    query_width = shape.num_heads * shape.head_dim
+    kv_width = shape.num_kv_heads * shape.head_dim
+    # The stream itself, its normalized copy, and the float32 the norm computes in.
+    residual = step_tokens * shape.hidden_size * (2 * element + _FLOAT32_BYTES)
+    attention = (
+        step_tokens * (3 * query_width + 4 * kv_width) * element
+        + 2 * max_model_tokens * query_width * element
+        + min(step_tokens, max_model_tokens) * max_model_tokens * _FLOAT32_BYTES
+    )
+    feed_forward = step_tokens * shape.intermediate_size * (3 * element + _FLOAT32_BYTES)
+    sampling = min(max_running, step_tokens) * shape.vocab_size * _LOGIT_BYTES
+    return residual + max(attention, feed_forward, sampling)
+
+
+def format_memory_plan(plan: MemoryPlan) -> str:
+    """Return the plan as the small table an operator sees at start."""
+    rows = (
+        ("weights", plan.weights_bytes, ""),
+        ("activation peak", plan.activation_peak_bytes, ""),
+        (
+            "cache",
+            plan.cache_bytes,
+            f"{plan.num_blocks:,} blocks of {plan.block_size} tokens: {plan.cache_tokens:,} tokens fit",
+        ),
+        ("left", plan.left_bytes, f"of {format_bytes(plan.available_bytes)} available"),
+    )
+    lines = [f"  {name:<16}{format_bytes(num_bytes):>11}  {note}".rstrip() for name, num_bytes, note in rows]
+    return "\n".join(["memory plan", *lines])
+
+
+def _too_small(
+    weights_bytes: int,
+    activation_bytes: int,
+    request_bytes: int,
+    cache_bytes: int,
+    *,
+    max_model_tokens: int,
+    tokens_that_fit: int,
+    available_bytes: int,
+    memory_share: float | None,
+) -> str:
+    """Say what one full-length request needs, what there is, and which knob would help."""
+    needed = (
+        f"one request of {max_model_tokens:,} tokens needs {format_bytes(request_bytes)} of cache beside "
+        f"{format_bytes(weights_bytes)} of weights and {format_bytes(activation_bytes)} of activations"
+    )
+    if memory_share is None:
+        have = f"--cache-memory allows {format_bytes(cache_bytes)}"
+        remedies = ["raise --cache-memory"]
+    else:
+        have = f"the engine may use {memory_share:.0%} of the {format_bytes(available_bytes)} available"
+        remedies = ["free memory", "raise --memory-share"] if memory_share < 1 else ["free memory"]
+    if tokens_that_fit:
+        remedies.insert(0, f"lower --max-model-tokens to {tokens_that_fit:,} or less")
+    else:
+        remedies.append("serve a smaller model")
+    return f"{needed}, but {have}; {', or '.join(remedies)}"

@@ -1,0 +1,137 @@
+"""The memory plan fits, is used fully, and says what to do when it cannot."""
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penstock.errors import NotEnoughMemory
+from penstock.estimate import ModelShape, activation_peak_bytes, format_memory_plan, plan_memory
+from penstock.protocol import MemoryPlan
+
+MIB = 1024**2
+
+SHAPE = ModelShape(
+    weights_bytes=20 * MIB,
+    num_layers=8,
+    hidden_size=256,
+    intermediate_size=704,
+    num_heads=8,
+    num_kv_heads=4,
+    head_dim=32,
+    vocab_size=8192,
+    element_bytes=2,
+)
+
+
+def plan(
+    *,
+    shape: ModelShape = SHAPE,
+    available_bytes: int = 1024 * MIB,
+    memory_bytes: int | None = None,
+    memory_share: float = 0.5,
+    max_running: int = 256,
+    max_model_tokens: int = 1024,
+) -> MemoryPlan:
+    return plan_memory(
+        shape,
+        block_size=16,
+        step_tokens=512,
+        max_running=max_running,
+        max_model_tokens=max_model_tokens,
+        available_bytes=available_bytes,
+        memory_bytes=memory_bytes,
+        memory_share=memory_share,
+    )
+
+
+def test_a_token_takes_keys_and_values_of_every_layer() -> None:
+    assert SHAPE.kv_bytes_per_token == 2 * 8 * 4 * 32 * 2
+    assert plan().block_bytes == 16 * SHAPE.kv_bytes_per_token
+
+
+def test_the_cache_takes_what_is_left_of_the_share() -> None:
+    made = plan()
+    used = made.weights_bytes + made.activation_peak_bytes + made.cache_bytes
+    assert 512 * MIB - made.block_bytes < used <= 512 * MIB
+    assert made.left_bytes == 1024 * MIB - used
+
+
+def test_the_cache_takes_what_the_operator_gave() -> None:
+    made = plan(memory_bytes=64 * MIB)
+    assert made.num_blocks == 64 * MIB // made.block_bytes
+
+
+def test_no_more_blocks_than_the_running_requests_can_fill() -> None:
+    assert plan(max_running=2).num_blocks == 2 * 1024 // 16
+    assert plan(max_running=2, memory_bytes=512 * MIB).num_blocks == 2 * 1024 // 16
+
+
+def test_a_length_that_is_no_multiple_of_the_block_still_fits() -> None:
+    assert plan(max_running=1, max_model_tokens=1025).num_blocks == 65
+
+
+def test_too_little_memory_names_the_length_that_would_fit() -> None:
+    small = plan(max_running=1, max_model_tokens=100_000, memory_share=1.0, available_bytes=4096 * MIB)
+    assert small.num_blocks == 6250
+    with pytest.raises(NotEnoughMemory, match=r"lower --max-model-tokens to [\d,]+ or less") as caught:
+        plan(max_model_tokens=100_000, available_bytes=1300 * MIB)
+    assert "1.3 GiB available" in caught.value.message
+    assert "100,000 tokens" in caught.value.message
+
+
+def test_no_room_for_the_weights_asks_for_a_smaller_model() -> None:
+    with pytest.raises(NotEnoughMemory, match="smaller model"):
+        plan(available_bytes=30 * MIB)
+
+
+def test_a_given_cache_that_holds_no_full_request_is_refused() -> None:
+    with pytest.raises(NotEnoughMemory, match=r"--cache-memory allows 1\.0 MiB.*raise --cache-memory"):
+        plan(memory_bytes=1 * MIB)
+
+
+def test_a_given_cache_beyond_the_machine_is_refused() -> None:
+    with pytest.raises(NotEnoughMemory, match=r"4\.0 GiB .*exceeds .*lower --cache-memory"):
+        plan(memory_bytes=4096 * MIB)
+
+
+@given(
+    available_mib=st.integers(1, 1 << 16),
+    share=st.floats(0.01, 1.0),
+    given_mib=st.none() | st.integers(0, 1 << 16),
+    max_running=st.integers(1, 1024),
+    max_model_tokens=st.integers(1, 1 << 17),
+)
+def test_a_plan_never_promises_what_is_not_there(
+    available_mib: int, share: float, given_mib: int | None, max_running: int, max_model_tokens: int
+) -> None:
+    try:
+        made = plan(
+            available_bytes=available_mib * MIB,
+            memory_share=share,
+            memory_bytes=None if given_mib is None else given_mib * MIB,
+            max_running=max_running,
+            max_model_tokens=max_model_tokens,
+        )
+    except NotEnoughMemory:
+        return
+    assert made.left_bytes >= 0
+    assert made.cache_tokens >= max_model_tokens
+    assert made.num_blocks <= max_running * -(-max_model_tokens // 16)
+
+
+@pytest.mark.parametrize("field", ["hidden_size", "vocab_size", "intermediate_size", "element_bytes"])
+def test_a_larger_model_never_needs_less(field: str) -> None:
+    larger = dataclasses.replace(SHAPE, **{field: 4 * getattr(SHAPE, field)})
+    arguments = {"step_tokens": 512, "max_running": 256, "max_model_tokens": 1024}
+    assert activation_peak_bytes(larger, **arguments) >= activation_peak_bytes(SHAPE, **arguments)
+
+
+def test_the_table_says_it_all() -> None:
+    table = format_memory_plan(plan(max_running=4))
+    assert "weights" in table
+    assert "20.0 MiB" in table
+    assert "256 blocks of 16 tokens: 4,096 tokens fit" in table
+    assert "activation peak" in table
+    assert "of 1.0 GiB available" in table
