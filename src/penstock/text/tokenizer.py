@@ -1,0 +1,178 @@
+"""Text to token ids and back, as a model's own tokenizer.json says."""
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from penstock.errors import InvalidRequest, ModelUnreadable
+from penstock.text.detokenizer import (
+    REPLACEMENT,
+    ByteLevelDetokenizer,
+    Detokenizer,
+    PieceDetokenizer,
+    PieceTable,
+    WindowDetokenizer,
+    byte_level_table,
+    is_byte_level,
+    piece_table,
+)
+from penstock.text.special_tokens import read_special_tokens
+
+
+class Tokenizer:
+    """A model's tokenizer. Thread-safe; encoding and decoding release the interpreter lock.
+
+    Special tokens written out in a text are encoded as the tokens they name, as transformers does: a chat
+    template depends on it.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, special_tokens: dict[str, str] | None = None) -> None:
+        """Take over ``backend``; ``special_tokens`` maps roles such as ``eos_token`` to the token in that role."""
+        self._backend = backend
+        # A limit meant for training would silently cut prompts.
+        backend.no_truncation()
+        backend.no_padding()
+        self.special_tokens = special_tokens or {}
+        self._mark_special()
+        self._decoder: dict[str, Any] | None = (
+            json.loads(backend.decoder.__getstate__()) if backend.decoder is not None else None
+        )
+        self._tokens = self._list_tokens()
+        self._ids = {token: token_id for token_id, token in enumerate(self._tokens) if token}
+
+    @classmethod
+    def load(cls, path: Path) -> "Tokenizer":
+        """Return the tokenizer of the model in directory ``path``.
+
+        Raises ``ModelUnreadable`` if tokenizer.json is missing or broken.
+        """
+        file = path / "tokenizer.json"
+        if not file.is_file():
+            raise ModelUnreadable(
+                f"{path} has no tokenizer.json. If the model has another kind of tokenizer, convert it with "
+                f"transformers: AutoTokenizer.from_pretrained({str(path)!r}).save_pretrained({str(path)!r})."
+            )
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(file))
+        except Exception as error:  # the library raises nothing narrower
+            raise ModelUnreadable(
+                f"{file} is not a tokenizer ({error}). The file is damaged or of an unknown version: "
+                "copy or download it again."
+            ) from error
+        return cls(backend, read_special_tokens(path))
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest token id."""
+        return len(self._tokens)
+
+    @cached_property
+    def special_token_ids(self) -> frozenset[int]:
+        """Ids that ``skip_special_tokens`` leaves out of text."""
+        added = self._backend.get_added_tokens_decoder()
+        return frozenset(token_id for token_id, token in added.items() if token.special)
+
+    @property
+    def bos_token_id(self) -> int | None:
+        """The token that begins a text, if the tokenizer names one."""
+        return self._ids.get(self.special_tokens.get("bos_token", ""))
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """The token that ends a text, if the tokenizer names one."""
+        return self._ids.get(self.special_tokens.get("eos_token", ""))
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Return the token ids of ``text``, of any length; blocks for about a microsecond per character.
+
+        Raises ``InvalidRequest`` for text that is not Unicode, such as half a surrogate pair.
+        """
+        return self.encode_batch([text], add_special_tokens=add_special_tokens)[0]
+
+    def encode_batch(self, texts: list[str], *, add_special_tokens: bool) -> list[list[int]]:
+        """Return the token ids of each text, encoded in parallel. Raises as ``encode`` does."""
+        for text in texts:
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise InvalidRequest(
+                    f"text holds the lone surrogate {text[error.start]!a} at character {error.start}, "
+                    "which no tokenizer can read; send valid Unicode."
+                ) from None
+        # Unlike `encode`, this releases the interpreter lock, and it computes no offsets.
+        encodings = self._backend.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
+        return [encoding.ids for encoding in encodings]
+
+    def decode(self, ids: list[int], *, skip_special_tokens: bool = False) -> str:
+        """Return the text of ``ids``; ids that name no token add nothing."""
+        return str(self._backend.decode(ids, skip_special_tokens=skip_special_tokens))
+
+    def vocab_entry(self, token_id: int) -> str:
+        """Return the token as the vocabulary spells it, such as ``Ġhello``; empty if there is none."""
+        return self._tokens[token_id] if token_id < len(self._tokens) else ""
+
+    def token_text(self, token_id: int) -> str:
+        """Return the token's own text, with replacement characters where it is part of a character."""
+        return self.token_bytes(token_id).decode(errors="replace")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the UTF-8 bytes the token stands for, which may be part of a character."""
+        if token_id >= len(self._tokens):
+            return b""
+        if self._bytes is not None:
+            return self._bytes[token_id]
+        if self._pieces is not None:
+            piece = self._pieces.pieces[token_id]
+            return bytes((piece,)) if isinstance(piece, int) else piece.encode()
+        text = self.decode([token_id])
+        return (self._tokens[token_id] if text == REPLACEMENT else text).encode()
+
+    def detokenizer(self, *, skip_special_tokens: bool) -> Detokenizer:
+        """Return a new detokenizer for one sequence."""
+        if self._bytes is not None:
+            return ByteLevelDetokenizer(self._plain_bytes if skip_special_tokens else self._bytes)
+        if self._pieces is not None:
+            assert self._plain_pieces is not None
+            return PieceDetokenizer(self._plain_pieces if skip_special_tokens else self._pieces)
+        return WindowDetokenizer(lambda ids: self.decode(ids, skip_special_tokens=skip_special_tokens))
+
+    def _mark_special(self) -> None:
+        """Have tokens that have a role but are not marked in tokenizer.json treated as special."""
+        marked = {token.content for token in self._backend.get_added_tokens_decoder().values() if token.special}
+        for token in self.special_tokens.values():
+            if token not in marked and self._backend.token_to_id(token) is not None:
+                self._backend.add_special_tokens([token])
+
+    def _list_tokens(self) -> list[str]:
+        by_id = {token_id: token for token, token_id in self._backend.get_vocab(with_added_tokens=False).items()}
+        by_id |= {token_id: token.content for token_id, token in self._backend.get_added_tokens_decoder().items()}
+        return [by_id.get(token_id, "") for token_id in range(max(by_id, default=-1) + 1)]
+
+    @cached_property
+    def _bytes(self) -> list[bytes] | None:
+        if self._decoder is None or not is_byte_level(self._decoder):
+            return None
+        return byte_level_table(self._tokens)
+
+    @cached_property
+    def _plain_bytes(self) -> list[bytes]:
+        """The byte table with special tokens blank."""
+        assert self._bytes is not None
+        special = self.special_token_ids
+        return [b"" if token_id in special else data for token_id, data in enumerate(self._bytes)]
+
+    @cached_property
+    def _pieces(self) -> PieceTable | None:
+        return piece_table(self._decoder, self._tokens) if self._decoder is not None else None
+
+    @cached_property
+    def _plain_pieces(self) -> PieceTable | None:
+        """The piece table with special tokens blank."""
+        if self._decoder is None:
+            return None
+        special = self.special_token_ids
+        tokens = ["" if token_id in special else token for token_id, token in enumerate(self._tokens)]
+        return piece_table(self._decoder, tokens)
