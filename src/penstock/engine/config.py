@@ -1,0 +1,55 @@
+"""What an operator may tell an engine. Each note says what turning the value up and down does."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SchedulerConfig:
+    """How requests share the engine's steps."""
+
+    step_tokens: int = 512
+    """Tokens one step may process. Up: faster prefill. Down: steadier time between tokens of others."""
+    max_running: int = 256
+    """Sequences that may hold cache blocks at once. Up: more throughput. Down: faster tokens for each."""
+    max_waiting: int = 1024
+    """Requests that may queue. Up: longer waits. Down: earlier refusals."""
+    max_waiting_tokens: int = 1_000_000
+    """Prompt tokens that may queue. Up: longer waits and more memory. Down: earlier refusals."""
+    starvation_s: float = 60.0
+    """A request that waited this long goes first whatever its class. Up: stricter classes. Down: fairer ones."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CacheConfig:
+    """The pool of KV cache blocks."""
+
+    block_size: int = 16
+    """Tokens per block. Up: less bookkeeping. Down: finer prefix reuse and less waste at the end."""
+    memory_bytes: int | None = None
+    """Bytes for all blocks; None sizes the pool from free memory."""
+    memory_share: float = 0.8
+    """Share of free memory the engine may use when ``memory_bytes`` is not given. Up: more tokens fit."""
+    prefix_caching: bool = True
+    """Keep computed blocks for later requests that begin alike."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunnerConfig:
+    """How the model runs."""
+
+    dtype: str = "auto"
+    """``auto``, ``float32``, ``bfloat16`` or ``float16``. ``auto`` takes the checkpoint's own where the processor
+    computes in it, float32 elsewhere."""
+    threads: int | None = None
+    """Threads one step uses; None takes the cores this process may run on."""
+    max_model_tokens: int | None = None
+    """Most tokens one request may hold, prompt and answer; None takes what the model was made for."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineConfig:
+    """All of the engine's settings."""
+
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    runner: RunnerConfig = field(default_factory=RunnerConfig)

@@ -1,0 +1,283 @@
+"""The engine: requests in, token deltas out, one step at a time.
+
+A step is five lines of intent: refuse who is too late, schedule, run, commit, turn tokens into deltas.
+"""
+
+import time
+from collections.abc import Callable
+
+import structlog
+
+from penstock.engine.output import ChoiceOutput
+from penstock.engine.request import Request, Sequence
+from penstock.engine.runner.base import Runner
+from penstock.engine.sampling import SampledToken
+from penstock.engine.scheduler import ScheduledBatch, Scheduler
+from penstock.errors import ContextTooLong, InvalidRequest, PenstockError, StepFailed
+from penstock.protocol import (
+    EngineCounters,
+    EngineState,
+    EngineStatus,
+    ErrorInfo,
+    FinishReason,
+    GenerateRequest,
+    ModelInfo,
+    TokenDelta,
+    Usage,
+)
+from penstock.text import Tokenizer
+
+_log = structlog.get_logger(__name__)
+
+Results = list[tuple[ScheduledBatch, list[SampledToken | None]]]
+"""Batches that ran, each with the tokens of its sampled rows"""
+
+
+class Engine:
+    """One model and everything needed to serve it. Not thread-safe: one loop owns it."""
+
+    def __init__(
+        self,
+        *,
+        runner: Runner,
+        scheduler: Scheduler,
+        tokenizer: Tokenizer,
+        model: ModelInfo,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.model = model
+        self._runner = runner
+        self._scheduler = scheduler
+        self._tokenizer = tokenizer
+        self._clock = clock
+        self._eos_token_ids = frozenset(model.eos_token_ids)
+        self._requests: dict[str, Request] = {}
+        self._outputs: dict[int, ChoiceOutput] = {}
+        self._next_number = 0
+        self._num_steps = 0
+        self._num_prompt_tokens = 0
+        self._num_generation_tokens = 0
+        self._last_step_s: float | None = None
+
+    @property
+    def has_work(self) -> bool:
+        """Whether ``step`` would do something."""
+        return self._scheduler.has_work
+
+    def add(self, request: GenerateRequest) -> None:
+        """Queue a request.
+
+        Raises ``RequestError`` if it could never run and ``UnavailableError`` if it cannot now; then it left no trace.
+        """
+        self._validate(request)
+        now_s = self._clock()
+        entry = Request(request, number=self._next_number, now_s=now_s, unix_s=time.time())
+        self._next_number += 1
+        self._scheduler.add(entry, now_s)
+        self._requests[entry.request_id] = entry
+        for sequence in entry.sequences:
+            self._runner.add(sequence.id, sequence.index, request.sampling, request.prompt_token_ids)
+            self._outputs[sequence.id] = ChoiceOutput(request.sampling, self._tokenizer, self._eos_token_ids)
+
+    def abort(self, request_id: str) -> None:
+        """End a request at once and free its blocks; unknown or finished ones are ignored."""
+        request = self._requests.get(request_id)
+        if request is not None:
+            self._drop(request)
+
+    def step(self) -> list[TokenDelta]:
+        """Run one step and return what it added to each choice."""
+        started_s = self._clock()
+        deltas = [self._refusal(*refused) for refused in self._scheduler.refuse_late(started_s)]
+        batch = self._scheduler.schedule(started_s)
+        if not batch.sequence_ids:
+            return deltas
+        results, failures = self._execute(batch)
+        now_s = self._clock()
+        self._last_step_s = now_s
+        self._num_steps += 1
+        if batch.num_tokens > len(batch.sequence_ids):
+            self._scheduler.prefill_rate.observe(batch.num_tokens, now_s - started_s)
+        for ran, tokens in results:
+            self._commit(ran, tokens, now_s, deltas, failures)
+        for sequence_id, error in failures.items():
+            deltas.extend(self._fail(sequence_id, error, now_s))
+        return deltas
+
+    def status(self) -> EngineStatus:
+        """Return the engine's state at this moment, without the model's description."""
+        scheduler = self._scheduler
+        counters = scheduler.counters
+        pool = scheduler.cache.pool
+        return EngineStatus(
+            state=EngineState.READY,
+            num_running=len(scheduler.running),
+            num_waiting=scheduler.num_waiting,
+            num_waiting_tokens=scheduler.num_waiting_tokens,
+            num_free_blocks=pool.num_free,
+            num_blocks=pool.num_blocks,
+            last_step_age_s=None if self._last_step_s is None else self._clock() - self._last_step_s,
+            counters=EngineCounters(
+                num_steps=self._num_steps,
+                num_prompt_tokens=self._num_prompt_tokens,
+                num_generation_tokens=self._num_generation_tokens,
+                num_prefix_queries=counters.num_prefix_queries,
+                num_prefix_hits=counters.num_prefix_hits,
+                num_preemptions=counters.num_preemptions,
+                num_recomputed_tokens=counters.num_recomputed_tokens,
+                num_evicted_blocks=pool.num_evicted_blocks,
+            ),
+        )
+
+    # ---- running a batch
+
+    def _execute(self, batch: ScheduledBatch) -> tuple[Results, dict[int, PenstockError]]:
+        """Run a batch; if that raises, run halves of it, down to the sequence that breaks the step alone."""
+        try:
+            return [(batch, self._runner.execute(batch))], {}
+        except Exception as error:  # whatever a model step can raise is one request's failure, never the engine's
+            num_sequences = len(batch.sequence_ids)
+            if num_sequences == 1:
+                _log.exception("step_failed", sequence_id=batch.sequence_ids[0], num_tokens=batch.num_tokens)
+                failure = StepFailed(
+                    f"the model step failed for this request: {type(error).__name__}: {error}; the server goes on, and "
+                    "its log has the details"
+                )
+                return [], {batch.sequence_ids[0]: failure}
+        middle = num_sequences // 2
+        results, failures = self._execute(batch.select(range(middle)))
+        more_results, more_failures = self._execute(batch.select(range(middle, num_sequences)))
+        return results + more_results, failures | more_failures
+
+    def _commit(
+        self,
+        batch: ScheduledBatch,
+        tokens: list[SampledToken | None],
+        now_s: float,
+        deltas: list[TokenDelta],
+        failures: dict[int, PenstockError],
+    ) -> None:
+        sampled = {}
+        for sequence_id, token in zip(batch.sample_ids, tokens, strict=True):
+            if token is None:
+                failures[sequence_id] = StepFailed(
+                    "the model produced numbers that are not finite for this request; check the checkpoint, or run it "
+                    "with --dtype float32"
+                )
+            else:
+                sampled[sequence_id] = token.token_id
+        self._scheduler.commit(batch, sampled, now_s)
+        self._num_generation_tokens += len(sampled)
+        for sequence_id, token in zip(batch.sample_ids, tokens, strict=True):
+            if token is not None:
+                deltas.append(self._delta(self._scheduler.sequence(sequence_id), token, now_s))
+
+    # ---- from tokens to deltas
+
+    def _delta(self, sequence: Sequence, token: SampledToken, now_s: float) -> TokenDelta:
+        """Return what a new token adds to a choice, ending the choice if it is the last."""
+        request = sequence.request
+        self._runner.commit(sequence.id, token.token_id)
+        step = self._outputs[sequence.id].push(token.token_id)
+        logprobs = () if token.logprobs is None else (token.logprobs,)
+        if step.finish_reason is None:
+            return TokenDelta(
+                request_id=request.request_id,
+                index=sequence.index,
+                text=step.text,
+                token_ids=(token.token_id,),
+                logprobs=logprobs,
+            )
+        self._finish(sequence)
+        return TokenDelta(
+            request_id=request.request_id,
+            index=sequence.index,
+            text=step.text,
+            token_ids=(token.token_id,),
+            logprobs=logprobs,
+            finish_reason=step.finish_reason,
+            stop_reason=step.stop_reason,
+            usage=_usage(sequence),
+            timeline=sequence.timeline(finished_at_s=now_s),
+        )
+
+    def _fail(self, sequence_id: int, error: PenstockError, now_s: float) -> list[TokenDelta]:
+        """End the whole request of a sequence with an error."""
+        if sequence_id not in self._outputs:
+            return []  # another choice of the same request failed in the same step
+        request = self._scheduler.sequence(sequence_id).request
+        self._drop(request)
+        return [_error_delta(request, error, now_s)]
+
+    def _refusal(self, request: Request, error: PenstockError) -> TokenDelta:
+        self._drop(request)
+        return _error_delta(request, error, self._clock())
+
+    def _drop(self, request: Request) -> None:
+        for sequence in request.sequences:
+            self._finish(sequence)
+
+    def _finish(self, sequence: Sequence) -> None:
+        if self._outputs.pop(sequence.id, None) is None:
+            return
+        request = sequence.request
+        if sequence.index == 0:
+            self._num_prompt_tokens += sequence.num_prompt_tokens
+        self._scheduler.finish(sequence)
+        self._runner.remove(sequence.id)
+        if request.is_finished:
+            del self._requests[request.request_id]
+
+    # ---- what may enter
+
+    def _validate(self, request: GenerateRequest) -> None:
+        sampling, most = request.sampling, self.model.max_model_tokens
+        num_prompt = len(request.prompt_token_ids)
+        if request.request_id in self._requests:
+            raise InvalidRequest(f"request id {request.request_id!r} is running already; use another")
+        if not num_prompt:
+            raise InvalidRequest("the prompt is empty: it must hold at least one token", param="prompt")
+        vocab_size = self.model.vocab_size
+        low, high = min(request.prompt_token_ids), max(request.prompt_token_ids)
+        if low < 0 or high >= vocab_size:
+            raise InvalidRequest(
+                f"token id {low if low < 0 else high} is not in the vocabulary: ids go from 0 to {vocab_size - 1}",
+                param="prompt",
+            )
+        for name, ids in (("logit_bias", sampling.logit_bias), ("stop_token_ids", sampling.stop_token_ids)):
+            for token_id in ids:
+                if not 0 <= token_id < vocab_size:
+                    raise InvalidRequest(
+                        f"token id {token_id} is not in the vocabulary: ids go from 0 to {vocab_size - 1}", param=name
+                    )
+        if num_prompt + sampling.max_tokens > most:
+            raise ContextTooLong(
+                f"{num_prompt} prompt tokens and {sampling.max_tokens} to generate are more than the {most} this model "
+                "holds: shorten the prompt or lower max_tokens",
+                param="max_tokens" if num_prompt < most else "prompt",
+            )
+
+
+def _usage(sequence: Sequence) -> Usage:
+    return Usage(
+        num_prompt_tokens=sequence.num_prompt_tokens,
+        num_cached_tokens=sequence.num_cached_tokens,
+        num_output_tokens=sequence.num_output_tokens,
+    )
+
+
+def error_info(error: PenstockError) -> ErrorInfo:
+    """Return an error as plain data."""
+    return ErrorInfo(
+        code=error.code, message=error.message, param=error.param, retry_after_s=error.retry_after_s
+    )
+
+
+def _error_delta(request: Request, error: PenstockError, now_s: float) -> TokenDelta:
+    reason: FinishReason = "error"
+    return TokenDelta(
+        request_id=request.request_id,
+        finish_reason=reason,
+        error=error_info(error),
+        timeline=request.sequences[0].timeline(finished_at_s=now_s),
+    )

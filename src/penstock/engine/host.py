@@ -1,0 +1,42 @@
+"""The inside of an engine loop: messages in, one message a step out. Thread and process hosts share it."""
+
+from penstock.engine.engine import Engine, error_info
+from penstock.engine.messages import Abort, Loaded, Stepped, Submit, ToEngine
+from penstock.errors import PenstockError
+from penstock.protocol import TokenDelta
+
+
+class EngineHost:
+    """An engine and the deltas that have not been sent yet."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._refusals: list[TokenDelta] = []
+
+    @property
+    def has_work(self) -> bool:
+        """Whether ``step`` has something to do or to say."""
+        return bool(self._refusals) or self._engine.has_work
+
+    def loaded(self) -> Loaded:
+        """Return the message that says the engine takes requests."""
+        return Loaded(self._engine.model, self._engine.status())
+
+    def handle(self, message: ToEngine) -> None:
+        """Take a message in. A request that is refused is answered with the next step."""
+        match message:
+            case Submit(request):
+                try:
+                    self._engine.add(request)
+                except PenstockError as error:
+                    self._refusals.append(
+                        TokenDelta(request_id=request.request_id, finish_reason="error", error=error_info(error))
+                    )
+            case Abort(request_id):
+                self._engine.abort(request_id)
+
+    def step(self) -> Stepped:
+        """Run one step and return all there is to say."""
+        refusals, self._refusals = self._refusals, []
+        deltas = refusals + self._engine.step() if self._engine.has_work else refusals
+        return Stepped(deltas, self._engine.status())

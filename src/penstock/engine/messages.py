@@ -1,0 +1,41 @@
+"""What crosses the border between an engine and its clients, as msgpack where the border is a process."""
+
+import msgspec
+
+from penstock.protocol import EngineStatus, ErrorInfo, GenerateRequest, ModelInfo, TokenDelta
+
+
+class Submit(msgspec.Struct, frozen=True, tag="submit"):
+    """Client to engine: begin a request."""
+
+    request: GenerateRequest
+
+
+class Abort(msgspec.Struct, frozen=True, tag="abort"):
+    """Client to engine: end a request whose client left."""
+
+    request_id: str
+
+
+class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
+    """Engine to client: requests are taken from now on."""
+
+    model: ModelInfo
+    status: EngineStatus
+
+
+class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed"):
+    """Engine to client: it cannot start, and why."""
+
+    error: ErrorInfo
+
+
+class Stepped(msgspec.Struct, frozen=True, tag="stepped"):
+    """Engine to client: what a step did, all requests in one message."""
+
+    deltas: list[TokenDelta]
+    status: EngineStatus
+
+
+ToEngine = Submit | Abort
+FromEngine = Loaded | LoadFailed | Stepped

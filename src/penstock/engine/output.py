@@ -1,0 +1,57 @@
+"""From tokens to text: one object per choice that knows what may be shown and when it is over."""
+
+from dataclasses import dataclass
+
+from penstock.protocol import FinishReason, SamplingParams
+from penstock.text import StopMatcher, Tokenizer
+
+
+@dataclass(slots=True, frozen=True)
+class OutputStep:
+    """What one token did to one choice."""
+
+    text: str
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+
+
+class ChoiceOutput:
+    """Incremental text of one choice: whole characters only, stop strings held back, ends decided."""
+
+    def __init__(self, params: SamplingParams, tokenizer: Tokenizer, eos_token_ids: frozenset[int]) -> None:
+        self._params = params
+        self._detokenizer = tokenizer.detokenizer(skip_special_tokens=params.skip_special_tokens)
+        self._stop = StopMatcher(params.stop, params.include_stop_str_in_output) if params.stop else None
+        self._stop_token_ids = frozenset(params.stop_token_ids)
+        self._eos_token_ids = frozenset() if params.ignore_eos else eos_token_ids
+        self._num_tokens = 0
+
+    def push(self, token_id: int) -> OutputStep:
+        """Add a token; the first step with a ``finish_reason`` is the last."""
+        params = self._params
+        self._num_tokens += 1
+        may_stop = self._num_tokens > params.min_tokens
+        if may_stop and token_id in self._stop_token_ids:
+            shown = self._detokenizer.push(token_id) if params.include_stop_str_in_output else ""
+            return OutputStep(shown + self.flush(), "stop", token_id)
+        if may_stop and token_id in self._eos_token_ids:
+            return OutputStep(self.flush(), "stop")
+        text = self._detokenizer.push(token_id)
+        is_last = self._num_tokens >= params.max_tokens
+        if is_last:
+            text += self._detokenizer.flush()
+        if self._stop is not None:
+            text, matched = self._stop.push(text)
+            if matched is not None and may_stop:
+                return OutputStep(text, "stop", matched)
+            if is_last:
+                text += self._stop.flush()
+        return OutputStep(text, "length" if is_last else None)
+
+    def flush(self) -> str:
+        """Return the text that was held back, when nothing can follow it."""
+        rest = self._detokenizer.flush()
+        if self._stop is None:
+            return rest
+        certain, _ = self._stop.push(rest)
+        return certain + self._stop.flush()

@@ -1,0 +1,28 @@
+"""What the engine asks of a device."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from penstock.engine.sampling import SampledToken
+from penstock.engine.scheduler import ScheduledBatch
+from penstock.protocol import SamplingParams
+
+
+class Runner(Protocol):
+    """Holds the model, the cache's tensors and the sampler; decides nothing."""
+
+    def add(self, sequence_id: int, index: int, params: SamplingParams, prompt_token_ids: Sequence[int]) -> None:
+        """Prepare to sample for choice ``index`` of a request."""
+
+    def remove(self, sequence_id: int) -> None:
+        """Forget a sequence."""
+
+    def execute(self, batch: ScheduledBatch) -> list[SampledToken | None]:
+        """Compute the batch and return one token for each of its R rows; None where the logits are not numbers.
+
+        Running the same batch again gives the same result: keys and values are rewritten in place and the
+        sampler's history only moves in ``commit``.
+        """
+
+    def commit(self, sequence_id: int, token_id: int) -> None:
+        """Take a sampled token into the sequence's history."""

@@ -1,0 +1,85 @@
+"""The CPU runner: integers to tensors, one forward, the sampler."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from penstock.engine.sampling import SampledToken, Sampler
+from penstock.engine.scheduler import ScheduledBatch
+from penstock.kernels.copy_blocks.reference import copy_blocks
+from penstock.kernels.layout import BatchLayout, KVBlocks
+from penstock.protocol import SamplingParams
+
+
+class RunnableModel(Protocol):
+    """The part of a decoder model that a runner uses. T packed tokens, R rows, E hidden width, V vocabulary."""
+
+    def forward(self, token_ids: Tensor, layout: BatchLayout, cache: list[KVBlocks]) -> Tensor:
+        """Return the final hidden states [T, E] of ``token_ids`` [T] int64, writing their keys and values."""
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return [R, V] float32 from [R, E]."""
+
+
+class CPURunner:
+    """Runs a model on the processor. T packed tokens, S sequences, R sampled rows, P tokens per block."""
+
+    def __init__(self, model: RunnableModel, cache: list[KVBlocks], sampler: Sampler) -> None:
+        self._model = model
+        self._cache = cache
+        self._sampler = sampler
+        self._block_size = cache[0].k.shape[1]
+
+    def add(self, sequence_id: int, index: int, params: SamplingParams, prompt_token_ids: Sequence[int]) -> None:
+        """Prepare to sample for choice ``index`` of a request."""
+        self._sampler.add(sequence_id, index, params, prompt_token_ids)
+
+    def remove(self, sequence_id: int) -> None:
+        """Forget a sequence."""
+        self._sampler.remove(sequence_id)
+
+    def commit(self, sequence_id: int, token_id: int) -> None:
+        """Take a sampled token into the sequence's history."""
+        self._sampler.commit(sequence_id, token_id)
+
+    @torch.inference_mode()
+    def execute(self, batch: ScheduledBatch) -> list[SampledToken | None]:
+        """Compute the batch and return one token for each of its R rows; None where the logits are not numbers."""
+        if batch.block_copies:
+            copy_blocks(self._cache, batch.block_copies)
+        token_ids = torch.tensor(batch.token_ids, dtype=torch.int64)
+        hidden = self._model.forward(token_ids, self._layout(batch), self._cache)
+        if not batch.sample_rows:
+            return []
+        logits = self._model.logits(hidden[torch.tensor(batch.sample_rows, dtype=torch.int64)])
+        return self._sampler.sample(logits, batch.sample_ids)
+
+    def _layout(self, batch: ScheduledBatch) -> BatchLayout:
+        size = self._block_size
+        query_lens = np.array(batch.query_lens, dtype=np.int32)
+        context_lens = np.array(batch.context_lens, dtype=np.int32)
+        table_starts = np.array(batch.table_starts, dtype=np.int32)
+        tables = np.full((len(query_lens), max(map(len, batch.block_tables))), -1, dtype=np.int32)
+        for s, block_ids in enumerate(batch.block_tables):
+            tables[s, : len(block_ids)] = block_ids
+        query_starts = np.zeros(len(query_lens) + 1, dtype=np.int32)
+        np.cumsum(query_lens, out=query_starts[1:])
+        owners = np.repeat(np.arange(len(query_lens)), query_lens)
+        first_positions = context_lens - query_lens
+        positions = np.arange(batch.num_tokens) - query_starts[owners] + first_positions[owners]
+        offsets = positions - table_starts[owners]
+        slots = tables[owners, offsets // size].astype(np.int64) * size + offsets % size
+        return BatchLayout(
+            positions=torch.from_numpy(positions),
+            slots=torch.from_numpy(slots),
+            query_starts=torch.from_numpy(query_starts),
+            context_lens=torch.from_numpy(context_lens),
+            tables=torch.from_numpy(tables),
+            table_starts=torch.from_numpy(table_starts),
+            query_lens_list=batch.query_lens,
+            context_lens_list=batch.context_lens,
+            block_size=size,
+        )

@@ -1,0 +1,5 @@
+"""Picking tokens from logits, for the whole batch at once."""
+
+from penstock.engine.sampling.sampler import SampledToken, Sampler
+
+__all__ = ["SampledToken", "Sampler"]

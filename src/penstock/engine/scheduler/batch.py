@@ -1,0 +1,60 @@
+"""The one value that scheduler and runner meet in."""
+
+from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class ScheduledBatch:
+    """One step's work: S sequences with T new tokens, one after another, and R rows to sample.
+
+    Valid until the scheduler's next step: ``block_tables`` are the sequences' own.
+    """
+
+    sequence_ids: list[int] = field(default_factory=list)
+    """[S]"""
+    token_ids: list[int] = field(default_factory=list)
+    """[T]"""
+    query_lens: list[int] = field(default_factory=list)
+    """[S] new tokens of each sequence"""
+    context_lens: list[int] = field(default_factory=list)
+    """[S] tokens in the cache once this step is done"""
+    block_tables: list[array[int]] = field(default_factory=list)
+    """[S]"""
+    table_starts: list[int] = field(default_factory=list)
+    """[S] position of the first token of each table's first block"""
+    block_copies: list[tuple[int, int]] = field(default_factory=list)
+    """(from, to) blocks to copy before the step writes"""
+    sample_rows: list[int] = field(default_factory=list)
+    """[R] which of the T tokens' logits to sample; choices that split off share a row"""
+    sample_ids: list[int] = field(default_factory=list)
+    """[R] the sequence each sampled token goes to"""
+    sample_owners: list[int] = field(default_factory=list)
+    """[R] which of the S sequences computed the row"""
+
+    @property
+    def num_tokens(self) -> int:
+        """T"""
+        return len(self.token_ids)
+
+    def select(self, sequences: Iterable[int]) -> "ScheduledBatch":
+        """Return the batch of only these of the S sequences, in the order given, with all block copies."""
+        starts = [0]
+        for length in self.query_lens:
+            starts.append(starts[-1] + length)
+        part = ScheduledBatch(block_copies=self.block_copies)
+        for s in sequences:
+            offset = part.num_tokens - starts[s]
+            part.sequence_ids.append(self.sequence_ids[s])
+            part.token_ids.extend(self.token_ids[starts[s] : starts[s + 1]])
+            part.query_lens.append(self.query_lens[s])
+            part.context_lens.append(self.context_lens[s])
+            part.block_tables.append(self.block_tables[s])
+            part.table_starts.append(self.table_starts[s])
+            for row, sample_id, owner in zip(self.sample_rows, self.sample_ids, self.sample_owners, strict=True):
+                if owner == s:
+                    part.sample_rows.append(row + offset)
+                    part.sample_ids.append(sample_id)
+                    part.sample_owners.append(len(part.sequence_ids) - 1)
+        return part

@@ -1,0 +1,455 @@
+"""The scheduler: one rule for all. Each step lets some sequences catch up within a token budget."""
+
+import heapq
+import math
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass, field
+
+from penstock.engine.config import SchedulerConfig
+from penstock.engine.kv import CacheManager
+from penstock.engine.kv.manager import BlockCopy
+from penstock.engine.request import Request, Sequence, SequenceState
+from penstock.engine.scheduler.admission import AdmissionPolicy, ExpectedGrowth
+from penstock.engine.scheduler.batch import ScheduledBatch
+from penstock.engine.scheduler.fairness import TokenFairness
+from penstock.engine.scheduler.ordering import EarliestDeadlineFirst, OrderingPolicy
+from penstock.engine.scheduler.preemption import CheapestToRecompute, VictimPolicy
+from penstock.engine.scheduler.rates import PrefillRate
+from penstock.engine.scheduler.waiting import WaitingQueue
+from penstock.errors import ContextTooLong, DeadlineUnmeetable, Overloaded
+from penstock.protocol import Preemption
+
+
+@dataclass(slots=True)
+class SchedulerCounters:
+    """Totals since the scheduler was made."""
+
+    num_prefix_queries: int = 0
+    num_prefix_hits: int = 0
+    num_preemptions: int = 0
+    num_recomputed_tokens: int = 0
+
+
+@dataclass(slots=True)
+class _Plan:
+    """What the step being put together holds so far."""
+
+    entries: dict[int, tuple[Sequence, int, list[BlockCopy]]] = field(default_factory=dict)
+    """By sequence id: who, how many new tokens, which copies first"""
+    tokens_left: int = 0
+
+
+class Scheduler:
+    """Decides each step. The order of calls is ``schedule`` -> run the batch -> ``commit`` or ``fail``.
+
+    Three small policies can be swapped: who goes first, whether the cache can take one more, who gives way.
+    """
+
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        cache: CacheManager,
+        *,
+        ordering: OrderingPolicy | None = None,
+        admission: AdmissionPolicy | None = None,
+        victims: VictimPolicy | None = None,
+    ) -> None:
+        self.cache = cache
+        self.counters = SchedulerCounters()
+        self.prefill_rate = PrefillRate()
+        self.running: list[Sequence] = []
+        """In the order of admission."""
+        self._config = config
+        # Every running sequence must be able to decode in one step.
+        self._max_running = min(config.max_running, config.step_tokens)
+        self._ordering = ordering or EarliestDeadlineFirst()
+        self._admission = admission or ExpectedGrowth()
+        self._victims = victims or CheapestToRecompute()
+        self._fairness = TokenFairness()
+        self._waiting = WaitingQueue(self._ordering, self._fairness)
+        self._sequences: dict[int, Sequence] = {}
+        self._next_id = 0
+        self._num_reserved_blocks = 0
+        self._num_reserved_slots = 0
+        """Slots for choices that will be split off."""
+        self._latest_starts: list[tuple[float, int]] = []
+        """Heap of (when a waiting sequence must start to meet its deadline, id); stale entries are skipped."""
+        self._wait_totals = {"slots": 0.0, "blocks": 0.0, "step_tokens": 0.0}
+        self._wait_reason = "step_tokens"
+        self._last_schedule_s: float | None = None
+
+    # ---- what comes in and what leaves
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences in the queue."""
+        return len(self._waiting)
+
+    @property
+    def num_waiting_tokens(self) -> int:
+        """Tokens of the sequences in the queue."""
+        return self._waiting.num_tokens
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step could do something."""
+        return bool(self.running or self._waiting)
+
+    def sequence(self, sequence_id: int) -> Sequence:
+        """Return an unfinished sequence."""
+        return self._sequences[sequence_id]
+
+    def add(self, request: Request, now_s: float) -> None:
+        """Queue a request.
+
+        Raises ``ContextTooLong`` if the cache could never hold it, ``Overloaded`` if the queue is full,
+        ``DeadlineUnmeetable`` if its first token cannot come in time; then nothing has changed.
+        """
+        leader = request.sequences[0]
+        self._check_fits(request)
+        self._check_queue(leader)
+        self._check_deadline(request, now_s)
+        for sequence in request.sequences:
+            sequence.id = self._next_id
+            self._next_id += 1
+            self._sequences[sequence.id] = sequence
+            self._fairness.enter(request.tenant)
+        self._enqueue(leader, now_s)
+        if request.deadline_at_s < math.inf:
+            latest_start_s = request.deadline_at_s - self.prefill_rate.seconds_for(leader.num_tokens)
+            heapq.heappush(self._latest_starts, (latest_start_s, leader.id))
+
+    def finish(self, sequence: Sequence) -> None:
+        """End a sequence in any state and free what it holds. Choices not yet split off end with their leader."""
+        if sequence.state is SequenceState.FINISHED:
+            return
+        if sequence.is_leader:
+            # Without a leader the others can never start.
+            for other in sequence.request.sequences[1:]:
+                self._forget(other)
+            if sequence.state is SequenceState.RUNNING:
+                self._num_reserved_slots -= len(sequence.request.sequences) - 1
+            sequence.request.has_forked = True
+        if sequence.state is SequenceState.RUNNING:
+            self._leave_running(sequence)
+        elif sequence.id in self._sequences and self._is_queued(sequence):
+            self._waiting.remove(sequence)
+        if sequence.num_output_tokens:
+            self._admission.observe(sequence)
+        self._forget(sequence)
+
+    def refuse_late(self, now_s: float) -> list[tuple[Request, DeadlineUnmeetable]]:
+        """Take out the waiting requests that can no longer meet their deadline and say why of each."""
+        refused = []
+        while self._latest_starts and self._latest_starts[0][0] < now_s:
+            _, sequence_id = heapq.heappop(self._latest_starts)
+            sequence = self._sequences.get(sequence_id)
+            if sequence is None or sequence.first_admitted_at_s is not None:
+                continue
+            request = sequence.request
+            waited_s = now_s - request.arrival_s
+            error = DeadlineUnmeetable(
+                f"the first token was due {request.deadline_at_s - request.arrival_s:.3g} s after arrival; after "
+                f"{waited_s:.3g} s in the queue it can no longer come in time: retry later, or ask for a later deadline",
+                retry_after_s=self._backlog_s(),
+            )
+            self.finish(sequence)
+            refused.append((request, error))
+        return refused
+
+    # ---- one step
+
+    def schedule(self, now_s: float) -> ScheduledBatch:
+        """Decide the next step; an empty batch means there is nothing to do."""
+        if self._last_schedule_s is not None:
+            self._wait_totals[self._wait_reason] += now_s - self._last_schedule_s
+        self._last_schedule_s = now_s
+        plan = _Plan(tokens_left=self._config.step_tokens)
+        preemptions_before = self.counters.num_preemptions
+        self._plan_running(plan, now_s)
+        if self.counters.num_preemptions == preemptions_before:
+            self._admit(plan, now_s)
+        else:
+            self._wait_reason = "blocks"
+        return self._batch(plan)
+
+    def commit(self, batch: ScheduledBatch, sampled: dict[int, int], now_s: float) -> None:
+        """Take the results of a batch in: ``sampled`` holds the new token of each sequence that got one.
+
+        The other choices of a request are split off when its prompt is done.
+        """
+        for sequence_id, num_new in zip(batch.sequence_ids, batch.query_lens, strict=True):
+            sequence = self._sequences[sequence_id]
+            start = sequence.num_computed_tokens
+            end = start + num_new
+            if start < sequence.most_computed_tokens:
+                recomputed = min(end, sequence.most_computed_tokens) - start
+                sequence.num_recomputed_tokens += recomputed
+                self.counters.num_recomputed_tokens += recomputed
+            sequence.num_computed_tokens = end
+            sequence.most_computed_tokens = max(end, sequence.most_computed_tokens)
+            sequence.num_steps += 1
+            if end // self.cache.block_size > sequence.table.num_registered or self.cache.window is not None:
+                self.cache.commit(sequence.table, sequence.token_ids, end)
+            if sequence.is_leader and end == sequence.num_tokens:
+                self._fork(sequence)
+        for sequence_id, token_id in sampled.items():
+            sequence = self._sequences[sequence_id]
+            sequence.token_ids.append(token_id)
+            if sequence.first_token_at_s is None:
+                sequence.first_token_at_s = now_s
+            self._fairness.charge(sequence.request.tenant, num_output_tokens=1)
+
+    # ---- running sequences
+
+    def _plan_running(self, plan: _Plan, now_s: float) -> None:
+        """Give every decoding sequence its token, then the prompts their chunks, most urgent first."""
+        prefilling = []
+        for sequence in self.running[:]:
+            if sequence.state is not SequenceState.RUNNING:
+                continue  # preempted for one before it
+            if sequence.num_tokens - sequence.num_computed_tokens == 1:
+                self._plan_sequence(plan, sequence, 1, now_s)
+            else:
+                prefilling.append(sequence)
+        if len(prefilling) > 1:
+            prefilling.sort(key=self._ordering.key)
+        for sequence in prefilling:
+            if not plan.tokens_left:
+                break
+            if sequence.state is not SequenceState.RUNNING:
+                continue
+            num_new = min(sequence.num_tokens - sequence.num_computed_tokens, plan.tokens_left)
+            self._plan_sequence(plan, sequence, num_new, now_s)
+
+    def _plan_sequence(self, plan: _Plan, sequence: Sequence, num_new: int, now_s: float) -> None:
+        """Add a running sequence to the step, preempting others, or at last itself, if blocks are short."""
+        end = sequence.num_computed_tokens + num_new
+        while True:
+            copies = self.cache.grow(sequence.table, sequence.num_computed_tokens, end)
+            if copies is not None:
+                break
+            victim = self._victims.choose(self._less_urgent(sequence), self.cache) or sequence
+            dropped = plan.entries.pop(victim.id, None)
+            if dropped is not None:
+                plan.tokens_left += dropped[1]
+            self._preempt(victim, now_s)
+            if victim is sequence:
+                return
+        self._account_growth(sequence)
+        plan.entries[sequence.id] = (sequence, num_new, copies)
+        plan.tokens_left -= num_new
+
+    def _less_urgent(self, sequence: Sequence) -> list[Sequence]:
+        """Return the running sequences that may be preempted for ``sequence``: of no more urgent class."""
+        priority = sequence.request.priority
+        return [other for other in self.running if other is not sequence and other.request.priority >= priority]
+
+    def _preempt(self, sequence: Sequence, now_s: float) -> None:
+        preemption = Preemption(
+            at_s=now_s - sequence.request.arrival_s, num_tokens_lost=sequence.num_computed_tokens
+        )
+        if sequence.is_leader:
+            self._num_reserved_slots -= len(sequence.request.sequences) - 1
+        self._leave_running(sequence)
+        sequence.preemptions.append(preemption)
+        sequence.num_computed_tokens = 0
+        self.counters.num_preemptions += 1
+        self._enqueue(sequence, now_s)
+
+    # ---- admission
+
+    def _admit(self, plan: _Plan, now_s: float) -> None:
+        """Move waiting sequences in while slots, blocks and the step's tokens last. Nobody overtakes the first."""
+        self._wait_reason = "step_tokens"
+        while plan.tokens_left:
+            sequence = self._waiting.first(now_s, self._config.starvation_s)
+            if sequence is None:
+                return
+            num_slots = len(sequence.request.sequences) if sequence.is_leader else 1
+            if len(self.running) + self._num_reserved_slots + num_slots > self._max_running and self.running:
+                self._wait_reason = "slots"
+                return
+            if not self._admit_sequence(plan, sequence, now_s):
+                self._wait_reason = "blocks"
+                return
+
+    def _admit_sequence(self, plan: _Plan, sequence: Sequence, now_s: float) -> bool:
+        request = sequence.request
+        reserved = self._blocks_to_reserve(sequence)
+        most_shared = self.cache.blocks_for(sequence.num_tokens)
+        if not self._fits(reserved - most_shared):
+            return False  # spares the search for a prefix that could not help
+        table, num_cached = self.cache.open(sequence.token_ids, request.salt)
+        num_shared = sum(1 for block in table.block_ids if self.cache.pool.references(block) > 1)
+        num_new = min(sequence.num_tokens - num_cached, plan.tokens_left)
+        fits = self._fits(reserved - num_shared)
+        copies = self.cache.grow(table, num_cached, num_cached + num_new) if fits else None
+        if copies is None:
+            self.cache.close(table)
+            return False
+        self._waiting.remove(sequence)
+        for reason, total_s in self._wait_totals.items():
+            waited_s = total_s - sequence.wait_marks[reason]
+            if waited_s > 0:
+                sequence.waited_s[reason] = sequence.waited_s.get(reason, 0.0) + waited_s
+        sequence.state = SequenceState.RUNNING
+        self.running.append(sequence)
+        sequence.num_shared_blocks = num_shared
+        sequence.reserved_blocks = max(0, reserved - num_shared)
+        self._num_reserved_blocks += sequence.reserved_blocks
+        if sequence.is_leader:
+            self._num_reserved_slots += len(request.sequences) - 1
+        sequence.table = table
+        sequence.num_computed_tokens = num_cached
+        if sequence.first_admitted_at_s is None:
+            sequence.first_admitted_at_s = now_s
+            sequence.num_cached_tokens = num_cached
+            self.counters.num_prefix_queries += sequence.num_tokens
+            self.counters.num_prefix_hits += num_cached
+            self._fairness.charge(request.tenant, num_input_tokens=sequence.num_tokens - num_cached)
+        plan.entries[sequence.id] = (sequence, num_new, copies)
+        plan.tokens_left -= num_new
+        return True
+
+    def _fits(self, num_blocks: int) -> bool:
+        """Whether that many blocks can be set aside; a sequence alone may have the whole pool."""
+        return not self.running or self._num_reserved_blocks + num_blocks <= self.cache.pool.num_blocks
+
+    def _blocks_to_reserve(self, sequence: Sequence) -> int:
+        expected = self._admission.expected_tokens(sequence)
+        blocks = self.cache.most_blocks_held(expected, self._config.step_tokens)
+        if sequence.is_leader:
+            prompt_blocks = self.cache.blocks_for(sequence.num_prompt_tokens)
+            blocks += (len(sequence.request.sequences) - 1) * max(1, blocks - prompt_blocks + 1)
+        return blocks
+
+    def _account_growth(self, sequence: Sequence) -> None:
+        outgrown = len(sequence.table.block_ids) - sequence.num_shared_blocks - sequence.reserved_blocks
+        if outgrown > 0 and not sequence.is_leader:
+            sequence.reserved_blocks += outgrown
+            self._num_reserved_blocks += outgrown
+
+    # ---- the batch and what follows it
+
+    def _batch(self, plan: _Plan) -> ScheduledBatch:
+        batch = ScheduledBatch()
+        size = self.cache.block_size
+        num_rows = 0
+        for sequence, num_new, copies in plan.entries.values():
+            start = sequence.num_computed_tokens
+            end = start + num_new
+            table = sequence.table
+            batch.sequence_ids.append(sequence.id)
+            if num_new == 1:
+                batch.token_ids.append(sequence.token_ids[start])
+            else:
+                batch.token_ids.extend(sequence.token_ids[start:end])
+            batch.query_lens.append(num_new)
+            batch.context_lens.append(end)
+            batch.block_tables.append(table.block_ids)
+            batch.table_starts.append(table.num_dropped * size)
+            batch.block_copies.extend(copies)
+            num_rows += num_new
+            if end == sequence.num_tokens:
+                samples: SequenceOf[Sequence] = (
+                    sequence.request.sequences if sequence.is_leader else (sequence,)
+                )
+                for sampled in samples:
+                    batch.sample_rows.append(num_rows - 1)
+                    batch.sample_ids.append(sampled.id)
+                    batch.sample_owners.append(len(batch.sequence_ids) - 1)
+        return batch
+
+    def _fork(self, leader: Sequence) -> None:
+        """Let the other choices of a request share the computed prompt and go their own ways."""
+        request = leader.request
+        request.has_forked = True
+        num_twins = len(request.sequences) - 1
+        self._num_reserved_slots -= num_twins
+        share = leader.reserved_blocks // (num_twins + 1)
+        leader.reserved_blocks -= share * num_twins
+        for twin in request.sequences[1:]:
+            twin.table = self.cache.fork(leader.table)
+            twin.num_computed_tokens = leader.num_computed_tokens
+            twin.most_computed_tokens = leader.num_computed_tokens
+            twin.num_cached_tokens = leader.num_cached_tokens
+            twin.first_admitted_at_s = leader.first_admitted_at_s
+            twin.waited_s = dict(leader.waited_s)
+            twin.state = SequenceState.RUNNING
+            twin.reserved_blocks = share
+            twin.num_shared_blocks = len(twin.table.block_ids)
+            self.running.append(twin)
+
+    # ---- bookkeeping
+
+    def _enqueue(self, sequence: Sequence, now_s: float) -> None:
+        sequence.state = SequenceState.WAITING
+        sequence.wait_marks = dict(self._wait_totals)
+        self._waiting.push(sequence, now_s)
+
+    def _is_queued(self, sequence: Sequence) -> bool:
+        return sequence.state is SequenceState.WAITING and (sequence.index == 0 or sequence.request.has_forked)
+
+    def _leave_running(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self._num_reserved_blocks -= sequence.reserved_blocks
+        sequence.reserved_blocks = 0
+        self.cache.close(sequence.table)
+
+    def _forget(self, sequence: Sequence) -> None:
+        sequence.state = SequenceState.FINISHED
+        if self._sequences.pop(sequence.id, None) is not None:
+            self._fairness.leave(sequence.request.tenant)
+
+    def _backlog_s(self) -> float:
+        """Return how long the queue's tokens take at the current rate, at least a second."""
+        return max(1.0, self.prefill_rate.seconds_for(self._waiting.num_tokens))
+
+    def _check_fits(self, request: Request) -> None:
+        num_prompt = request.sequences[0].num_prompt_tokens
+        num_choices = len(request.sequences)
+        if num_choices > self._max_running:
+            raise ContextTooLong(
+                f"n is {num_choices} and at most {self._max_running} sequences run at once: ask for fewer choices",
+                param="n",
+            )
+        capacity = self.cache.pool.num_blocks
+        needed = self.cache.most_blocks_held(num_prompt + request.sampling.max_tokens, self._config.step_tokens)
+        if needed > capacity:
+            raise ContextTooLong(
+                f"{num_prompt} prompt tokens and {request.sampling.max_tokens} to generate need {needed} cache blocks; "
+                f"there are {capacity}: shorten the prompt or lower max_tokens",
+                param="max_tokens",
+            )
+
+    def _check_queue(self, leader: Sequence) -> None:
+        config = self._config
+        if len(self._waiting) >= config.max_waiting:
+            raise Overloaded(
+                f"{len(self._waiting)} requests are queued, the most this server allows: retry later",
+                retry_after_s=self._backlog_s(),
+            )
+        if self._waiting.num_tokens + leader.num_tokens > config.max_waiting_tokens and self._waiting:
+            raise Overloaded(
+                f"{self._waiting.num_tokens} prompt tokens are queued and this request has {leader.num_tokens}; at most "
+                f"{config.max_waiting_tokens} may queue: retry later",
+                retry_after_s=self._backlog_s(),
+            )
+
+    def _check_deadline(self, request: Request, now_s: float) -> None:
+        if request.deadline_at_s == math.inf:
+            return
+        key = self._ordering.key(request.sequences[0])
+        ahead = sum(other.num_tokens for other in self._waiting if self._ordering.key(other) < key)
+        for other in self.running:
+            num_missing = other.num_tokens - other.num_computed_tokens
+            if num_missing == 1 or self._ordering.key(other) < key:
+                ahead += num_missing
+        needed_s = self.prefill_rate.seconds_for(ahead + request.sequences[0].num_tokens)
+        if now_s + needed_s > request.deadline_at_s:
+            raise DeadlineUnmeetable(
+                f"the first token is due in {request.deadline_at_s - now_s:.3g} s and would take about {needed_s:.3g} s "
+                f"with {ahead} tokens ahead: retry later, or ask for a later deadline",
+                retry_after_s=max(1.0, self.prefill_rate.seconds_for(ahead)),
+            )
