@@ -1,0 +1,1 @@
+"""The recipe that makes penstock-mini, the demo model, out of Python's own standard library."""
