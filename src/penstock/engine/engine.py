@@ -248,7 +248,8 @@ class Engine:
             for token_id in ids:
                 if not 0 <= token_id < vocab_size:
                     raise InvalidRequest(
-                        f"token id {token_id} is not in the vocabulary: ids go from 0 to {vocab_size - 1}", param=name
+                        f"token id {token_id} is not in the vocabulary: ids go from 0 to {vocab_size - 1}",
+                        param=name,
                     )
         if num_prompt + sampling.max_tokens > most:
             raise ContextTooLong(
@@ -268,9 +269,7 @@ def _usage(sequence: Sequence) -> Usage:
 
 def error_info(error: PenstockError) -> ErrorInfo:
     """Return an error as plain data."""
-    return ErrorInfo(
-        code=error.code, message=error.message, param=error.param, retry_after_s=error.retry_after_s
-    )
+    return ErrorInfo(code=error.code, message=error.message, param=error.param, retry_after_s=error.retry_after_s)
 
 
 def _error_delta(request: Request, error: PenstockError, now_s: float) -> TokenDelta:

@@ -42,7 +42,9 @@ class EngineMetrics:
         self._e2e = self._request_histogram(
             "vllm:e2e_request_latency_seconds", "Time from a request's arrival at the engine to its end."
         )
-        self._queue = self._request_histogram("vllm:request_queue_time_seconds", "Time a request waited to be admitted.")
+        self._queue = self._request_histogram(
+            "vllm:request_queue_time_seconds", "Time a request waited to be admitted."
+        )
         self._prefill = self._request_histogram(
             "vllm:request_prefill_time_seconds", "Time from a request's admission to its first token."
         )
@@ -147,13 +149,21 @@ class _StatusCollector(Collector):
         for name, documentation, value in gauges:
             yield GaugeMetricFamily(name, documentation, value=float(value))
         totals = (
-            ("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", counters.num_prefix_queries),
+            (
+                "vllm:prefix_cache_queries",
+                "Prompt tokens looked up in the prefix cache.",
+                counters.num_prefix_queries,
+            ),
             ("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache.", counters.num_prefix_hits),
             ("vllm:prompt_tokens", "Prompt tokens of requests that ended.", counters.num_prompt_tokens),
             ("vllm:generation_tokens", "Tokens generated.", counters.num_generation_tokens),
             ("vllm:num_preemptions", "Times a sequence gave up its blocks.", counters.num_preemptions),
             ("penstock_engine_steps", "Steps the engine ran.", counters.num_steps),
-            ("penstock_recomputed_tokens", "Tokens computed again after preemption.", counters.num_recomputed_tokens),
+            (
+                "penstock_recomputed_tokens",
+                "Tokens computed again after preemption.",
+                counters.num_recomputed_tokens,
+            ),
             ("penstock_evicted_blocks", "Cached blocks that were given away.", counters.num_evicted_blocks),
             ("penstock_engine_restarts", "Times the engine process was started again.", status.num_restarts),
         )

@@ -67,8 +67,8 @@ class Sequence:
     """
 
     __slots__ = (
-        "first_token_at_s",
         "first_admitted_at_s",
+        "first_token_at_s",
         "id",
         "index",
         "most_computed_tokens",

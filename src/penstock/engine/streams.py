@@ -10,7 +10,7 @@ from penstock.protocol import ErrorInfo, GenerateRequest, TokenDelta
 
 
 class RequestStreams:
-    """Running requests of one event loop. A queue holds at most the deltas of one request, so ``max_tokens`` bounds it."""
+    """Running requests of one event loop. ``max_tokens`` bounds each queue."""
 
     def __init__(self, send: Callable[[ToEngine], None], metrics: EngineMetrics) -> None:
         self._send = send
@@ -63,9 +63,7 @@ class RequestStreams:
 
     def fail_all(self, error: ErrorInfo) -> None:
         """End every running request with ``error``."""
-        self.dispatch(
-            [TokenDelta(request_id=name, finish_reason="error", error=error) for name in list(self._queues)]
-        )
+        self.dispatch([TokenDelta(request_id=name, finish_reason="error", error=error) for name in list(self._queues)])
 
     async def wait_empty(self, timeout_s: float) -> bool:
         """Wait until nothing runs; False if something still does at the timeout."""

@@ -18,7 +18,7 @@ def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 def stream_seed(seed: int, index: int) -> int:
     """Return the 64-bit seed of choice ``index`` of a request with ``seed``, any integer."""
     base = np.array([seed & 0xFFFFFFFFFFFFFFFF], dtype=np.uint64)
-    return int(_mix(_mix(base + _GOLDEN) + np.uint64(index) * _GOLDEN)[0])
+    return int(_mix(_mix(base + _GOLDEN) + np.array([index], dtype=np.uint64) * _GOLDEN)[0])
 
 
 def uniforms(seeds: npt.NDArray[np.uint64], counters: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:

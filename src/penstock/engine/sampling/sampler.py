@@ -140,7 +140,9 @@ class Sampler:
             k = states[row].params.logprobs or 0
             ids = top.indices[i, :k].tolist() if top is not None else []
             top_values = top.values[i, :k].tolist() if top is not None else []
-            candidates = tuple(Candidate(t, v, rank + 1) for rank, (t, v) in enumerate(zip(ids, top_values, strict=True)))
+            candidates = tuple(
+                Candidate(t, v, rank + 1) for rank, (t, v) in enumerate(zip(ids, top_values, strict=True))
+            )
             taken[row] = _RawLogprobs(values[i], candidates)
         return taken
 

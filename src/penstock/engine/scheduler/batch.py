@@ -20,7 +20,7 @@ class ScheduledBatch:
     """[S] new tokens of each sequence"""
     context_lens: list[int] = field(default_factory=list)
     """[S] tokens in the cache once this step is done"""
-    block_tables: list[array[int]] = field(default_factory=list)
+    block_tables: "list[array[int]]" = field(default_factory=list)
     """[S]"""
     table_starts: list[int] = field(default_factory=list)
     """[S] position of the first token of each table's first block"""

@@ -150,7 +150,7 @@ class Scheduler:
             waited_s = now_s - request.arrival_s
             error = DeadlineUnmeetable(
                 f"the first token was due {request.deadline_at_s - request.arrival_s:.3g} s after arrival; after "
-                f"{waited_s:.3g} s in the queue it can no longer come in time: retry later, or ask for a later deadline",
+                f"{waited_s:.3g} s in the queue it can no longer come in time: retry later, or ask for a later one",
                 retry_after_s=self._backlog_s(),
             )
             self.finish(sequence)
@@ -246,9 +246,7 @@ class Scheduler:
         return [other for other in self.running if other is not sequence and other.request.priority >= priority]
 
     def _preempt(self, sequence: Sequence, now_s: float) -> None:
-        preemption = Preemption(
-            at_s=now_s - sequence.request.arrival_s, num_tokens_lost=sequence.num_computed_tokens
-        )
+        preemption = Preemption(at_s=now_s - sequence.request.arrival_s, num_tokens_lost=sequence.num_computed_tokens)
         if sequence.is_leader:
             self._num_reserved_slots -= len(sequence.request.sequences) - 1
         self._leave_running(sequence)
@@ -352,9 +350,7 @@ class Scheduler:
             batch.block_copies.extend(copies)
             num_rows += num_new
             if end == sequence.num_tokens:
-                samples: SequenceOf[Sequence] = (
-                    sequence.request.sequences if sequence.is_leader else (sequence,)
-                )
+                samples: SequenceOf[Sequence] = sequence.request.sequences if sequence.is_leader else (sequence,)
                 for sampled in samples:
                     batch.sample_rows.append(num_rows - 1)
                     batch.sample_ids.append(sampled.id)
@@ -386,6 +382,9 @@ class Scheduler:
     def _enqueue(self, sequence: Sequence, now_s: float) -> None:
         sequence.state = SequenceState.WAITING
         sequence.wait_marks = dict(self._wait_totals)
+        if self._last_schedule_s is not None:
+            # What has passed of the current interval will be added to the totals, and was not this one's.
+            sequence.wait_marks[self._wait_reason] += now_s - self._last_schedule_s
         self._waiting.push(sequence, now_s)
 
     def _is_queued(self, sequence: Sequence) -> bool:
@@ -432,8 +431,8 @@ class Scheduler:
             )
         if self._waiting.num_tokens + leader.num_tokens > config.max_waiting_tokens and self._waiting:
             raise Overloaded(
-                f"{self._waiting.num_tokens} prompt tokens are queued and this request has {leader.num_tokens}; at most "
-                f"{config.max_waiting_tokens} may queue: retry later",
+                f"{self._waiting.num_tokens} prompt tokens are queued and this request has {leader.num_tokens}; at "
+                f"most {config.max_waiting_tokens} may queue: retry later",
                 retry_after_s=self._backlog_s(),
             )
 
@@ -449,7 +448,7 @@ class Scheduler:
         needed_s = self.prefill_rate.seconds_for(ahead + request.sequences[0].num_tokens)
         if now_s + needed_s > request.deadline_at_s:
             raise DeadlineUnmeetable(
-                f"the first token is due in {request.deadline_at_s - now_s:.3g} s and would take about {needed_s:.3g} s "
-                f"with {ahead} tokens ahead: retry later, or ask for a later deadline",
+                f"the first token is due in {request.deadline_at_s - now_s:.3g} s and would take {needed_s:.3g} s "
+                f"with {ahead} tokens ahead: retry later, or ask for a later one",
                 retry_after_s=max(1.0, self.prefill_rate.seconds_for(ahead)),
             )

@@ -1,0 +1,333 @@
+"""An engine in a process of its own: msgpack over ZeroMQ, watched, and started again when it dies.
+
+The client writes the settings to the worker's standard input, length first, and keeps that pipe open: when it closes,
+the worker knows that nobody is left to serve, and ends.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import struct
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import structlog
+import zmq
+import zmq.asyncio
+
+from penstock.engine.messages import FromEngine, Loaded, LoadFailed, Stepped, ToEngine
+from penstock.engine.metrics import EngineMetrics
+from penstock.engine.streams import RequestStreams
+from penstock.errors import (
+    ConfigError,
+    Draining,
+    InternalError,
+    NotReady,
+    PenstockError,
+    WorkerDied,
+    error_from_code,
+)
+from penstock.protocol import EngineState, EngineStatus, ErrorInfo, GenerateRequest, ModelInfo, TokenDelta
+
+if TYPE_CHECKING:
+    from penstock.engine.engine import Engine
+
+_log = structlog.get_logger(__name__)
+
+_LENGTH = struct.Struct("<I")
+_FIRST_DELAY_S = 0.1
+_LONGEST_DELAY_S = 10.0
+_MOST_FAILED_STARTS = 5
+"""Restarts in a row that may fail before the engine is given up."""
+STALL_S = 30.0
+"""With work to do and no finished step for this long, the engine is not ready."""
+
+
+class ProcessClient:
+    """An ``EngineClient`` whose engine is a child process."""
+
+    def __init__(self, command: list[str], payload: bytes, metrics: EngineMetrics | None = None) -> None:
+        """``command``, given the address to connect to as its last argument, runs ``run_worker``."""
+        self._command = command
+        self._payload = payload
+        self.metrics = metrics or EngineMetrics()
+        self.metrics.watch(self.status)
+        self._streams = RequestStreams(self._send, self.metrics)
+        self._status = EngineStatus(state=EngineState.LOADING)
+        self._state = EngineState.LOADING
+        self._reason: str | None = "the model is loading"
+        self._model: ModelInfo | None = None
+        self._num_restarts = 0
+        self._last_message_s = time.monotonic()
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
+        self._worker: _Worker | None = None
+        self._watcher: asyncio.Task[None] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The engine process, if one runs."""
+        return None if self._worker is None else self._worker.process.pid
+
+    async def start(self) -> None:
+        """Start the process and wait until it has loaded; see ``EngineClient.start``."""
+        self._worker = await _Worker.spawn(self._command, self._payload)
+        error = await self._wait_loaded(self._worker)
+        if error is not None:
+            self._state, self._reason = EngineState.FAILED, error.message
+            await self._worker.close()
+            raise error_from_code(error.code, error.message, param=error.param)
+        self._watcher = asyncio.create_task(self._watch())
+
+    def generate(self, request: GenerateRequest) -> AsyncIterator[TokenDelta]:
+        """Yield deltas; see ``EngineClient.generate``."""
+        if self._state is EngineState.DRAINING or self._state is EngineState.STOPPED:
+            raise Draining("the server is shutting down; send the request elsewhere", retry_after_s=1.0)
+        if self._state is not EngineState.READY:
+            raise NotReady(f"the engine takes no requests now: {self._reason}; retry in a moment", retry_after_s=1.0)
+        return self._streams.generate(request)
+
+    def status(self) -> EngineStatus:
+        """Return the engine's latest word about itself, or what became of it."""
+        state, reason = self._state, self._reason
+        age_s = time.monotonic() - self._last_message_s
+        if state is EngineState.READY and len(self._streams) and age_s > STALL_S:
+            state, reason = EngineState.STALLED, f"there is work and no step has finished for {age_s:.0f} s"
+        last_step_age_s = self._status.last_step_age_s
+        return msgspec.structs.replace(
+            self._status,
+            state=state,
+            reason=reason,
+            model=self._model,
+            num_restarts=self._num_restarts,
+            last_step_age_s=None if last_step_age_s is None else last_step_age_s + age_s,
+        )
+
+    def model(self) -> ModelInfo:
+        """Return what is served. Raises ``NotReady`` before the engine has loaded once."""
+        if self._model is None:
+            raise NotReady("the model is still loading; retry in a moment", retry_after_s=1.0)
+        return self._model
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Refuse new requests and wait for the running ones."""
+        self._state, self._reason = EngineState.DRAINING, "the server is shutting down"
+        return await self._streams.wait_empty(timeout_s)
+
+    async def stop(self) -> None:
+        """Abort what runs and end the process."""
+        self._state, self._reason = EngineState.STOPPED, "the server has stopped"
+        if self._watcher is not None:
+            self._watcher.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._watcher
+            self._watcher = None
+        self._streams.fail_all(ErrorInfo(code=Draining.code, message="the server was stopped", retry_after_s=1.0))
+        if self._worker is not None:
+            await self._worker.close()
+            self._worker = None
+
+    def _send(self, message: ToEngine) -> None:
+        if self._worker is not None:
+            self._worker.send(self._encoder.encode(message))
+
+    async def _wait_loaded(self, worker: "_Worker") -> ErrorInfo | None:
+        """Wait for the worker's first word; an error if it cannot start or dies before."""
+        received = asyncio.ensure_future(worker.receive())
+        died = asyncio.ensure_future(worker.process.wait())
+        await asyncio.wait({received, died}, return_when=asyncio.FIRST_COMPLETED)
+        if not received.done():
+            # Its last words may be on the way.
+            await asyncio.wait({received}, timeout=0.5)
+        died.cancel()
+        if not received.done():
+            received.cancel()
+            how = _exit_reason(worker.process.returncode)
+            return ErrorInfo(code=InternalError.code, message=f"the engine process {how} while it loaded; see its log")
+        message = self._decoder.decode(received.result())
+        if isinstance(message, LoadFailed):
+            return message.error
+        assert isinstance(message, Loaded), "an engine's first message says whether it has loaded"
+        self._model, self._status = message.model, message.status
+        self._last_message_s = time.monotonic()
+        if self._state in (EngineState.LOADING, EngineState.RESTARTING):
+            self._state, self._reason = EngineState.READY, None
+        return None
+
+    async def _watch(self) -> None:
+        """Deliver what the worker says; when it dies, fail its requests and start another."""
+        while self._worker is not None:
+            await self._relay(self._worker)
+            how = _exit_reason(self._worker.process.returncode)
+            _log.error("engine_died", how=how, num_requests=len(self._streams))
+            draining = self._state is EngineState.DRAINING
+            if not draining:
+                self._state, self._reason = (
+                    EngineState.RESTARTING,
+                    f"the engine process {how} and is being restarted",
+                )
+            self._streams.fail_all(
+                ErrorInfo(
+                    code=WorkerDied.code,
+                    message=f"the engine process {how} while this request ran; it is being restarted: retry",
+                    retry_after_s=1.0,
+                )
+            )
+            await self._worker.close()
+            self._worker = None
+            if draining or not await self._restart():
+                return
+
+    async def _relay(self, worker: "_Worker") -> None:
+        """Hand messages on until the worker has died."""
+        died = asyncio.ensure_future(worker.process.wait())
+        try:
+            while True:
+                received = asyncio.ensure_future(worker.receive())
+                await asyncio.wait({received, died}, return_when=asyncio.FIRST_COMPLETED)
+                if not received.done():
+                    received.cancel()
+                    return
+                message = self._decoder.decode(received.result())
+                if isinstance(message, Stepped):
+                    self._status = message.status
+                    self._last_message_s = time.monotonic()
+                    self._streams.dispatch(message.deltas)
+        finally:
+            died.cancel()
+
+    async def _restart(self) -> bool:
+        delay_s = _FIRST_DELAY_S
+        for attempt in range(1, _MOST_FAILED_STARTS + 1):
+            self._num_restarts += 1
+            worker = await _Worker.spawn(self._command, self._payload)
+            self._worker = worker
+            error = await self._wait_loaded(worker)
+            if error is None:
+                _log.info("engine_restarted", attempt=attempt)
+                return True
+            _log.error("engine_restart_failed", attempt=attempt, reason=error.message)
+            await worker.close()
+            self._worker = None
+            self._reason = f"the engine could not be restarted: {error.message}"
+            await asyncio.sleep(delay_s)
+            delay_s = min(2 * delay_s, _LONGEST_DELAY_S)
+        self._state = EngineState.FAILED
+        return False
+
+
+class _Worker:
+    """One engine process, its sockets and the private directory they live in."""
+
+    def __init__(self, process: asyncio.subprocess.Process, directory: "tempfile.TemporaryDirectory[str]") -> None:
+        self.process = process
+        self._directory = directory
+        self._context = zmq.asyncio.Context()
+        # Bounded by the requests the engine takes and by their tokens, so neither side may drop or block.
+        self._to_engine = self._context.socket(zmq.PUSH)
+        self._from_engine = self._context.socket(zmq.PULL)
+        for socket, name in ((self._to_engine, "in"), (self._from_engine, "out")):
+            socket.set(zmq.SNDHWM if socket is self._to_engine else zmq.RCVHWM, 0)
+            socket.set(zmq.LINGER, 0)
+            socket.bind(_endpoint(directory.name, name))
+
+    @classmethod
+    async def spawn(cls, command: list[str], payload: bytes) -> "_Worker":
+        directory = tempfile.TemporaryDirectory(prefix="penstock-")
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            directory.name,
+            stdin=asyncio.subprocess.PIPE,
+            # Ctrl-C in a terminal is for the server, which drains; the engine ends when told.
+            start_new_session=True,
+        )
+        worker = cls(process, directory)
+        assert process.stdin is not None, "the worker was started with a pipe"
+        with contextlib.suppress(ConnectionError):
+            process.stdin.write(_LENGTH.pack(len(payload)) + payload)
+            await process.stdin.drain()
+        return worker
+
+    def send(self, data: bytes) -> None:
+        # Never waits: the queue has no limit of its own. A dead worker's requests are failed by the watcher.
+        self._to_engine.send(data)
+
+    async def receive(self) -> bytes:
+        data: bytes = await self._from_engine.recv()
+        return data
+
+    async def close(self) -> None:
+        """End the process and free everything; safe on a dead one."""
+        if self.process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self.process.terminate()
+            try:
+                await asyncio.wait_for(self.process.wait(), 5.0)
+            except TimeoutError:
+                self.process.kill()
+                await self.process.wait()
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        self._context.destroy(linger=0)
+        self._directory.cleanup()
+
+
+def _endpoint(directory: str, name: str) -> str:
+    return f"ipc://{Path(directory) / name}"
+
+
+def _exit_reason(returncode: int | None) -> str:
+    if returncode is None:
+        return "stopped answering"
+    if returncode < 0:
+        with contextlib.suppress(ValueError):
+            return f"was killed by {signal.Signals(-returncode).name}"
+    return f"ended with status {returncode}"
+
+
+def run_worker(address: str, build: "Callable[[bytes], Engine]") -> int:
+    """Be the engine process: load with ``build(payload)``, then take messages and step until standard input closes.
+
+    Returns the exit status. ``address`` is the directory that holds the sockets.
+    """
+    from penstock.engine.engine import error_info
+    from penstock.engine.host import EngineHost
+
+    context = zmq.Context()
+    inbox, outbox = context.socket(zmq.PULL), context.socket(zmq.PUSH)
+    inbox.set(zmq.RCVHWM, 0)
+    outbox.set(zmq.SNDHWM, 0)
+    inbox.connect(_endpoint(address, "in"))
+    outbox.connect(_endpoint(address, "out"))
+    encoder = msgspec.msgpack.Encoder()
+    stdin = sys.stdin.buffer
+    try:
+        (length,) = _LENGTH.unpack(stdin.read(_LENGTH.size))
+        host = EngineHost(build(stdin.read(length)))
+    except PenstockError as error:
+        outbox.send(encoder.encode(LoadFailed(error_info(error))))
+        context.destroy(linger=1000)
+        return 1 if isinstance(error, ConfigError) else 70
+    outbox.send(encoder.encode(host.loaded()))
+    decoder: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
+    poller = zmq.Poller()
+    poller.register(inbox, zmq.POLLIN)
+    poller.register(stdin.fileno(), zmq.POLLIN)
+    buffer = bytearray()
+    while True:
+        ready = dict(poller.poll(0 if host.has_work else None))
+        if stdin.fileno() in ready and not os.read(stdin.fileno(), 1):
+            return 0
+        if inbox in ready:
+            with contextlib.suppress(zmq.Again):
+                while True:
+                    host.handle(decoder.decode(inbox.recv(zmq.NOBLOCK)))
+        if host.has_work:
+            encoder.encode_into(host.step(), buffer)
+            outbox.send(buffer)

@@ -1,0 +1,1 @@
+"""Copying whole cache blocks."""

@@ -1,0 +1,1 @@
+"""Matrix products of packed tokens with weights."""

@@ -1,0 +1,1 @@
+"""The gated activation of feed-forward blocks."""

@@ -1,0 +1,1 @@
+"""Storing keys and values in the cache."""

@@ -1,0 +1,95 @@
+"""Tensors of a checkpoint, memory-mapped: nothing is read until it is used."""
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from penstock.errors import ModelUnreadable
+
+_INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+
+
+def weight_files(path: Path) -> list[Path]:
+    """Return the safetensors files of the model in directory ``path``.
+
+    Raises ``ModelUnreadable`` if there are none or one that the index names is missing.
+    """
+    index = path / _INDEX
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise ModelUnreadable(f"{index} is not an index of shards: {error!r}; fetch the file again") from error
+        for name in names:
+            if Path(name).name != name or not (path / name).is_file():
+                raise ModelUnreadable(f"{index} names the shard {name}, which is not there; fetch it")
+        return [path / name for name in names]
+    if (path / _SINGLE).is_file():
+        return [path / _SINGLE]
+    others = sorted(file.name for file in path.glob("*.bin"))
+    hint = f"only {others[0]}; convert it to safetensors" if others else "no weights"
+    raise ModelUnreadable(f"{path} holds neither {_SINGLE} nor {_INDEX}: there are {hint}")
+
+
+class Weights:
+    """All tensors of a checkpoint by name. A context manager; tensors taken from it stay valid after."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stack = ExitStack()
+        self._files: dict[str, tuple[Any, Path]] = {}
+        self._unused: set[str] = set()
+
+    def __enter__(self) -> Self:
+        for file in weight_files(self._path):
+            try:
+                handle = self._stack.enter_context(safe_open(file, framework="pt"))
+                names = list(handle.keys())
+            except (SafetensorError, OSError) as error:
+                self._stack.close()
+                raise ModelUnreadable(f"{file} is broken or cut short ({error}); fetch the file again") from error
+            self._files.update(dict.fromkeys(names, (handle, file)))
+        self._unused = set(self._files)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._files
+
+    def unused(self) -> Iterator[str]:
+        """Names that nobody took."""
+        return iter(sorted(self._unused))
+
+    def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Return the tensor ``name`` in ``dtype``; mapped, not copied, where it has that dtype already.
+
+        Raises ``ModelUnreadable`` if it is missing or not of ``shape``.
+        """
+        if name not in self._files:
+            raise ModelUnreadable(
+                f"{self._path} has no tensor {name}: the checkpoint is incomplete, or of another "
+                "architecture than its config.json says"
+            )
+        handle, file = self._files[name]
+        tensor: Tensor = handle.get_tensor(name)
+        if tuple(tensor.shape) != shape:
+            raise ModelUnreadable(
+                f"{file}: {name} is {list(tensor.shape)}, and config.json makes it {list(shape)}; the two do not "
+                "belong together"
+            )
+        if not tensor.dtype.is_floating_point:
+            raise ModelUnreadable(f"{file}: {name} is {tensor.dtype}; weights must be bf16, fp16 or fp32")
+        self._unused.discard(name)
+        return tensor.to(dtype)
