@@ -1,0 +1,21 @@
+"""Fixtures shared by all packages: tiny checkpoints, made once a session."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.tiny_models import make_checkpoint
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return a function from a family's name to its tiny checkpoint."""
+    made: dict[str, Path] = {}
+
+    def make(family: str) -> Path:
+        if family not in made:
+            made[family] = make_checkpoint(tmp_path_factory.mktemp(family), family)
+        return made[family]
+
+    return make

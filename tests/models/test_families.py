@@ -1,0 +1,84 @@
+"""Every native family against transformers on tiny random weights."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from penstock.models.decoder import load_model
+from tests.packing import layout_of
+from tests.tiny_models import FAMILIES, VOCAB_SIZE, make_checkpoint, reference_logits
+
+BLOCK = 4
+
+
+def _prompt(length: int, seed: int = 3) -> list[int]:
+    return torch.randint(0, VOCAB_SIZE, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("length", [1, 7, 60])
+@torch.inference_mode()
+def test_logits_equal_transformers(family: str, length: int, checkpoint: Callable[[str], Path]) -> None:
+    path = checkpoint(family)
+    model = load_model(path, dtype="float32")
+    token_ids = _prompt(length)
+    blocks = list(range(-(-length // BLOCK)))
+    cache = model.new_cache(len(blocks), BLOCK)
+    hidden = model.forward(torch.tensor(token_ids), layout_of([length], [length], [blocks], BLOCK), cache)
+    torch.testing.assert_close(model.logits(hidden), reference_logits(path, token_ids), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.inference_mode()
+def test_chunks_and_single_tokens_give_the_same_logits(family: str, checkpoint: Callable[[str], Path]) -> None:
+    path = checkpoint(family)
+    model = load_model(path, dtype="float32")
+    token_ids = _prompt(60)
+    expected = reference_logits(path, token_ids)
+    # Blocks out of order, and one more that belongs to nobody.
+    blocks = [(7 * i + 3) % 16 for i in range(15)]
+    cache = model.new_cache(17, BLOCK)
+    done = 0
+    for chunk in [13, 1, 1, 20, 1, 24]:
+        end = done + chunk
+        layout = layout_of([chunk], [end], [blocks[: -(-end // BLOCK)]], BLOCK)
+        hidden = model.forward(torch.tensor(token_ids[done:end]), layout, cache)
+        torch.testing.assert_close(model.logits(hidden), expected[done:end], atol=1e-4, rtol=0)
+        done = end
+
+
+def test_a_window_needs_only_its_own_blocks(checkpoint: Callable[[str], Path]) -> None:
+    path = checkpoint("mistral")
+    with torch.inference_mode():
+        model = load_model(path, dtype="float32")
+        token_ids = _prompt(60)
+        cache = model.new_cache(16, BLOCK)
+        model.forward(torch.tensor(token_ids[:59]), layout_of([59], [59], [list(range(15))], BLOCK), cache)
+        # Positions 36..59 are visible from the last one: nine blocks have slid out and may hold anything.
+        for kv in cache:
+            kv.k[:9], kv.v[:9] = torch.nan, torch.nan
+        layout = layout_of([1], [60], [list(range(9, 15))], BLOCK, starts=[36])
+        hidden = model.forward(torch.tensor(token_ids[59:]), layout, cache)
+    torch.testing.assert_close(model.logits(hidden)[0], reference_logits(path, token_ids)[-1], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.inference_mode()
+def test_half_precision_checkpoints_widen_exactly(dtype: torch.dtype, tmp_path: Path) -> None:
+    path = make_checkpoint(tmp_path, "llama", dtype=dtype)
+    model = load_model(path, dtype="float32")
+    token_ids = _prompt(20)
+    hidden = model.forward(
+        torch.tensor(token_ids), layout_of([20], [20], [list(range(5))], BLOCK), model.new_cache(5, BLOCK)
+    )
+    torch.testing.assert_close(model.logits(hidden), reference_logits(path, token_ids), atol=1e-4, rtol=0)
+    assert load_model(path, dtype=str(dtype).removeprefix("torch.")).dtype is dtype
+
+
+def test_sharded_checkpoints_load(tmp_path: Path) -> None:
+    single = load_model(make_checkpoint(tmp_path / "single"))
+    path = make_checkpoint(tmp_path / "sharded", max_shard_size="100KB")
+    assert len(list(path.glob("*.safetensors"))) > 1
+    assert load_model(path).num_parameters == single.num_parameters
