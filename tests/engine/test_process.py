@@ -1,0 +1,153 @@
+"""The engine in its own process: killed, refused, drained, abandoned."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from penstock.engine import ProcessClient
+from penstock.errors import Draining, ModelUnreadable, NotReady, WorkerDied
+from penstock.protocol import EngineState, TokenDelta
+from tests.engines import greedy, tokens_of
+from tests.tiny_models import reference_greedy
+
+COMMAND = [sys.executable, "-m", "tests.engine_worker"]
+PROMPT = list(b"def main(argv):")
+
+
+def client_of(path: Path) -> ProcessClient:
+    return ProcessClient(COMMAND, str(path).encode())
+
+
+@pytest_asyncio.fixture
+async def client(checkpoint: Callable[[str], Path]) -> AsyncIterator[ProcessClient]:
+    client = client_of(checkpoint("llama"))
+    await client.start()
+    yield client
+    await client.stop()
+
+
+async def collect(client: ProcessClient, name: str, max_tokens: int) -> list[TokenDelta]:
+    return [delta async for delta in client.generate(greedy(name, PROMPT, max_tokens))]
+
+
+async def until(condition: Callable[[], bool], nudge: Callable[[], Awaitable[object]] | None = None) -> None:
+    """Wait for a state that the other process brings about; the test's own timeout bounds it."""
+    while not condition():
+        await (nudge() if nudge else asyncio.sleep(0.005))
+
+
+def is_idle(client: ProcessClient) -> bool:
+    status = client.status()
+    return status.num_free_blocks == status.num_blocks and not status.num_running
+
+
+async def test_tokens_cross_the_border_unchanged(client: ProcessClient, checkpoint: Callable[[str], Path]) -> None:
+    deltas = await collect(client, "one", 12)
+    assert tokens_of(deltas) == reference_greedy(checkpoint("llama"), PROMPT, 12)
+    assert deltas[-1].finish_reason == "length"
+    assert deltas[-1].timeline is not None
+    status = client.status()
+    assert status.state is EngineState.READY
+    assert status.model is not None
+    assert status.counters.num_generation_tokens == 12
+
+
+async def test_kill_9_fails_what_runs_and_the_next_request_is_served(client: ProcessClient) -> None:
+    streams = [client.generate(greedy(f"r{i}", PROMPT, 110)) for i in range(4)]
+    for stream in streams:
+        await anext(stream)
+    assert client.pid is not None
+    os.kill(client.pid, signal.SIGKILL)
+    for stream in streams:
+        with pytest.raises(WorkerDied, match="SIGKILL"):
+            async for _ in stream:
+                pass
+    assert client.status().state is EngineState.RESTARTING
+    with pytest.raises(NotReady):
+        await collect(client, "early", 1)
+    await until(lambda: client.status().state is EngineState.READY)
+    assert client.status().num_restarts == 1
+    assert len(tokens_of(await collect(client, "after", 5))) == 5
+
+
+async def test_closing_a_stream_frees_its_blocks(client: ProcessClient) -> None:
+    streams = [client.generate(greedy(f"r{i}", PROMPT, 110)) for i in range(8)]
+    for stream in streams:
+        await anext(stream)
+    assert not is_idle(client)
+    for stream in streams:
+        await stream.aclose()  # type: ignore[attr-defined]
+    # The engine speaks when it steps: one more request makes it.
+    await collect(client, "last", 1)
+    assert is_idle(client)
+
+
+async def test_a_thousand_disconnects_leak_nothing(client: ProcessClient) -> None:
+    async def leave(i: int) -> None:
+        stream = client.generate(greedy(f"r{i}", [*PROMPT, i % 256], 60))
+        for _ in range(i % 4):
+            await anext(stream)
+        await stream.aclose()  # type: ignore[attr-defined]
+
+    for start in range(0, 1000, 50):
+        await asyncio.gather(*(leave(i) for i in range(start, start + 50)))
+    assert len(tokens_of(await collect(client, "last", 3))) == 3
+    assert is_idle(client)
+    assert not client.metrics._last_token_s
+    assert not client.metrics._started_s
+
+
+async def test_draining_finishes_what_runs_and_takes_nothing_new(client: ProcessClient) -> None:
+    stream = client.generate(greedy("r", PROMPT, 40))
+    await anext(stream)
+    drained = asyncio.create_task(client.drain(60))
+    await asyncio.sleep(0)
+    with pytest.raises(Draining):
+        await collect(client, "late", 1)
+    rest = [delta async for delta in stream]
+    assert rest[-1].finish_reason == "length"
+    assert await drained
+
+
+async def test_a_model_that_cannot_load_says_why(tmp_path: Path) -> None:
+    client = client_of(tmp_path / "nothing")
+    with pytest.raises(ModelUnreadable, match="is not there"):
+        await client.start()
+    assert client.status().state is EngineState.FAILED
+    await client.stop()
+
+
+def test_the_engine_ends_when_its_server_does(checkpoint: Callable[[str], Path]) -> None:
+    code = (
+        "import asyncio, os, sys\n"
+        "from tests.engine.test_process import client_of\n"
+        "from pathlib import Path\n"
+        "async def main():\n"
+        "    client = client_of(Path(sys.argv[1]))\n"
+        "    await client.start()\n"
+        "    print(client.pid, flush=True)\n"
+        "    os._exit(0)\n"
+        "asyncio.run(main())\n"
+    )
+    server = subprocess.run(
+        [sys.executable, "-c", code, str(checkpoint("llama"))], capture_output=True, text=True, check=True
+    )
+    pid = int(server.stdout)
+    # The worker is nobody's child now: the pipe that closed is all it has to go by.
+    while _is_alive(pid):
+        os.sched_yield()
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"

@@ -1,0 +1,21 @@
+"""An engine process over a tiny checkpoint, whose path is the payload: `python -m tests.engine_worker ADDRESS`."""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from penstock.engine.process import run_worker
+from penstock.errors import ModelUnreadable
+from tests.engines import build_engine
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+
+    def build(payload: bytes) -> object:
+        path = Path(payload.decode())
+        if not path.is_dir():
+            raise ModelUnreadable(f"{path} is not there")
+        return build_engine(path)
+
+    sys.exit(run_worker(sys.argv[1], build))  # type: ignore[arg-type]
