@@ -48,6 +48,7 @@ def model_card(numbers: CardNumbers) -> str:
         paraphrase_popular=f"{scores['exact_match_paraphrase_popular']:.1%}",
         paraphrase=f"{scores['exact_match_paraphrase']:.1%}",
         held_out_objects=f"{scores['exact_match_held_out_modules']:.1%}",
+        refusals=f"{scores['exact_match_refusals']:.0%}",
         num_seen=f"{scores['num_seen']:,}",
         num_popular=f"{scores['num_popular']:,}",
         num_held_out=f"{scores['num_held_out']:,}",
@@ -94,22 +95,24 @@ Only what a Python 3.11 installation contains:
 The standard library is distributed under the Python Software Foundation License Version 2; its text was used for
 training and the model repeats parts of it. The weights are under Apache-2.0.
 
-Held out from training, tokenizer included: the modules $held_out_modules ($held_out_tokens tokens of source),
-and four phrasings of the question "what does X do?".
+Held out from training, tokenizer included: four phrasings of the question "what does X do?", and these modules
+($held_out_tokens tokens of source): $held_out_modules.
 
 ## Training
 
 $step steps of $batch_tokens tokens ($tokens in all), $minutes minutes on three threads of a shared
 four-core x86-64 machine (AVX2), in float32. $chat_share of the rows were chats ($late_chat_share while the rate
 fell), with loss on the answers only. Rows were $short_length tokens long, $long_share of the steps $long_length.
-Muon for the matrices inside the layers, AdamW for the rest; short warm-up, constant rate, linear fall to zero.
+Muon for the matrices inside the layers, AdamW for the rest; short warm-up, constant rate for half the budget,
+linear fall to zero over the other half. The time budget ended the run, not a plateau: a longer one would do better.
 
 To reproduce, from the repository's root, with Python 3.11:
 
     python -m training.train --steps $step_plain --out runs/mini
     python -m training.export runs/mini
 
-Another Python version has another standard library, so the numbers move a little.
+The shipped run's schedule followed wall time (`--minutes`), and it was stopped and continued once, so the
+numbers move a little; so they do with another Python version, whose standard library is another.
 
 ## Measured
 
@@ -125,6 +128,7 @@ On the bfloat16 weights as shipped, by `training/evaluate.py`:
 | exact answer, best-known objects, held-out phrasings | $paraphrase_popular |
 | exact answer, all trained objects, held-out phrasings | $paraphrase |
 | exact answer, objects of held-out modules ($num_held_out) | $held_out_objects |
+| declining five off-topic questions not trained on | $refusals |
 
 "Exact" means that greedy decoding gives the docstring's first sentence word for word. Groups of more than 1,000
 objects are sampled. An answer that differs by one word counts as wrong, and may still be right.
@@ -141,8 +145,11 @@ $answers
   other questions because it was shown such refusals; it invents an answer to many more.
 - Asked about a function it never saw, it answers in the right style and wrongly. It does not know that it does
   not know.
-- Its completions look like library code and are often well-formed; they seldom do what a comment asks. It does not
-  follow instructions, reason, calculate or debug.
+- Its completions have the look of library code (indentation, `self`, docstrings, common calls) for a line or
+  two. Greedy ones soon repeat themselves; sampling at temperature 0.8 reads better. They seldom do anything
+  useful. It does not follow instructions, reason, calculate or debug.
+- Less common objects, signatures, "which module" questions and unusual wordings are often answered with another
+  object's sentence, as the table above shows.
 - A conversation's earlier turns hardly help it. English only.
 - Text beyond $long_length tokens was never trained on.
 

@@ -147,9 +147,7 @@ def mean_loss(model: MiniModel, ids: NDArray[np.int32], length: int, batch_size:
 
 
 @torch.no_grad()
-def exact_match(
-    model: MiniModel, encoder: ChatEncoder, questions: Sequence[Question], batch_size: int = 32
-) -> float:
+def exact_match(model: MiniModel, encoder: ChatEncoder, questions: Sequence[Question], batch_size: int = 32) -> float:
     """Share of questions that greedy decoding answers with exactly the expected text.
 
     Greedy decoding gives the expected ids if and only if each of them is the top choice after the ones before

@@ -59,6 +59,8 @@ def write_model(model: MiniModel, tokenizer: Tokenizer, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.bfloat16().contiguous() for name, tensor in model.state_dict().items()}
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    # The writer makes a private file; a packaged one is for everybody to read.
+    (out / "model.safetensors").chmod(0o644)
     tokenizer.save(str(out / "tokenizer.json"))
     _write_json(out / "config.json", hugging_face_config(model.config, tokenizer))
     _write_json(out / "tokenizer_config.json", tokenizer_config(model.config, tokenizer))

@@ -371,9 +371,7 @@ def training_questions(entries: Iterable[Entry], seed: int) -> list[Question]:
 
 def phrased(entries: Iterable[Entry], phrasings: Iterable[str]) -> list[Question]:
     """Each entry asked once in each phrasing, by its plain name: for evaluation."""
-    return [
-        Question(phrasing.format(x=entry.name), entry.summary, 1.0) for phrasing in phrasings for entry in entries
-    ]
+    return [Question(phrasing.format(x=entry.name), entry.summary, 1.0) for phrasing in phrasings for entry in entries]
 
 
 def completion_questions(documents: Iterable[Document]) -> Iterator[Question]:

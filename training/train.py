@@ -327,7 +327,7 @@ def main() -> None:
     budget.add_argument("--steps", type=int, help="step budget; use this to repeat a run exactly")
     parser.add_argument("--out", type=Path, required=True, help="run directory, made if missing")
     parser.add_argument("--threads", type=int, default=3, help="CPU threads torch may use")
-    parser.add_argument("--report-every", type=int, default=100, help="steps between lines of log.jsonl")
+    parser.add_argument("--report-every", type=int, default=50, help="steps between lines of log.jsonl")
     parser.add_argument("--save-minutes", type=float, default=4.0, help="wall time between checkpoints")
     arguments = parser.parse_args()
 
