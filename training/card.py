@@ -104,7 +104,7 @@ $step steps of $batch_tokens tokens ($tokens in all), $minutes minutes on three 
 four-core x86-64 machine (AVX2), in float32. $chat_share of the rows were chats ($late_chat_share while the rate
 fell), with loss on the answers only. Rows were $short_length tokens long, $long_share of the steps $long_length.
 Muon for the matrices inside the layers, AdamW for the rest; short warm-up, constant rate for half the budget,
-linear fall to zero over the other half. The time budget ended the run, not a plateau: a longer one would do better.
+linear fall to zero over the other half. The time budget ended the run, not a plateau.
 
 To reproduce, from the repository's root, with Python 3.11:
 
