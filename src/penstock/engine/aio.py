@@ -3,7 +3,7 @@
 import asyncio
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 
 import msgspec
 
@@ -60,7 +60,7 @@ class InProcessClient:
             raise error_from_code(message.error.code, message.error.message, param=message.error.param)
         self._model, self._status = message.model, message.status
 
-    def generate(self, request: GenerateRequest) -> AsyncIterator[TokenDelta]:
+    def generate(self, request: GenerateRequest) -> AsyncGenerator[TokenDelta, None]:
         """Yield deltas; see ``EngineClient.generate``."""
         if self._draining:
             raise Draining("the engine is shutting down; send the request elsewhere", retry_after_s=1.0)

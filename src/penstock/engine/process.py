@@ -12,7 +12,7 @@ import struct
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,7 +85,7 @@ class ProcessClient:
             raise error_from_code(error.code, error.message, param=error.param)
         self._watcher = asyncio.create_task(self._watch())
 
-    def generate(self, request: GenerateRequest) -> AsyncIterator[TokenDelta]:
+    def generate(self, request: GenerateRequest) -> AsyncGenerator[TokenDelta, None]:
         """Yield deltas; see ``EngineClient.generate``."""
         if self._state is EngineState.DRAINING or self._state is EngineState.STOPPED:
             raise Draining("the server is shutting down; send the request elsewhere", retry_after_s=1.0)

@@ -1,7 +1,7 @@
 """The client's side of running requests: one queue for each, filled by steps, emptied by whoever awaits it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 
 from penstock.engine.messages import Abort, Submit, ToEngine
 from penstock.engine.metrics import EngineMetrics
@@ -22,7 +22,7 @@ class RequestStreams:
     def __len__(self) -> int:
         return len(self._queues)
 
-    async def generate(self, request: GenerateRequest) -> AsyncIterator[TokenDelta]:
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[TokenDelta, None]:
         """Yield the deltas of ``request``; see ``EngineClient.generate``."""
         request_id = request.request_id
         if request_id in self._queues:

@@ -1,6 +1,6 @@
 """How everything outside an engine talks to it."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Protocol
 
 from penstock.protocol.generate import GenerateRequest, TokenDelta
@@ -19,7 +19,7 @@ class EngineClient(Protocol):
         Raises ``ConfigError`` when the engine cannot start as configured.
         """
 
-    def generate(self, request: GenerateRequest) -> AsyncIterator[TokenDelta]:
+    def generate(self, request: GenerateRequest) -> AsyncGenerator[TokenDelta, None]:
         """Yield the deltas of all choices as they come; ends after each choice has finished.
 
         Closing the iterator early aborts the request and frees its blocks within one step.

@@ -1,0 +1,1 @@
+"""What every HTTP surface shares: the error table, server-sent events, middleware."""

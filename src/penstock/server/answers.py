@@ -1,0 +1,199 @@
+"""What an engine's deltas become on the wire, for both endpoints, whole and streamed."""
+
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from penstock.errors import PenstockError
+from penstock.http import sse
+from penstock.http.errors import error_body
+from penstock.protocol import Candidate, FinishReason, Timeline, TokenDelta, TokenLogprobs
+from penstock.text import Tokenizer
+
+Deltas = AsyncGenerator[tuple[int, TokenDelta], None]
+"""(which prompt, delta)"""
+
+
+@dataclass(slots=True)
+class _Choice:
+    """One choice as it grows."""
+
+    text: list[str] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+    timeline: Timeline | None = None
+    num_chars: int = 0
+
+
+class Answer:
+    """One response: its choices, what they cost, and their form on the wire."""
+
+    def __init__(
+        self,
+        *,
+        is_chat: bool,
+        answer_id: str,
+        model: str,
+        num_choices: int,
+        tokenizer: Tokenizer,
+        wants_timeline: bool,
+        summary: dict[str, Any],
+    ) -> None:
+        self._is_chat = is_chat
+        self._tokenizer = tokenizer
+        self._wants_timeline = wants_timeline
+        self._summary = summary
+        self._num_choices = num_choices
+        """For each prompt."""
+        self._choices: dict[int, _Choice] = {}
+        self._prompt_tokens: dict[int, int] = {}
+        self._cached_tokens = 0
+        self._output_tokens = 0
+        self._head = {"id": answer_id, "created": int(time.time()), "model": model}
+
+    async def whole(self, deltas: Deltas) -> dict[str, Any]:
+        """Take all deltas in and return the response's body."""
+        async for prompt, delta in deltas:
+            _, choice = self._take(prompt, delta)
+            choice.text.append(delta.text)
+            choice.logprobs.extend(delta.logprobs)
+        kind = "chat.completion" if self._is_chat else "text_completion"
+        choices = [self._whole_choice(index, choice) for index, choice in sorted(self._choices.items())]
+        return {**self._head, "object": kind, "choices": choices, "usage": self._usage(), **self._extra()}
+
+    async def stream(self, deltas: Deltas, *, include_usage: bool) -> AsyncIterator[bytes]:
+        """Yield server-sent events; an error after the first byte is one ``error`` event and then the end."""
+        try:
+            async for prompt, delta in deltas:
+                index, choice = self._take(prompt, delta)
+                if self._is_chat and choice.num_chars == 0:
+                    choice.num_chars = 1
+                    yield self._event([self._chunk(index, {"role": "assistant", "content": ""}, None, None, None)])
+                if delta.text or delta.logprobs or delta.finish_reason:
+                    yield self._event([self._streamed_choice(index, choice, delta)])
+        except PenstockError as error:
+            self._summary["error"] = error.code
+            yield sse.event(msgspec.json.encode(error_body(error)))
+            return
+        if include_usage or self._wants_timeline:
+            usage = {"usage": self._usage()} if include_usage else {}
+            yield self._event([], **usage, **self._extra())
+        yield sse.DONE
+
+    def _take(self, prompt: int, delta: TokenDelta) -> tuple[int, _Choice]:
+        """Count a delta and return its choice and that one's index."""
+        index = prompt * self._num_choices + delta.index
+        choice = self._choices.setdefault(index, _Choice())
+        if delta.finish_reason is not None:
+            choice.finish_reason, choice.stop_reason = delta.finish_reason, delta.stop_reason
+            choice.timeline = delta.timeline
+            self._summarize(prompt, delta)
+        return index, choice
+
+    def _summarize(self, prompt: int, delta: TokenDelta) -> None:
+        usage = delta.usage
+        if usage is not None:
+            if prompt not in self._prompt_tokens:
+                self._cached_tokens += usage.num_cached_tokens
+            self._prompt_tokens[prompt] = usage.num_prompt_tokens
+            self._output_tokens += usage.num_output_tokens
+        self._summary.update(
+            num_prompt_tokens=sum(self._prompt_tokens.values()),
+            num_cached_tokens=self._cached_tokens,
+            num_output_tokens=self._output_tokens,
+            finish_reason=delta.finish_reason,
+        )
+        if delta.timeline is not None:
+            self._summary["timeline"] = msgspec.to_builtins(delta.timeline)
+
+    def _usage(self) -> dict[str, Any]:
+        num_prompt = sum(self._prompt_tokens.values())
+        return {
+            "prompt_tokens": num_prompt,
+            "completion_tokens": self._output_tokens,
+            "total_tokens": num_prompt + self._output_tokens,
+            "prompt_tokens_details": {"cached_tokens": self._cached_tokens},
+        }
+
+    def _extra(self) -> dict[str, Any]:
+        if not self._wants_timeline:
+            return {}
+        return {"penstock": {"timeline": [choice.timeline for _, choice in sorted(self._choices.items())]}}
+
+    def _whole_choice(self, index: int, choice: _Choice) -> dict[str, Any]:
+        text = "".join(choice.text)
+        common = {"index": index, "finish_reason": choice.finish_reason, "stop_reason": choice.stop_reason}
+        if self._is_chat:
+            logprobs = {"content": self._chat_logprobs(choice.logprobs)} if choice.logprobs else None
+            return {**common, "message": {"role": "assistant", "content": text}, "logprobs": logprobs}
+        return {
+            **common,
+            "text": text,
+            "logprobs": self._text_logprobs(choice.logprobs, 0) if choice.logprobs else None,
+        }
+
+    def _streamed_choice(self, index: int, choice: _Choice, delta: TokenDelta) -> dict[str, Any]:
+        logprobs: dict[str, Any] | None = None
+        if delta.logprobs and self._is_chat:
+            logprobs = {"content": self._chat_logprobs(delta.logprobs)}
+        elif delta.logprobs:
+            logprobs = self._text_logprobs(delta.logprobs, choice.num_chars)
+            choice.num_chars += sum(map(len, logprobs["tokens"]))
+        content: dict[str, str] | str = delta.text
+        if self._is_chat:
+            content = {"content": delta.text} if delta.text else {}
+        return self._chunk(index, content, logprobs, delta.finish_reason, delta.stop_reason)
+
+    def _chunk(
+        self,
+        index: int,
+        content: dict[str, str] | str,
+        logprobs: dict[str, Any] | None,
+        finish_reason: FinishReason | None,
+        stop_reason: int | str | None,
+    ) -> dict[str, Any]:
+        chunk = {
+            "index": index,
+            "delta" if self._is_chat else "text": content,
+            "logprobs": logprobs,
+            "finish_reason": finish_reason,
+        }
+        return chunk if stop_reason is None else {**chunk, "stop_reason": stop_reason}
+
+    def _event(self, choices: Sequence[dict[str, Any]], **extra: Any) -> bytes:
+        kind = "chat.completion.chunk" if self._is_chat else "text_completion"
+        return sse.event(msgspec.json.encode({**self._head, "object": kind, "choices": choices, **extra}))
+
+    def _chat_logprobs(self, logprobs: Sequence[TokenLogprobs]) -> list[dict[str, Any]]:
+        return [
+            {**self._candidate(one.chosen), "top_logprobs": [self._candidate(other) for other in one.top]}
+            for one in logprobs
+        ]
+
+    def _candidate(self, candidate: Candidate) -> dict[str, Any]:
+        return {
+            "token": self._tokenizer.token_text(candidate.token_id),
+            "logprob": max(candidate.logprob, -9999.0),
+            "bytes": list(self._tokenizer.token_bytes(candidate.token_id)),
+        }
+
+    def _text_logprobs(self, logprobs: Sequence[TokenLogprobs], offset: int) -> dict[str, Any]:
+        """Return the parallel lists of the older endpoint; offsets count characters of the tokens' own text."""
+        tokens = [self._tokenizer.token_text(one.chosen.token_id) for one in logprobs]
+        offsets = []
+        for token in tokens:
+            offsets.append(offset)
+            offset += len(token)
+        return {
+            "tokens": tokens,
+            "token_logprobs": [max(one.chosen.logprob, -9999.0) for one in logprobs],
+            "top_logprobs": [
+                {self._tokenizer.token_text(other.token_id): max(other.logprob, -9999.0) for other in one.top}
+                for one in logprobs
+            ],
+            "text_offset": offsets,
+        }

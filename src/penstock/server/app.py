@@ -1,0 +1,391 @@
+"""The API: routes, and what surrounds them."""
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from prometheus_client import CollectorRegistry, generate_latest
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+import penstock
+from penstock.errors import InternalError, InvalidRequest, PenstockError
+from penstock.http import errors as http_errors
+from penstock.http.middleware import BodyLimit, HTTPMetrics, RequestMiddleware
+from penstock.http.sse import ClientLeft, EventStream, until_client_leaves
+from penstock.protocol import EngineClient, EngineState, GenerateRequest, TokenDelta
+from penstock.server.answers import Answer, Deltas
+from penstock.server.config import ServerConfig
+from penstock.server.prepare import check_model, generate_request
+from penstock.server.schemas import (
+    LATER,
+    ChatCompletionRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    ErrorResponse,
+    TokenizeChatRequest,
+    TokenizeTextRequest,
+)
+from penstock.text import ChatTemplate, Tokenizer
+
+T = TypeVar("T")
+
+_LONG_TEXT_CHARS = 4096
+"""Longer text is rendered and tokenized on a thread, so that others' streams do not wait for it."""
+
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorResponse, "description": description}
+    for status, description in {
+        400: "The request is wrong; `param` names where.",
+        404: "No such model.",
+        413: "The request is too large.",
+        500: "The engine failed under this request.",
+        503: "Not ready, full or shutting down; `Retry-After` says when to try again.",
+        504: "The deadline cannot be met.",
+    }.items()
+}
+
+
+def create_app(
+    *,
+    client: EngineClient,
+    tokenizer: Tokenizer,
+    template: ChatTemplate | None,
+    config: ServerConfig,
+    registry: CollectorRegistry,
+) -> FastAPI:
+    """Return the server as an ASGI application. Whoever runs it starts, drains and stops ``client``.
+
+    ``registry`` is what /metrics shows; HTTP's own metrics are added to it.
+    """
+    app = FastAPI(title="Penstock", version=penstock.__version__, description="OpenAI-compatible API over one model.")
+    api = _API(client, tokenizer, template, config)
+    _add_generation(app, api)
+    _add_tokenizing(app, api)
+    _add_health(app, client, registry)
+    _add_error_handlers(app)
+    app.add_middleware(BodyLimit, max_body_bytes=config.max_body_bytes)
+    app.add_middleware(RequestMiddleware, metrics=HTTPMetrics(registry))
+    return app
+
+
+class _API:
+    """What the generating routes share."""
+
+    def __init__(
+        self, client: EngineClient, tokenizer: Tokenizer, template: ChatTemplate | None, config: ServerConfig
+    ) -> None:
+        self.client = client
+        self.tokenizer = tokenizer
+        self.config = config
+        self._template = template
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.config.served_names or (self.client.model().name,)
+
+    async def chat_tokens(self, body: ChatCompletionRequest | TokenizeChatRequest) -> list[int]:
+        """Return a conversation's tokens."""
+        template = self._template
+        if template is None:
+            raise InvalidRequest("this model has no chat template; use /v1/completions", param="messages")
+        messages = [message.as_template_input() for message in body.messages]
+
+        def run() -> list[int]:
+            text = template.render(
+                messages,
+                add_generation_prompt=body.add_generation_prompt and not body.continue_final_message,
+                continue_final_message=body.continue_final_message,
+                variables=body.chat_template_kwargs,
+            )
+            return self.tokenizer.encode(text, add_special_tokens=body.add_special_tokens)
+
+        return await _off_loop(run, sum(len(message["content"]) for message in messages))
+
+    async def text_tokens(self, texts: list[str], *, add_special_tokens: bool) -> list[list[int]]:
+        """Return each text's tokens."""
+        return await _off_loop(
+            lambda: [self.tokenizer.encode(text, add_special_tokens=add_special_tokens) for text in texts],
+            sum(map(len, texts)),
+        )
+
+    async def prompts(self, body: CompletionRequest) -> list[list[int]]:
+        """Return the token ids of each prompt."""
+        given = body.prompt
+        if isinstance(given, str):
+            texts = [given]
+        elif not given:
+            raise InvalidRequest("prompt is empty: give at least one", param="prompt")
+        elif isinstance(given[0], int):
+            return [[token_id for token_id in given if isinstance(token_id, int)]]
+        else:
+            if len(given) > self.config.max_prompts:
+                raise InvalidRequest(
+                    f"there are {len(given)} prompts; this server takes at most {self.config.max_prompts} at once",
+                    param="prompt",
+                )
+            if isinstance(given[0], list):
+                return [ids for ids in given if isinstance(ids, list)]
+            texts = [text for text in given if isinstance(text, str)]
+        return await self.text_tokens(texts, add_special_tokens=body.add_special_tokens)
+
+    async def answer(
+        self, request: Request, body: CompletionRequest | ChatCompletionRequest, prompts: list[list[int]]
+    ) -> Response:
+        """Run every prompt and return the response, whole or streamed."""
+        is_chat = isinstance(body, ChatCompletionRequest)
+        model = self.client.model()
+        answer_id = f"{'chatcmpl' if is_chat else 'cmpl'}-{uuid.uuid4().hex}"
+        summary = request.state.summary
+        summary.update(answer_id=answer_id, num_prompts=len(prompts), tenant=body.penstock.tenant)
+        if body.stream_options is not None and not body.stream:
+            raise InvalidRequest("stream_options needs stream to be true", param="stream_options")
+        requests = [
+            generate_request(body, ids, request_id=f"{answer_id}-{i}", model=model, config=self.config)
+            for i, ids in enumerate(prompts)
+        ]
+        answer = Answer(
+            is_chat=is_chat,
+            answer_id=answer_id,
+            model=check_model(body.model, self.names),
+            num_choices=body.n,
+            tokenizer=self.tokenizer,
+            wants_timeline=body.penstock.timeline,
+            summary=summary,
+        )
+        deltas = _merge(self.client, requests)
+        if not body.stream:
+            async with contextlib.aclosing(deltas):
+                result = await until_client_leaves(request, answer.whole(deltas))
+            return json_response(result)
+        # The first delta comes before the status does, so that a refusal is not a 200.
+        first = await until_client_leaves(request, _first(deltas))
+        include_usage = body.stream_options is not None and body.stream_options.include_usage
+        return EventStream(answer.stream(_from_first(first, deltas), include_usage=include_usage))
+
+
+def _add_generation(app: FastAPI, api: _API) -> None:
+    @app.get("/v1/models", responses={503: _ERRORS[503]})
+    async def models() -> Response:
+        """List what is served."""
+        return json_response({"object": "list", "data": [_model_card(api, name) for name in api.names]})
+
+    @app.get("/v1/models/{name:path}", responses={404: _ERRORS[404], 503: _ERRORS[503]})
+    async def model(name: str) -> Response:
+        """Describe one model."""
+        return json_response(_model_card(api, check_model(name, api.names)))
+
+    @app.post("/v1/completions", responses=_ERRORS)
+    async def completions(body: CompletionRequest, request: Request) -> Response:
+        """Continue text."""
+        check_model(body.model, api.names)
+        return await api.answer(request, body, await api.prompts(body))
+
+    @app.post("/v1/chat/completions", responses=_ERRORS)
+    async def chat_completions(body: ChatCompletionRequest, request: Request) -> Response:
+        """Answer a conversation."""
+        check_model(body.model, api.names)
+        return await api.answer(request, body, [await api.chat_tokens(body)])
+
+
+def _add_tokenizing(app: FastAPI, api: _API) -> None:
+    @app.post("/tokenize", responses=_ERRORS)
+    async def tokenize(body: TokenizeTextRequest | TokenizeChatRequest) -> Response:
+        """Return the tokens of a prompt or a conversation."""
+        check_model(body.model, api.names)
+        if isinstance(body, TokenizeChatRequest):
+            tokens = await api.chat_tokens(body)
+        else:
+            tokens = (await api.text_tokens([body.prompt], add_special_tokens=body.add_special_tokens))[0]
+        strings = [api.tokenizer.token_text(token_id) for token_id in tokens] if body.return_token_strs else None
+        return json_response(
+            {
+                "count": len(tokens),
+                "max_model_len": api.client.model().max_model_tokens,
+                "tokens": tokens,
+                "token_strs": strings,
+            }
+        )
+
+    @app.post("/detokenize", responses=_ERRORS)
+    async def detokenize(body: DetokenizeRequest) -> Response:
+        """Return the text of tokens."""
+        check_model(body.model, api.names)
+        vocab_size = api.client.model().vocab_size
+        if max(body.tokens, default=0) >= vocab_size:
+            raise InvalidRequest(
+                f"token id {max(body.tokens)} is not in the vocabulary: ids go from 0 to {vocab_size - 1}",
+                param="tokens",
+            )
+        return json_response({"prompt": api.tokenizer.decode(body.tokens)})
+
+
+def _add_health(app: FastAPI, client: EngineClient, registry: CollectorRegistry) -> None:
+    async def live() -> Response:
+        """Say that the process answers; depends on nothing."""
+        return json_response({"status": "alive"})
+
+    async def ready() -> Response:
+        """Say whether requests are taken now, and if not why."""
+        status = client.status()
+        is_ready = status.state is EngineState.READY
+        headers = {} if is_ready else {"retry-after": "1"}
+        return json_response({"status": status.state, "reason": status.reason}, 200 if is_ready else 503, headers)
+
+    async def health() -> Response:
+        """Return everything the engine says about itself."""
+        status = client.status()
+        return json_response(status, 200 if status.state is EngineState.READY else 503)
+
+    async def metrics() -> Response:
+        """Return Prometheus metrics."""
+        return Response(generate_latest(registry), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def version() -> Response:
+        """Return the server's version."""
+        return json_response({"version": penstock.__version__})
+
+    unready: dict[int | str, dict[str, Any]] = {503: {"description": "Not ready; the body says why."}}
+    for path in ("/health/live", "/ping", "/healthz"):
+        app.get(path, include_in_schema=path.startswith("/health/"))(live)
+    for path in ("/health/ready", "/readyz"):
+        app.get(path, include_in_schema=path.startswith("/health/"), responses=unready)(ready)
+    app.get("/health", responses=unready)(health)
+    app.get("/metrics")(metrics)
+    app.get("/version")(version)
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    async def on_penstock_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, PenstockError), "registered for this class"
+        request.state.summary["error"] = error.code
+        return json_response(
+            http_errors.error_body(error), http_errors.status_of(error), http_errors.error_headers(error)
+        )
+
+    async def on_validation_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError), "registered for this class"
+        return await on_penstock_error(request, _explain(error.errors()))
+
+    async def on_http_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException), "registered for this class"
+        if error.status_code == 400:
+            return await on_penstock_error(request, InvalidRequest("the body is not valid JSON"))
+        message = {
+            404: f"there is nothing at {request.method} {request.url.path}; see /docs for what there is",
+            405: f"{request.url.path} does not take {request.method}",
+        }.get(error.status_code, error.detail)
+        body = http_errors.body(
+            message, kind="invalid_request_error", code="not_found" if error.status_code == 404 else None
+        )
+        return json_response(body, error.status_code, dict(error.headers or {}))
+
+    async def on_bug(request: Request, error: Exception) -> Response:
+        request.state.summary["error"] = "internal_error"
+        internal = InternalError("the server failed on this request; its log has the details")
+        return json_response(http_errors.error_body(internal), 500)
+
+    app.add_exception_handler(PenstockError, on_penstock_error)
+    app.add_exception_handler(RequestValidationError, on_validation_error)
+    app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(Exception, on_bug)
+
+
+def _explain(problems: Sequence[Any]) -> InvalidRequest:
+    """Return pydantic's first complaint in words that name the parameter and what it may be."""
+    # A union reports each of its members; the deepest complaint is about the one that was meant.
+    problem = max(problems, key=lambda one: len(one["loc"]))
+    path = [str(part) for part in problem["loc"] if part != "body"]
+    param = ".".join(part for part in path if "[" not in part and not part[:1].isupper()) or None
+    kind, message = problem["type"], problem["msg"]
+    if kind == "json_invalid":
+        return InvalidRequest(f"the body is not valid JSON: {problem.get('ctx', {}).get('error', message)}")
+    if kind == "extra_forbidden" and param in LATER:
+        return InvalidRequest(f"{param} is not supported yet; leave it out", param=param)
+    if kind == "extra_forbidden":
+        return InvalidRequest(f"unknown parameter {param!r}; leave it out", param=param)
+    if kind == "missing":
+        return InvalidRequest(f"{param or 'the body'} is missing", param=param)
+    where = "the body" if param is None else param
+    return InvalidRequest(f"{where}: {message[:1].lower()}{message[1:]}", param=param)
+
+
+def _model_card(api: _API, name: str) -> dict[str, Any]:
+    info = api.client.model()
+    return {
+        "id": name,
+        "object": "model",
+        "created": _STARTED_UNIX_S,
+        "owned_by": "penstock",
+        "root": info.name,
+        "max_model_len": info.max_model_tokens,
+    }
+
+
+_STARTED_UNIX_S = int(time.time())
+
+
+def json_response(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """Return ``content``, plain data or protocol structs, as JSON."""
+    return Response(msgspec.json.encode(content), status, headers, media_type="application/json")
+
+
+async def _off_loop(work: Callable[[], T], num_chars: int) -> T:
+    return await asyncio.to_thread(work) if num_chars > _LONG_TEXT_CHARS else work()
+
+
+async def _first(deltas: Deltas) -> tuple[int, TokenDelta]:
+    return await anext(deltas)
+
+
+async def _from_first(first: tuple[int, TokenDelta], rest: Deltas) -> AsyncGenerator[tuple[int, TokenDelta], None]:
+    try:
+        yield first
+        async for item in rest:
+            yield item
+    finally:
+        await rest.aclose()
+
+
+async def _merge(client: EngineClient, requests: list[GenerateRequest]) -> AsyncGenerator[tuple[int, TokenDelta], None]:
+    """Yield the deltas of all requests as they come; closing it, or one request's failure, ends them all."""
+    if len(requests) == 1:
+        async with contextlib.aclosing(client.generate(requests[0])) as deltas:
+            async for delta in deltas:
+                yield 0, delta
+        return
+    queue: asyncio.Queue[tuple[int, TokenDelta | BaseException | None]] = asyncio.Queue()
+
+    async def pump(prompt: int, request: GenerateRequest) -> None:
+        try:
+            async with contextlib.aclosing(client.generate(request)) as deltas:
+                async for delta in deltas:
+                    queue.put_nowait((prompt, delta))
+            queue.put_nowait((prompt, None))
+        except PenstockError as error:
+            queue.put_nowait((prompt, error))
+
+    tasks = [asyncio.create_task(pump(i, request)) for i, request in enumerate(requests)]
+    num_left = len(tasks)
+    try:
+        while num_left:
+            prompt, item = await queue.get()
+            if isinstance(item, BaseException):
+                raise item
+            if item is None:
+                num_left -= 1
+            else:
+                yield prompt, item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+__all__ = ["ClientLeft", "create_app"]

@@ -1,0 +1,31 @@
+"""What an operator may tell the server. Each note says what turning the value up and down does."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServerConfig:
+    """Where to listen and what to accept."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 for all interfaces."""
+    port: int = 8000
+    """Port to listen on."""
+    served_names: tuple[str, ...] = ()
+    """Names clients may call the model by; empty: the name it was started with."""
+    max_body_bytes: int = 8 * 1024 * 1024
+    """Largest request body. Up: longer prompts in one request. Down: less memory a stranger can claim."""
+    max_prompt_tokens: int | None = None
+    """Longest prompt; None: as long as the model's context."""
+    max_prompts: int = 64
+    """Most prompts in one completion request. Up: bigger batches by one client. Down: fairer sharing."""
+    max_choices: int = 16
+    """Most choices (n) for one prompt. Up: more load by one request. Down: less."""
+    max_stop_strings: int = 16
+    """Most stop strings."""
+    max_stop_chars: int = 256
+    """Longest stop string. Up: more text may be held back while streaming. Down: less."""
+    max_logprobs: int = 20
+    """Most alternatives per token. Up: larger answers. Down: smaller ones."""
+    drain_timeout_s: float = 30.0
+    """How long shutting down waits for running requests. Up: fewer cut-off answers. Down: faster restarts."""

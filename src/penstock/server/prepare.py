@@ -1,0 +1,128 @@
+"""From a client's parameters to what an engine takes, checking what the wire schema cannot."""
+
+from penstock.errors import ContextTooLong, InvalidRequest, ModelNotFound
+from penstock.protocol import GenerateRequest, ModelInfo, Priority, SamplingParams
+from penstock.server.config import ServerConfig
+from penstock.server.schemas import ChatCompletionRequest, CompletionRequest
+
+DEFAULT_COMPLETION_TOKENS = 16
+"""OpenAI's default for /v1/completions."""
+
+
+def check_model(name: str | None, names: tuple[str, ...]) -> str:
+    """Return the name to answer under. Raises ``ModelNotFound``."""
+    if name is None or name in names:
+        return name or names[0]
+    raise ModelNotFound(f"there is no model {name!r} here; this server has {', '.join(names)}", param="model")
+
+
+def generate_request(
+    body: CompletionRequest | ChatCompletionRequest,
+    prompt_token_ids: list[int],
+    *,
+    request_id: str,
+    model: ModelInfo,
+    config: ServerConfig,
+) -> GenerateRequest:
+    """Return the engine's request for one prompt.
+
+    Raises ``InvalidRequest`` or ``ContextTooLong`` naming the parameter at fault.
+    """
+    room = model.max_model_tokens - len(prompt_token_ids)
+    longest = config.max_prompt_tokens
+    prompt_param = "messages" if isinstance(body, ChatCompletionRequest) else "prompt"
+    if longest is not None and len(prompt_token_ids) > longest:
+        raise ContextTooLong(
+            f"the prompt has {len(prompt_token_ids)} tokens and this server takes {longest}; shorten it",
+            param=prompt_param,
+        )
+    if room < 1:
+        raise ContextTooLong(
+            f"the prompt has {len(prompt_token_ids)} tokens and this model holds {model.max_model_tokens}, prompt and "
+            "answer together; shorten it",
+            param=prompt_param,
+        )
+    if isinstance(body, ChatCompletionRequest):
+        max_tokens = body.max_completion_tokens or body.max_tokens or room
+        logprobs = _chat_logprobs(body)
+    else:
+        max_tokens = body.max_tokens or min(DEFAULT_COMPLETION_TOKENS, room)
+        logprobs = body.logprobs
+    options = body.penstock
+    return GenerateRequest(
+        request_id=request_id,
+        prompt_token_ids=prompt_token_ids,
+        sampling=_sampling(body, max_tokens, logprobs, model, config),
+        priority=Priority[options.priority],
+        deadline_s=options.deadline_s,
+        tenant=options.tenant,
+        cache_salt=body.cache_salt,
+    )
+
+
+def _chat_logprobs(body: ChatCompletionRequest) -> int | None:
+    if body.top_logprobs is not None and not body.logprobs:
+        raise InvalidRequest("top_logprobs needs logprobs to be true", param="top_logprobs")
+    return (body.top_logprobs or 0) if body.logprobs else None
+
+
+def _sampling(
+    body: CompletionRequest | ChatCompletionRequest,
+    max_tokens: int,
+    logprobs: int | None,
+    model: ModelInfo,
+    config: ServerConfig,
+) -> SamplingParams:
+    if body.n > config.max_choices:
+        raise InvalidRequest(f"n is {body.n}; this server makes at most {config.max_choices} choices", param="n")
+    if logprobs is not None and logprobs > config.max_logprobs:
+        param = "top_logprobs" if isinstance(body, ChatCompletionRequest) else "logprobs"
+        raise InvalidRequest(f"{param} is {logprobs}; this server gives at most {config.max_logprobs}", param=param)
+    if body.min_tokens > max_tokens:
+        raise InvalidRequest(
+            f"min_tokens is {body.min_tokens} and at most {max_tokens} tokens may come; lower it", param="min_tokens"
+        )
+    logit_bias = {int(token_id): bias for token_id, bias in (body.logit_bias or {}).items()}
+    for name, ids in (("logit_bias", logit_bias), ("stop_token_ids", body.stop_token_ids or ())):
+        for token_id in ids:
+            if token_id >= model.vocab_size:
+                raise InvalidRequest(
+                    f"token id {token_id} is not in the vocabulary: ids go from 0 to {model.vocab_size - 1}", param=name
+                )
+    return SamplingParams(
+        max_tokens=max_tokens,
+        min_tokens=body.min_tokens,
+        n=body.n,
+        temperature=1.0 if body.temperature is None else body.temperature,
+        top_k=max(body.top_k, 0),
+        top_p=1.0 if body.top_p is None else body.top_p,
+        min_p=body.min_p,
+        repetition_penalty=body.repetition_penalty,
+        presence_penalty=body.presence_penalty or 0.0,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        logit_bias=logit_bias,
+        seed=body.seed,
+        stop=_stop_strings(body.stop, config),
+        include_stop_str_in_output=body.include_stop_str_in_output,
+        stop_token_ids=tuple(body.stop_token_ids or ()),
+        ignore_eos=body.ignore_eos,
+        logprobs=logprobs,
+        skip_special_tokens=body.skip_special_tokens,
+    )
+
+
+def _stop_strings(stop: str | list[str] | None, config: ServerConfig) -> tuple[str, ...]:
+    strings = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    if len(strings) > config.max_stop_strings:
+        raise InvalidRequest(
+            f"there are {len(strings)} stop strings; this server takes at most {config.max_stop_strings}", param="stop"
+        )
+    for string in strings:
+        if not string:
+            raise InvalidRequest("a stop string is empty; leave it out", param="stop")
+        if len(string) > config.max_stop_chars:
+            raise InvalidRequest(
+                f"a stop string has {len(string)} characters; this server takes at most {config.max_stop_chars}",
+                param="stop",
+            )
+    return strings
