@@ -115,6 +115,10 @@ class ProcessClient:
             raise NotReady("the model is still loading; retry in a moment", retry_after_s=1.0)
         return self._model
 
+    def model_or_none(self) -> ModelInfo | None:
+        """Return what is served, None before the engine has loaded once."""
+        return self._model
+
     async def drain(self, timeout_s: float) -> bool:
         """Refuse new requests and wait for the running ones."""
         self._state, self._reason = EngineState.DRAINING, "the server is shutting down"

@@ -87,7 +87,7 @@ class RequestMiddleware:
         self._metrics.requests.labels(route, method, str(status)).inc()
         self._metrics.seconds.labels(route).observe(seconds)
         is_probe = route.startswith(("/health", "/metrics", "/ping", "/readyz"))
-        log = _log.debug if is_probe and status < 400 else _log.info
+        log = _log.debug if is_probe else _log.info
         trace = headers.get("traceparent")
         log(
             "request",

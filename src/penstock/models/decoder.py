@@ -150,6 +150,13 @@ def load_model(path: Path, *, dtype: str = "auto", ops: Ops | None = None) -> De
     return model
 
 
+def count_parameters(path: Path, config: ModelConfig) -> int:
+    """Return how many parameters ``load_model`` will hold, from the files' headers alone."""
+    with Weights(path) as weights:
+        tied_copy = "lm_head.weight" if config.tie_word_embeddings else ""
+        return sum(weights.num_elements(name) for name in weights.unused() if name != tied_copy)
+
+
 def run_dtype(config: ModelConfig, dtype: str) -> str:
     """Return the dtype a model runs in: the one asked for, or for ``auto`` the checkpoint's own if this processor
     computes in it, float32, which holds every value of the others exactly, if not.

@@ -1,6 +1,7 @@
 """Tensors of a checkpoint, memory-mapped: nothing is read until it is used."""
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -71,6 +72,11 @@ class Weights:
     def unused(self) -> Iterator[str]:
         """Names that nobody took."""
         return iter(sorted(self._unused))
+
+    def num_elements(self, name: str) -> int:
+        """Return the size of a tensor without reading it."""
+        handle, _ = self._files[name]
+        return math.prod(handle.get_slice(name).get_shape())
 
     def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Return the tensor ``name`` in ``dtype``; mapped, not copied, where it has that dtype already.

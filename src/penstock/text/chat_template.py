@@ -124,9 +124,7 @@ def _run(template: jinja2.Template, variables: dict[str, Any], max_chars: int) -
 def _mark_end(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     last = messages[-1].get("content") if messages else None
     if not isinstance(last, str):
-        raise InvalidRequest(
-            "continue_final_message needs a last message with text to go on from.", param="messages"
-        )
+        raise InvalidRequest("continue_final_message needs a last message with text to go on from.", param="messages")
     return [*(dict(message) for message in messages[:-1]), {**messages[-1], "content": f"{last}{_END_MARK} "}]
 
 

@@ -15,9 +15,7 @@ def read_special_tokens(path: Path) -> dict[str, str]:
     tokenizer_config.json wins over special_tokens_map.json. Both may be missing; raises ``ModelUnreadable`` for
     one that is not JSON.
     """
-    declared = read_json_object(path / "special_tokens_map.json") | read_json_object(
-        path / "tokenizer_config.json"
-    )
+    declared = read_json_object(path / "special_tokens_map.json") | read_json_object(path / "tokenizer_config.json")
     tokens = {role: _content(declared.get(role)) for role in _ROLES}
     return {role: token for role, token in tokens.items() if token}
 
@@ -31,9 +29,7 @@ def read_json_object(file: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ModelUnreadable(f"{file} cannot be read as JSON ({error}): copy or download it again.") from error
     if not isinstance(content, dict):
-        raise ModelUnreadable(
-            f"{file} holds a {type(content).__name__}, not an object: copy or download it again."
-        )
+        raise ModelUnreadable(f"{file} holds a {type(content).__name__}, not an object: copy or download it again.")
     return content
 
 

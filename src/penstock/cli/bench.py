@@ -1,0 +1,118 @@
+"""`penstock bench`: measure a model in this process, or a server."""
+
+import asyncio
+import contextlib
+import json
+import os
+import platform
+import random
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from penstock import __version__
+from penstock.bench import (
+    BenchReport,
+    EngineTarget,
+    LengthRange,
+    Run,
+    Slo,
+    Target,
+    UrlTarget,
+    Workload,
+    format_table,
+    repeat,
+    report_run,
+    write_plot,
+)
+from penstock.http.client import OpenAIClient
+
+_URL_VOCABULARY = range(1000, 2000)
+"""Token ids for prompts sent to a server, whose vocabulary is unknown: ordinary tokens of any real one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BenchOptions:
+    """The command's options, as typed."""
+
+    target: str | None
+    num_requests: int
+    concurrency: int | None
+    rate_per_s: float | None
+    prompt_tokens: str
+    output_tokens: str
+    repetitions: int
+    num_warmup: int
+    slo: str | None
+    seed: int
+    threads: int | None
+    as_json: bool
+    plot: Path | None
+
+
+def run_bench(options: BenchOptions) -> int:
+    """Measure, print, and return the exit status: 0 if every request was answered, 1 if not."""
+    if options.concurrency is not None and options.rate_per_s is not None:
+        raise typer.BadParameter("--concurrency and --rate exclude each other; give one")
+    try:
+        workload = Workload(
+            num_requests=options.num_requests,
+            prompt_tokens=LengthRange.parse(options.prompt_tokens),
+            output_tokens=LengthRange.parse(options.output_tokens),
+            concurrency=None if options.rate_per_s else options.concurrency or 32,
+            rate_per_s=options.rate_per_s,
+            seed=options.seed,
+        )
+        slo = Slo.parse(options.slo) if options.slo else None
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    runs = asyncio.run(_measure(options, workload))
+    name = options.target or "penstock-mini"
+    report = BenchReport(
+        target=name,
+        conditions={
+            "penstock": __version__,
+            "command": " ".join(["penstock", *sys.argv[1:]]),
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+            "workload": {key: str(value) for key, value in asdict(workload).items()},
+        },
+        slo=slo,
+        runs=tuple(report_run(run, slo) for run in runs),
+    )
+    sys.stdout.write((json.dumps(report.to_json(), indent=2) if options.as_json else format_table(report)) + "\n")
+    if options.plot is not None:
+        write_plot(options.plot, name, runs)
+    return int(any(outcome.error for run in runs for outcome in run.outcomes))
+
+
+async def _measure(options: BenchOptions, workload: Workload) -> list[Run]:
+    target = options.target or "penstock-mini"
+    async with contextlib.AsyncExitStack() as stack:
+        if target.startswith(("http://", "https://")):
+            client = OpenAIClient(target, api_key=os.environ.get("OPENAI_API_KEY"))
+            await stack.enter_async_context(client)
+            driven: Target = UrlTarget(client, (await client.model_names())[0])
+            vocabulary = list(_URL_VOCABULARY)
+        else:
+            from penstock.launch.local import open_engine
+
+            local = await stack.enter_async_context(open_engine(target, threads=options.threads))
+            driven = EngineTarget(local.client)
+            vocab_size = local.client.model().vocab_size
+            vocabulary = random.Random(0).sample(range(vocab_size), min(1000, vocab_size))
+        console = Console(stderr=True)
+        num_all = options.num_warmup + options.repetitions * workload.num_requests
+        with Progress(console=console, disable=not console.is_terminal) as progress:
+            bar = progress.add_task("requests", total=num_all)
+            return await repeat(
+                driven,
+                workload,
+                vocabulary,
+                repetitions=options.repetitions,
+                num_warmup=options.num_warmup,
+                on_finished=lambda: progress.advance(bar),
+            )

@@ -1,0 +1,38 @@
+"""All settings there are, each declared beside the component it belongs to."""
+
+from dataclasses import dataclass, field
+
+from penstock.engine.config import CacheConfig, RunnerConfig, SchedulerConfig
+from penstock.server.config import ServerConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSettings:
+    """Which model to run."""
+
+    name: str = "penstock-mini"
+    """A directory in Hugging Face layout, a hub id, or penstock-mini, which ships with the package."""
+    revision: str | None = None
+    """A branch, tag or commit of a hub id."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LogSettings:
+    """What is logged and how."""
+
+    level: str = "info"
+    """debug, info, warning or error."""
+    format: str = "auto"
+    """json, console, or auto: JSON unless a person is reading."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """Everything an operator can set."""
+
+    model: ModelSettings = field(default_factory=ModelSettings)
+    server: ServerConfig = field(default_factory=ServerConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    runner: RunnerConfig = field(default_factory=RunnerConfig)
+    log: LogSettings = field(default_factory=LogSettings)
