@@ -41,7 +41,7 @@ class RunnerConfig:
     """``auto``, ``float32``, ``bfloat16`` or ``float16``. ``auto`` takes the checkpoint's own where the processor
     computes in it, float32 elsewhere."""
     threads: int | None = None
-    """Threads one step uses; None takes the cores this process may run on."""
+    """Threads one step uses; None takes all cores but one. A thread without a core of its own stalls the others."""
     max_model_tokens: int | None = None
     """Most tokens one request may hold, prompt and answer; None takes what the model was made for."""
 

@@ -1,38 +1,51 @@
-"""All settings there are, each declared beside the component it belongs to."""
+"""Every setting there is, gathered from the components that own them."""
 
 from dataclasses import dataclass, field
 
-from penstock.engine.config import CacheConfig, RunnerConfig, SchedulerConfig
+from penstock.engine.config import CacheConfig, EngineConfig, RunnerConfig, SchedulerConfig
+from penstock.errors import InvalidSetting
+from penstock.models.source import DEMO_MODEL
 from penstock.server.config import ServerConfig
+from penstock.telemetry.logs import FORMATS, LEVELS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelSettings:
-    """Which model to run."""
+    """Which model runs."""
 
-    name: str = "penstock-mini"
-    """A directory in Hugging Face layout, a hub id, or penstock-mini, which ships with the package."""
+    name: str = DEMO_MODEL
+    """A directory in Hugging Face layout, a hub id, or the demo model."""
     revision: str | None = None
-    """A branch, tag or commit of a hub id."""
+    """Branch, tag or commit on the hub; None takes its default."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LogSettings:
-    """What is logged and how."""
+    """What is written to standard error."""
 
     level: str = "info"
-    """debug, info, warning or error."""
+    """``debug``, ``info``, ``warning`` or ``error``. ``info`` has one event per request."""
     format: str = "auto"
-    """json, console, or auto: JSON unless a person is reading."""
+    """``console``, ``json``, or ``auto``: JSON unless a person is reading."""
+
+    def __post_init__(self) -> None:
+        for name, value, known in (("level", self.level, LEVELS), ("format", self.format, FORMATS)):
+            if value not in known:
+                raise InvalidSetting(f"log.{name} is {value!r}; it can be {', '.join(known)}", param=f"log.{name}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """Everything an operator can set."""
+    """All settings of one server."""
 
     model: ModelSettings = field(default_factory=ModelSettings)
-    server: ServerConfig = field(default_factory=ServerConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     runner: RunnerConfig = field(default_factory=RunnerConfig)
+    server: ServerConfig = field(default_factory=ServerConfig)
     log: LogSettings = field(default_factory=LogSettings)
+
+    @property
+    def engine(self) -> EngineConfig:
+        """The engine's part."""
+        return EngineConfig(scheduler=self.scheduler, cache=self.cache, runner=self.runner)

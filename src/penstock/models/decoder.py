@@ -3,9 +3,11 @@
 T packed tokens, R rows, E hidden width, H query heads, G KV heads, D head width, F feed-forward width, V vocabulary.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import structlog
 import torch
 import torch.nn.functional as F
@@ -63,7 +65,7 @@ class DecoderModel:
         """Return zeroed cache blocks for each layer; memory is taken page by page as it is first written."""
         shape = (num_blocks, block_size, self.config.num_kv_heads, self.config.head_dim)
         return [
-            KVBlocks(torch.zeros(shape, dtype=self.dtype), torch.zeros(shape, dtype=self.dtype))
+            KVBlocks(_lazy_zeros(shape, self.dtype), _lazy_zeros(shape, self.dtype))
             for _ in range(self.config.num_layers)
         ]
 
@@ -134,6 +136,12 @@ class DecoderModel:
         tensor = self._weights.take(name, shape, self.dtype)
         self.num_parameters += tensor.numel()
         return tensor
+
+
+def _lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Return zeros that the system hands out page by page; torch.zeros would write gigabytes at start."""
+    num_bytes = math.prod(shape) * dtype.itemsize
+    return torch.from_numpy(np.zeros(num_bytes, dtype=np.uint8)).view(dtype).view(shape)
 
 
 def load_model(path: Path, *, dtype: str = "auto", ops: Ops | None = None) -> DecoderModel:
