@@ -1,0 +1,63 @@
+"""A real server on a free port, in a thread of this process, over any engine client."""
+
+import asyncio
+import contextlib
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
+
+from penstock.engine.aio import InProcessClient
+from penstock.server import ServerConfig, create_app
+from penstock.text import ChatTemplate, Tokenizer
+from tests.engines import build_engine
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    """Where it listens and what is behind it."""
+
+    url: str
+    client: InProcessClient
+
+
+@contextlib.contextmanager
+def serve_checkpoint(path: Path, config: ServerConfig | None = None, num_blocks: int = 1024) -> Iterator[RunningServer]:
+    """Serve a tiny checkpoint until the block ends."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    loaded = threading.Event()
+    running: list[tuple[asyncio.AbstractEventLoop, Callable[[], None], InProcessClient]] = []
+
+    async def run() -> None:
+        client = InProcessClient(lambda: build_engine(path, num_blocks=num_blocks))
+        await client.start()
+        app = create_app(
+            client=client,
+            tokenizer=Tokenizer.load(path),
+            template=ChatTemplate.load(path),
+            config=config or ServerConfig(),
+            registry=client.metrics.registry,
+        )
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off", ws="none"))
+
+        def stop() -> None:
+            server.should_exit = True
+
+        running.append((asyncio.get_running_loop(), stop, client))
+        loaded.set()
+        await server.serve([listener])
+        await client.stop()
+
+    thread = threading.Thread(target=lambda: asyncio.run(run()))
+    thread.start()
+    loaded.wait()
+    loop, stop, client = running[0]
+    try:
+        yield RunningServer(f"http://127.0.0.1:{listener.getsockname()[1]}", client)
+    finally:
+        loop.call_soon_threadsafe(stop)
+        thread.join()
+        listener.close()
