@@ -1,1 +1,1 @@
-"""The command line. Modules here import what a command needs when it runs: ``--help`` must be quick."""
+"""The command line."""

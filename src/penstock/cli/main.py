@@ -1,160 +1,216 @@
-"""``penstock``: the commands and their flags."""
+"""`penstock`: every command, with its work imported only when it runs, so that help is instant."""
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any, Optional
 
 import typer
 
-import penstock
+from penstock import __version__
 from penstock.errors import PenstockError
-
-if TYPE_CHECKING:
-    from penstock.config import Loaded
-    from penstock.launch.settings import Settings
 
 app = typer.Typer(
     name="penstock",
-    help="Serve language models on ordinary processors.",
+    help="Serve language models on ordinary machines.",
     no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
     add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
 )
 config_app = typer.Typer(help="Look at settings.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(config_app, name="config")
 
-Model = Annotated[str | None, typer.Argument(help="A directory, a hub id, or penstock-mini (the default).")]
-Target = Annotated[
-    str | None, typer.Argument(help="A model (default penstock-mini), or the URL of an OpenAI-compatible server.")
+ModelArgument = Annotated[
+    Optional[str],  # noqa: UP045 - typer reads this form on every Python
+    typer.Argument(metavar="[MODEL]", help="A directory, a hub id, or penstock-mini (the default)."),
 ]
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file with settings.")]
-MaxModelTokens = Annotated[
-    int | None, typer.Option("--max-model-len", "--max-model-tokens", help="Most tokens of prompt and answer.")
+ConfigOption = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--config", help="Settings file (TOML); else PENSTOCK_CONFIG, else ./penstock.toml."),
 ]
-Dtype = Annotated[str | None, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
-Threads = Annotated[int | None, typer.Option("--threads", help="Threads one step uses; default all cores.")]
-CacheMemory = Annotated[str | None, typer.Option("--cache-memory", help="Bytes for the KV cache, such as 2GiB.")]
 
 
-def main() -> None:
-    """Run the command line; a fault someone can act on is one line, not a traceback."""
-    try:
-        app()
-    except PenstockError as error:
-        sys.stderr.write(f"error: {error.message}\n")
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
-
-
-def _version(asked: bool) -> None:
-    if asked:
-        typer.echo(f"penstock {penstock.__version__}")
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(__version__)
         raise typer.Exit
 
 
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     pass
 
 
-def load(config: Path | None, given: dict[str, tuple[str, object]]) -> "Loaded[Settings]":
-    """Return settings from file, environment and flags: ``given`` maps a key to its flag and value, None for unset."""
+def _load(config: Path | None, flags: dict[str, tuple[str, Any]]) -> Any:
+    """Return the merged settings; ``flags`` maps a setting's key to (flag, value), None meaning not given."""
     import os
 
     from penstock.config import Flag, find_config_file, load_settings
     from penstock.launch.settings import Settings
 
-    flags = {key: Flag(name=name, value=value) for key, (name, value) in given.items() if value is not None}
-    return load_settings(
-        Settings, file=find_config_file(config, os.environ, Path.cwd()), environ=os.environ, flags=flags
-    )
-
-
-def engine_flags(
-    model: str | None, max_model_tokens: int | None, dtype: str | None, threads: int | None, cache_memory: str | None
-) -> dict[str, tuple[str, object]]:
-    """Return the flags that every command with an engine has, by setting."""
-    return {
-        "model.name": ("MODEL", model),
-        "runner.max_model_tokens": ("--max-model-len", max_model_tokens),
-        "runner.dtype": ("--dtype", dtype),
-        "runner.threads": ("--threads", threads),
-        "cache.memory_bytes": ("--cache-memory", cache_memory),
-    }
+    given = {key: Flag(name=name, value=value) for key, (name, value) in flags.items() if value is not None}
+    file = find_config_file(config, os.environ, Path.cwd())
+    return load_settings(Settings, file=file, environ=os.environ, flags=given)
 
 
 @app.command()
 def serve(
-    model: Model = None,
-    host: Annotated[str | None, typer.Option("--host", help="Address to listen on; 0.0.0.0 for all.")] = None,
-    port: Annotated[int | None, typer.Option("--port", help="Port to listen on; 0 picks a free one.")] = None,
-    served_names: Annotated[
-        list[str] | None, typer.Option("--served-model-name", help="Name clients use; may be repeated.")
+    model: ModelArgument = None,
+    host: Annotated[Optional[str], typer.Option(help="Address to listen on.  [default: 127.0.0.1]")] = None,  # noqa: UP045
+    port: Annotated[Optional[int], typer.Option(help="Port to listen on.  [default: 8000]")] = None,  # noqa: UP045
+    served_model_name: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="Name clients call the model by; may be repeated."),
     ] = None,
-    revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit on the hub.")] = None,
-    max_model_tokens: MaxModelTokens = None,
-    dtype: Dtype = None,
-    threads: Threads = None,
-    cache_memory: CacheMemory = None,
+    revision: Annotated[Optional[str], typer.Option(help="Branch, tag or commit of a hub id.")] = None,  # noqa: UP045
+    dtype: Annotated[Optional[str], typer.Option(help="auto, float32, bfloat16 or float16.")] = None,  # noqa: UP045
+    max_model_len: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--max-model-len", "--max-model-tokens", help="Most tokens of a request, prompt and answer."),
+    ] = None,
+    threads: Annotated[Optional[int], typer.Option(help="Threads a step uses.  [default: all cores]")] = None,  # noqa: UP045
+    cache_memory: Annotated[Optional[str], typer.Option(help="Bytes for the KV cache, such as 4GiB.")] = None,  # noqa: UP045
     memory_share: Annotated[
-        float | None, typer.Option("--memory-share", help="Share of free memory to use without --cache-memory.")
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Share of free memory to use when --cache-memory is not given.  [default: 0.8]"),
     ] = None,
-    block_size: Annotated[int | None, typer.Option("--block-size", help="Tokens per cache block.")] = None,
-    no_prefix_caching: Annotated[
-        bool, typer.Option("--no-prefix-caching", help="Do not reuse the cache of shared beginnings.")
-    ] = False,
-    step_tokens: Annotated[int | None, typer.Option("--step-tokens", help="Tokens one step may process.")] = None,
-    max_running: Annotated[int | None, typer.Option("--max-running", help="Sequences that run at once.")] = None,
-    max_waiting: Annotated[int | None, typer.Option("--max-waiting", help="Requests that may queue.")] = None,
-    drain_timeout_s: Annotated[
-        float | None, typer.Option("--drain-timeout", help="Seconds that stopping waits for running requests.")
+    block_size: Annotated[Optional[int], typer.Option(help="Tokens per cache block.  [default: 16]")] = None,  # noqa: UP045
+    prefix_caching: Annotated[
+        Optional[bool],  # noqa: UP045
+        typer.Option("--prefix-caching/--no-prefix-caching", help="Reuse computed prefixes.  [default: on]"),
     ] = None,
-    config: ConfigFile = None,
-    log_level: Annotated[str | None, typer.Option("--log-level", help="debug, info, warning or error.")] = None,
-    log_format: Annotated[str | None, typer.Option("--log-format", help="auto, console or json.")] = None,
+    step_tokens: Annotated[Optional[int], typer.Option(help="Tokens one step may process.  [default: 512]")] = None,  # noqa: UP045
+    max_running: Annotated[Optional[int], typer.Option(help="Sequences that may run at once.  [default: 256]")] = None,  # noqa: UP045
+    max_waiting: Annotated[Optional[int], typer.Option(help="Requests that may queue.  [default: 1024]")] = None,  # noqa: UP045
+    log_level: Annotated[Optional[str], typer.Option(help="debug, info, warning or error.")] = None,  # noqa: UP045
+    log_format: Annotated[Optional[str], typer.Option(help="auto, console or json.")] = None,  # noqa: UP045
+    config: ConfigOption = None,
 ) -> None:
     """Serve a model through the OpenAI API."""
-    given = engine_flags(model, max_model_tokens, dtype, threads, cache_memory) | {
-        "server.host": ("--host", host),
-        "server.port": ("--port", port),
-        "server.served_names": ("--served-model-name", served_names or None),
-        "server.drain_timeout_s": ("--drain-timeout", drain_timeout_s),
-        "model.revision": ("--revision", revision),
-        "cache.memory_share": ("--memory-share", memory_share),
-        "cache.block_size": ("--block-size", block_size),
-        "cache.prefix_caching": ("--no-prefix-caching", False if no_prefix_caching else None),
-        "scheduler.step_tokens": ("--step-tokens", step_tokens),
-        "scheduler.max_running": ("--max-running", max_running),
-        "scheduler.max_waiting": ("--max-waiting", max_waiting),
-        "log.level": ("--log-level", log_level),
-        "log.format": ("--log-format", log_format),
-    }
-    settings = load(config, given).settings
-    from penstock.launch.serve import serve as run
+    loaded = _load(
+        config,
+        {
+            "model.name": ("MODEL", model),
+            "model.revision": ("--revision", revision),
+            "server.host": ("--host", host),
+            "server.port": ("--port", port),
+            "server.served_names": ("--served-model-name", served_model_name or None),
+            "runner.dtype": ("--dtype", dtype),
+            "runner.max_model_tokens": ("--max-model-len", max_model_len),
+            "runner.threads": ("--threads", threads),
+            "cache.memory_bytes": ("--cache-memory", cache_memory),
+            "cache.memory_share": ("--memory-share", memory_share),
+            "cache.block_size": ("--block-size", block_size),
+            "cache.prefix_caching": ("--prefix-caching", prefix_caching),
+            "scheduler.step_tokens": ("--step-tokens", step_tokens),
+            "scheduler.max_running": ("--max-running", max_running),
+            "scheduler.max_waiting": ("--max-waiting", max_waiting),
+            "log.level": ("--log-level", log_level),
+            "log.format": ("--log-format", log_format),
+        },
+    )
+    from penstock.launch import serve as launch
 
-    run(settings)
+    raise typer.Exit(launch.serve(loaded.settings, launch.to_stderr))
+
+
+@app.command()
+def chat(
+    target: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(metavar="[MODEL|URL]", help="A model to run here (default: penstock-mini), or a server's URL."),
+    ] = None,
+    prompt: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Ask this, print the answer and leave."),
+    ] = None,
+    system: Annotated[Optional[str], typer.Option(help="System message.")] = None,  # noqa: UP045
+    temperature: Annotated[float, typer.Option(min=0, max=2, help="0 gives the likeliest answer.")] = 0.0,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 512,
+) -> None:
+    """Talk to a model in the terminal."""
+    from penstock.cli.chat import run_chat
+
+    raise typer.Exit(run_chat(target, prompt=prompt, system=system, temperature=temperature, max_tokens=max_tokens))
+
+
+@app.command()
+def bench(
+    target: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(metavar="[MODEL|URL]", help="A model to run here (default: penstock-mini), or a server's URL."),
+    ] = None,
+    num_requests: Annotated[int, typer.Option(min=1, help="Requests in one repetition.")] = 64,
+    concurrency: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Requests under way at a time.  [default: 32]"),
+    ] = None,
+    rate: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(min=0.001, help="Requests a second, in a Poisson process, instead of --concurrency."),
+    ] = None,
+    prompt_tokens: Annotated[str, typer.Option(help="Prompt length: 128, or 32..256.")] = "32..256",
+    output_tokens: Annotated[str, typer.Option(help="Answer length: 128, or 32..256.")] = "32..256",
+    repetitions: Annotated[int, typer.Option(min=1, help="How often to repeat it.")] = 3,
+    warmup: Annotated[int, typer.Option(min=0, help="Requests before the first, not counted.")] = 8,
+    slo: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="What a good answer keeps to, such as ttft=1s,itl=100ms."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Decides lengths, prompts and arrivals.")] = 0,
+    threads: Annotated[Optional[int], typer.Option(help="Threads a step uses, for a model run here.")] = None,  # noqa: UP045
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    plot: Annotated[Optional[Path], typer.Option(help="Write plots to this PNG.")] = None,  # noqa: UP045
+) -> None:
+    """Measure throughput and latency of a model or a server."""
+    from penstock.cli.bench import BenchOptions, run_bench
+
+    options = BenchOptions(
+        target=target,
+        num_requests=num_requests,
+        concurrency=concurrency,
+        rate_per_s=rate,
+        prompt_tokens=prompt_tokens,
+        output_tokens=output_tokens,
+        repetitions=repetitions,
+        num_warmup=warmup,
+        slo=slo,
+        seed=seed,
+        threads=threads,
+        as_json=as_json,
+        plot=plot,
+    )
+    raise typer.Exit(run_bench(options))
 
 
 @config_app.command("show")
 def config_show(
-    config: ConfigFile = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    config: ConfigOption = None,
 ) -> None:
-    """Print each setting's value and where it came from."""
-    import msgspec
+    """Print every setting, its value and where it came from."""
+    import json
 
-    values = load(config, {}).values
+    loaded = _load(config, {})
     if as_json:
-        rows = {row.key: {"value": row.value, "origin": row.origin} for row in values}
-        typer.echo(msgspec.json.format(msgspec.json.encode(rows), indent=2).decode())
+        rows = [{"key": row.key, "value": row.value, "origin": row.origin} for row in loaded.values]
+        typer.echo(json.dumps(rows, indent=2))
         return
-    shown = [(row.key, msgspec.json.encode(row.value).decode(), row.origin) for row in values]
-    widths = [max(len(row[column]) for row in shown) for column in (0, 1)]
-    for key, value, origin in shown:
-        typer.echo(f"{key:<{widths[0]}}  {value:<{widths[1]}}  {origin}")
+    width = max(len(row.key) for row in loaded.values)
+    values = [str(row.value) for row in loaded.values]
+    value_width = max(map(len, values))
+    for row, value in zip(loaded.values, values, strict=True):
+        typer.echo(f"{row.key:<{width}}  {value:<{value_width}}  {row.origin}")
+
+
+def main() -> None:
+    """Run the command line; what the user can fix is one line and status 1."""
+    try:
+        app()
+    except PenstockError as error:
+        sys.stderr.write(f"error: {error.message}\n")
+        sys.exit(1)

@@ -1,1 +1,1 @@
-"""Putting the parts together: settings, the engine and its process, the server."""
+"""The one place where concrete parts meet: settings become an engine, a server, a running process."""

@@ -1,35 +1,68 @@
-"""From settings to an engine that takes requests."""
+"""From settings to a loaded engine. What would not fit is found out before anything is loaded."""
 
 import os
 
-import torch
-
-from penstock.engine.assemble import assemble_engine
-from penstock.engine.engine import Engine
-from penstock.errors import InvalidSetting
-from penstock.estimate import ModelShape, available_memory_bytes, plan_memory
+from penstock.errors import InvalidSetting, MissingExtra
+from penstock.estimate.memory import ModelShape, plan_memory
+from penstock.estimate.system import available_memory_bytes
 from penstock.launch.settings import Settings
-from penstock.models import ModelConfig, read_config, resolve_model
-from penstock.models.decoder import load_model, run_dtype
-from penstock.models.weights import weight_files
-from penstock.protocol import MemoryPlan, ModelInfo
+from penstock.models import read_config, resolve_model
+from penstock.protocol import ModelInfo
 from penstock.text import Tokenizer
+
+try:
+    import torch
+
+    from penstock.engine.assemble import assemble_engine
+    from penstock.engine.config import EngineConfig
+    from penstock.engine.engine import Engine
+    from penstock.models.decoder import count_parameters, load_model, run_dtype
+except ImportError as error:
+    raise MissingExtra(
+        f"running a model needs torch ({error}); install it with: pip install 'penstock[engine]'"
+    ) from error
 
 
 def build_engine(settings: Settings) -> Engine:
-    """Return the engine ``settings`` describe; nothing large is read before the memory plan says that it fits.
+    """Resolve, plan, load and assemble.
 
-    Sets torch's threads for the whole process. Raises ``ConfigError``.
+    Raises ``ModelUnreadable``, ``NotEnoughMemory`` or ``InvalidSetting``, each before memory was taken for nothing.
     """
-    torch.set_num_threads(settings.runner.threads or len(os.sched_getaffinity(0)))
+    use_threads(settings.runner.threads)
     path = resolve_model(settings.model.name, settings.model.revision)
     config = read_config(path)
     tokenizer = Tokenizer.load(path)
     dtype = run_dtype(config, settings.runner.dtype)
-    max_model_tokens = _max_model_tokens(config, settings)
-    file_bytes = sum(file.stat().st_size for file in weight_files(path))
-    plan = _plan(config, settings, file_bytes, dtype, max_model_tokens)
-    model = load_model(path, dtype=dtype)
+    max_model_tokens = settings.runner.max_model_tokens or config.max_positions
+    if max_model_tokens > config.max_positions:
+        raise InvalidSetting(
+            f"max_model_tokens is {max_model_tokens}, and {settings.model.name} was made for {config.max_positions}; "
+            "lower it",
+            param="runner.max_model_tokens",
+        )
+    num_parameters = count_parameters(path, config)
+    element_bytes = getattr(torch, dtype).itemsize
+    plan = plan_memory(
+        ModelShape(
+            weights_bytes=num_parameters * element_bytes,
+            num_layers=config.num_layers,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            vocab_size=config.vocab_size,
+            element_bytes=element_bytes,
+        ),
+        block_size=settings.cache.block_size,
+        step_tokens=settings.scheduler.step_tokens,
+        max_running=settings.scheduler.max_running,
+        max_model_tokens=max_model_tokens,
+        available_bytes=available_memory_bytes(),
+        memory_bytes=settings.cache.memory_bytes,
+        memory_share=settings.cache.memory_share,
+    )
+    model = load_model(path, dtype=settings.runner.dtype)
     info = ModelInfo(
         name=settings.model.name,
         source=str(path),
@@ -41,46 +74,10 @@ def build_engine(settings: Settings) -> Engine:
         eos_token_ids=config.eos_token_ids,
         memory=plan,
     )
-    return assemble_engine(model, tokenizer, settings.engine, info=info)
+    engine_config = EngineConfig(scheduler=settings.scheduler, cache=settings.cache, runner=settings.runner)
+    return assemble_engine(model, tokenizer, engine_config, info=info)
 
 
-def _max_model_tokens(config: ModelConfig, settings: Settings) -> int:
-    asked = settings.runner.max_model_tokens
-    if asked is None:
-        return config.max_positions
-    if not 1 <= asked <= config.max_positions:
-        raise InvalidSetting(
-            f"runner.max_model_tokens is {asked}; this model takes 1 to {config.max_positions}",
-            param="runner.max_model_tokens",
-        )
-    return asked
-
-
-def _plan(config: ModelConfig, settings: Settings, file_bytes: int, dtype: str, max_model_tokens: int) -> MemoryPlan:
-    element_bytes = _element_bytes(dtype)
-    shape = ModelShape(
-        weights_bytes=file_bytes * element_bytes // _element_bytes(config.dtype),
-        num_layers=config.num_layers,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        num_heads=config.num_heads,
-        num_kv_heads=config.num_kv_heads,
-        head_dim=config.head_dim,
-        vocab_size=config.vocab_size,
-        element_bytes=element_bytes,
-    )
-    return plan_memory(
-        shape,
-        block_size=settings.cache.block_size,
-        step_tokens=settings.scheduler.step_tokens,
-        max_running=settings.scheduler.max_running,
-        max_model_tokens=max_model_tokens,
-        available_bytes=available_memory_bytes(),
-        memory_bytes=settings.cache.memory_bytes,
-        memory_share=settings.cache.memory_share,
-    )
-
-
-def _element_bytes(dtype: str) -> int:
-    kind: torch.dtype = getattr(torch, dtype)
-    return kind.itemsize
+def use_threads(threads: int | None) -> None:
+    """Let a step use ``threads``, or all cores this process may run on but one, which the API's process needs."""
+    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) - 1))

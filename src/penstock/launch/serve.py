@@ -1,162 +1,168 @@
-"""A server's life: bind, start the engine, answer, drain, leave."""
+"""`penstock serve`: an engine process and a server in front of it, from the first byte to the last."""
 
 import asyncio
 import contextlib
-import errno
-import importlib
 import signal
 import socket
 import sys
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
-import msgspec
+import uvicorn
+import uvloop
+from prometheus_client import GCCollector, PlatformCollector, ProcessCollector
 
 from penstock.engine import EngineMetrics, ProcessClient
-from penstock.errors import InvalidSetting, PortInUse
-from penstock.estimate import format_memory_plan
+from penstock.errors import PenstockError, PortInUse
+from penstock.estimate.memory import format_memory_plan
+from penstock.launch import worker
 from penstock.launch.settings import Settings
 from penstock.models import resolve_model
 from penstock.protocol import ModelInfo
+from penstock.server import ServerConfig, create_app
 from penstock.telemetry import configure_logging
-
-if TYPE_CHECKING:
-    import uvicorn
-
-_FLUSH_S = 5
-"""How long answers that are complete may take to reach their clients."""
+from penstock.text import ChatTemplate, Tokenizer
 
 
-def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT, then finish what runs. Raises ``ConfigError`` if it cannot start."""
-    import uvloop
+def serve(settings: Settings, say: Callable[[str], None]) -> int:
+    """Serve until told to stop; returns the exit status. ``say`` prints a line for whoever started it.
 
+    Raises ``ConfigError`` if it cannot start, with nothing left behind.
+    """
     configure_logging(settings.log.level, settings.log.format)
-    listener = bind(settings.server.host, settings.server.port)
-    with listener, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(settings, listener))
+    listener = _listen(settings.server)
+    try:
+        status: int = uvloop.run(_Server(settings, listener, say).run())
+        return status
+    finally:
+        listener.close()
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """Return a socket that listens on ``host`` and ``port``. Raises ``PortInUse`` or ``InvalidSetting``."""
+def _listen(config: ServerConfig) -> socket.socket:
+    """Take the port before anything is loaded for it."""
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except (socket.gaierror, OverflowError) as error:
-        raise InvalidSetting(
-            f"cannot listen on {host}:{port} ({error}); give an address of this machine with --host and a port "
-            "from 0 to 65535 with --port"
-        ) from error
-    listener = socket.socket(family, kind, protocol)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(2048)
+        listener.bind((config.host, config.port))
     except OSError as error:
         listener.close()
-        if error.errno == errno.EADDRINUSE:
-            raise PortInUse(
-                f"port {port} on {host} is in use by another process; stop it, or choose another with --port"
-            ) from error
-        raise InvalidSetting(
-            f"cannot listen on {host}:{port} ({error.strerror}); choose others with --host and --port"
+        raise PortInUse(
+            f"cannot listen on {config.host}:{config.port}: {error.strerror or error}; stop what runs there, or choose "
+            "another with --port",
+            param="server.port",
         ) from error
-    except OverflowError as error:
-        listener.close()
-        raise InvalidSetting(f"port {port} is not from 0 to 65535; choose another with --port") from error
+    listener.listen(2048)
+    listener.setblocking(False)
     return listener
 
 
-async def _serve(settings: Settings, listener: socket.socket) -> None:
-    stop, stop_now = asyncio.Event(), asyncio.Event()
+class _Server:
+    """One run of the server."""
 
-    def on_signal() -> None:
-        (stop_now if stop.is_set() else stop).set()
+    def __init__(self, settings: Settings, listener: socket.socket, say: Callable[[str], None]) -> None:
+        self._settings = settings
+        self._listener = listener
+        self._say = say
+        self._told_to_stop = asyncio.Event()
+        self._in_a_hurry = asyncio.Event()
 
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
-    metrics = EngineMetrics()
-    client = ProcessClient([sys.executable, "-m", "penstock.launch.worker"], msgspec.json.encode(settings), metrics)
-    # The engine imports and loads on other cores while this process gets the server ready.
-    starting = asyncio.create_task(client.start())
-    stopping = asyncio.create_task(stop.wait())
-    serving: asyncio.Task[None] | None = None
-    server: uvicorn.Server | None = None
-    try:
-        server = await asyncio.to_thread(_build_server, settings, client, metrics)
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
-        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if starting.done():
-            starting.result()
-            _announce(client.model(), listener, settings)
-            await stopping
-            await _drain(client, settings.server.drain_timeout_s, stop_now)
-    finally:
-        stopping.cancel()
-        starting.cancel()
-        with contextlib.suppress(asyncio.CancelledError, Exception):
-            await starting
-        await client.stop()
-        if server is not None and serving is not None:
-            server.should_exit = True
-            server.force_exit = stop_now.is_set()
+    async def run(self) -> int:
+        for name in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(name, self._on_signal)
+        metrics = EngineMetrics()
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=metrics.registry)
+        client = ProcessClient(worker.command(), worker.payload(self._settings), metrics)
+        loading = asyncio.create_task(client.start())
+        http: uvicorn.Server | None = None
+        try:
+            # The model's files are read here for their text while the engine process reads their weights.
+            http = self._http(client, metrics)
+            serving = asyncio.create_task(http.serve([self._listener]))
+            stopping = asyncio.create_task(self._told_to_stop.wait())
+            await asyncio.wait({loading, serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if loading.done():
+                loading.result()
+                self._announce(client.model())
+                await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            stopping.cancel()
+            if client.model_or_none() is not None:
+                await self._drain(client)
+            http.should_exit = True
             await serving
+            return 0
+        finally:
+            if http is not None:
+                http.should_exit = True
+            loading.cancel()
+            with contextlib.suppress(asyncio.CancelledError, PenstockError):
+                await loading
+            await client.stop()
+
+    def _http(self, client: ProcessClient, metrics: EngineMetrics) -> uvicorn.Server:
+        settings = self._settings
+        path = resolve_model(settings.model.name, settings.model.revision)
+        app = create_app(
+            client=client,
+            tokenizer=Tokenizer.load(path),
+            template=ChatTemplate.load(path),
+            config=settings.server,
+            registry=metrics.registry,
+        )
+        config = uvicorn.Config(
+            app,
+            loop="uvloop",
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=5,
+        )
+        return _QuietServer(config)
+
+    def _announce(self, model: ModelInfo) -> None:
+        server = self._settings.server
+        host = "127.0.0.1" if server.host in ("0.0.0.0", "::") else server.host  # noqa: S104 - compared, not bound
+        url = f"http://{host}:{self._listener.getsockname()[1]}"
+        name = server.served_names[0] if server.served_names else model.name
+        self._say(format_memory_plan(model.memory))
+        self._say(
+            f"\n{name} ({model.num_parameters / 1e6:.3g}M parameters, {model.dtype}) is ready at {url}; try\n"
+            f"  curl {url}/v1/chat/completions -H 'content-type: application/json' -d '"
+            f'{{"model": "{name}", "messages": [{{"role": "user", "content": "What does textwrap.dedent do?"}}]}}\'\n'
+        )
+
+    async def _drain(self, client: ProcessClient) -> None:
+        """Finish what runs, unless told to stop again."""
+        timeout_s = self._settings.server.drain_timeout_s
+        draining = asyncio.create_task(client.drain(timeout_s))
+        hurry = asyncio.create_task(self._in_a_hurry.wait())
+        num_running = client.status().num_running
+        if num_running:
+            self._say(f"stopping: waiting up to {timeout_s:.0f} s for {num_running} running (again to stop at once)")
+        await asyncio.wait({draining, hurry}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (draining, hurry):
+            task.cancel()
+
+    def _on_signal(self) -> None:
+        if self._told_to_stop.is_set():
+            self._in_a_hurry.set()
+        self._told_to_stop.set()
 
 
-async def _drain(client: ProcessClient, timeout_s: float, stop_now: asyncio.Event) -> None:
-    draining = asyncio.create_task(client.drain(timeout_s))
-    hurrying = asyncio.create_task(stop_now.wait())
-    await asyncio.wait({draining, hurrying}, return_when=asyncio.FIRST_COMPLETED)
-    draining.cancel()
-    hurrying.cancel()
+class _QuietServer(uvicorn.Server):
+    """Leaves signals to whoever runs it."""
+
+    @contextlib.contextmanager
+    def capture_signals(self):  # type: ignore[no-untyped-def]
+        """Capture nothing."""
+        yield
 
 
-def _build_server(settings: Settings, client: ProcessClient, metrics: EngineMetrics) -> "uvicorn.Server":
-    # These imports take as long as the engine's own; see _serve.
-    uvicorn = importlib.import_module("uvicorn")
-    from penstock.server import create_app
-    from penstock.text import ChatTemplate, Tokenizer
-
-    path = resolve_model(settings.model.name, settings.model.revision)
-    app = create_app(
-        client=client,
-        tokenizer=Tokenizer.load(path),
-        template=ChatTemplate.load(path),
-        config=settings.server,
-        registry=metrics.registry,
-    )
-    config = uvicorn.Config(
-        app,
-        http="httptools",
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        log_level="warning",
-        access_log=False,
-        timeout_graceful_shutdown=_FLUSH_S,
-    )
-    server: uvicorn.Server = uvicorn.Server(config)
-    # Signals are ours: uvicorn's handlers would close the listener before the engine has drained.
-    server.capture_signals = _no_signals
-    return server
-
-
-@contextlib.contextmanager
-def _no_signals() -> Iterator[None]:
-    yield
-
-
-def _announce(model: ModelInfo, listener: socket.socket, settings: Settings) -> None:
-    host, port = listener.getsockname()[:2]
-    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - named, not bound
-    url = f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
-    name = settings.server.served_names[0] if settings.server.served_names else model.name
-    example = f'{{"model": "{name}", "messages": [{{"role": "user", "content": "What does textwrap.dedent do?"}}]}}'
-    sys.stdout.write(
-        f"{format_memory_plan(model.memory)}\n"
-        f"{name} ({model.num_parameters / 1e6:,.1f}M parameters, {model.dtype}) answers at {url}/v1; try\n"
-        f"  curl {url}/v1/chat/completions -H 'content-type: application/json' -d '{example}'\n"
-    )
-    sys.stdout.flush()
+def to_stderr(line: str) -> None:
+    """Print for a person; standard output is for what a program may read."""
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()

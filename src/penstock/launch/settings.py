@@ -1,51 +1,38 @@
-"""Every setting there is, gathered from the components that own them."""
+"""All settings there are, each declared beside the component it belongs to."""
 
 from dataclasses import dataclass, field
 
-from penstock.engine.config import CacheConfig, EngineConfig, RunnerConfig, SchedulerConfig
-from penstock.errors import InvalidSetting
-from penstock.models.source import DEMO_MODEL
+from penstock.engine.config import CacheConfig, RunnerConfig, SchedulerConfig
 from penstock.server.config import ServerConfig
-from penstock.telemetry.logs import FORMATS, LEVELS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelSettings:
-    """Which model runs."""
+    """Which model to run."""
 
-    name: str = DEMO_MODEL
-    """A directory in Hugging Face layout, a hub id, or the demo model."""
+    name: str = "penstock-mini"
+    """A directory in Hugging Face layout, a hub id, or penstock-mini, which ships with the package."""
     revision: str | None = None
-    """Branch, tag or commit on the hub; None takes its default."""
+    """A branch, tag or commit of a hub id."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LogSettings:
-    """What is written to standard error."""
+    """What is logged and how."""
 
     level: str = "info"
-    """``debug``, ``info``, ``warning`` or ``error``. ``info`` has one event per request."""
+    """debug, info, warning or error."""
     format: str = "auto"
-    """``console``, ``json``, or ``auto``: JSON unless a person is reading."""
-
-    def __post_init__(self) -> None:
-        for name, value, known in (("level", self.level, LEVELS), ("format", self.format, FORMATS)):
-            if value not in known:
-                raise InvalidSetting(f"log.{name} is {value!r}; it can be {', '.join(known)}", param=f"log.{name}")
+    """json, console, or auto: JSON unless a person is reading."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """All settings of one server."""
+    """Everything an operator can set."""
 
     model: ModelSettings = field(default_factory=ModelSettings)
+    server: ServerConfig = field(default_factory=ServerConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     runner: RunnerConfig = field(default_factory=RunnerConfig)
-    server: ServerConfig = field(default_factory=ServerConfig)
     log: LogSettings = field(default_factory=LogSettings)
-
-    @property
-    def engine(self) -> EngineConfig:
-        """The engine's part."""
-        return EngineConfig(scheduler=self.scheduler, cache=self.cache, runner=self.runner)

@@ -1,26 +1,37 @@
-"""The engine process: ``python -m penstock.launch.worker ADDRESS``, settings as JSON on standard input."""
+"""The engine process: `python -m penstock.launch.worker ADDRESS`, settings as JSON on standard input."""
 
 import sys
 
 import msgspec
 
-from penstock.engine.engine import Engine
 from penstock.engine.process import run_worker
-from penstock.launch.engine import build_engine
 from penstock.launch.settings import Settings
 from penstock.telemetry import configure_logging
 
 
-def main(address: str) -> int:
-    """Serve steps until the parent closes standard input; return the exit status."""
+def command() -> list[str]:
+    """Return what to run; the client appends the address."""
+    return [sys.executable, "-m", "penstock.launch.worker"]
 
-    def build(payload: bytes) -> Engine:
-        settings = msgspec.json.decode(payload, type=Settings)
+
+def payload(settings: Settings) -> bytes:
+    """Return the settings as the worker reads them."""
+    return msgspec.json.encode(settings)
+
+
+def main() -> int:
+    """Serve until standard input closes."""
+
+    def build(data: bytes) -> object:
+        settings = msgspec.json.decode(data, type=Settings)
         configure_logging(settings.log.level, settings.log.format)
+        # Torch is imported here, where a missing one can be reported.
+        from penstock.launch.engine import build_engine
+
         return build_engine(settings)
 
-    return run_worker(address, build)
+    return run_worker(sys.argv[1], build)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main())
