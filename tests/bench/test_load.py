@@ -47,8 +47,7 @@ class CountingTarget:
 
 def requests(count: int, *, every_s: float = 0.0) -> list[BenchRequest]:
     return [
-        BenchRequest(prompt_token_ids=(1, 2), num_output_tokens=3, arrival_s=index * every_s)
-        for index in range(count)
+        BenchRequest(prompt_token_ids=(1, 2), num_output_tokens=3, arrival_s=index * every_s) for index in range(count)
     ]
 
 

@@ -9,9 +9,7 @@ from penstock.bench import BenchReport, Outcome, Run, Slo, format_table, report_
 from penstock.bench.report import percentile
 
 
-def outcome(
-    *, due_s: float = 0.0, piece_s: tuple[float, ...] = (1.0, 2.0, 4.0), error: str | None = None
-) -> Outcome:
+def outcome(*, due_s: float = 0.0, piece_s: tuple[float, ...] = (1.0, 2.0, 4.0), error: str | None = None) -> Outcome:
     return Outcome(
         num_prompt_tokens=10,
         num_output_tokens=0 if error else len(piece_s),

@@ -22,9 +22,7 @@ def test_the_same_seed_gives_the_same_requests() -> None:
 
 def test_repetitions_differ_in_prompts_only() -> None:
     first, second = (draw_requests(WORKLOAD, IDS, repetition=repetition) for repetition in (0, 1))
-    assert [len(request.prompt_token_ids) for request in first] == [
-        len(request.prompt_token_ids) for request in second
-    ]
+    assert [len(request.prompt_token_ids) for request in first] == [len(request.prompt_token_ids) for request in second]
     assert [request.arrival_s for request in first] == [request.arrival_s for request in second]
     assert [request.prompt_token_ids for request in first] != [request.prompt_token_ids for request in second]
 

@@ -93,10 +93,7 @@ def test_text_becomes_the_type_of_the_setting(key: str, text: str, value: object
 
 
 def test_sizes_in_a_file_may_carry_units(tmp_path: Path) -> None:
-    assert (
-        load_settings(House, file=write(tmp_path, "cache.memory_bytes = '1KiB'")).settings.cache.memory_bytes
-        == 1024
-    )
+    assert load_settings(House, file=write(tmp_path, "cache.memory_bytes = '1KiB'")).settings.cache.memory_bytes == 1024
 
 
 @pytest.mark.parametrize(
@@ -178,6 +175,4 @@ def test_the_file_is_the_flags_then_the_variables_then_the_one_lying_here(tmp_pa
 def test_a_file_that_was_asked_for_must_exist(tmp_path: Path, by_flag: bool) -> None:
     missing = tmp_path / "missing.toml"
     with pytest.raises(InvalidSetting, match=r"missing\.toml"):
-        find_config_file(
-            missing if by_flag else None, {} if by_flag else {"PENSTOCK_CONFIG": str(missing)}, tmp_path
-        )
+        find_config_file(missing if by_flag else None, {} if by_flag else {"PENSTOCK_CONFIG": str(missing)}, tmp_path)

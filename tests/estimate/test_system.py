@@ -12,9 +12,7 @@ MIB = 1024**2
 @pytest.fixture
 def proc(tmp_path: Path) -> Path:
     (tmp_path / "proc" / "self").mkdir(parents=True)
-    (tmp_path / "proc" / "meminfo").write_text(
-        "MemTotal: 99999999 kB\nMemAvailable:    1048576 kB\nBuffers: 1 kB\n"
-    )
+    (tmp_path / "proc" / "meminfo").write_text("MemTotal: 99999999 kB\nMemAvailable:    1048576 kB\nBuffers: 1 kB\n")
     return tmp_path / "proc"
 
 

@@ -64,9 +64,7 @@ async def test_models_are_listed_with_the_key() -> None:
 
 
 async def test_events_end_with_done() -> None:
-    handler = streaming(
-        ": ping", 'data: {"a": 1}', "", "event: x", 'data:{"a": 2}', "data: [DONE]", 'data: {"a": 3}'
-    )
+    handler = streaming(": ping", 'data: {"a": 1}', "", "event: x", 'data:{"a": 2}', "data: [DONE]", 'data: {"a": 3}')
     async with client_of(handler) as client:
         assert [event async for event in client.stream("/completions", {})] == [{"a": 1}, {"a": 2}]
 

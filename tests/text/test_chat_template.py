@@ -95,9 +95,7 @@ def test_renders_as_transformers_does(tmp_path: Path, style: str) -> None:
     for messages in CONVERSATIONS:
         for prompt in (False, True):
             variables: dict[str, Any] = {"enable_thinking": False, "date_string": "1 May 2026"}
-            expected = theirs.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=prompt, **variables
-            )
+            expected = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt, **variables)
             assert ours.render(messages, add_generation_prompt=prompt, variables=variables) == expected
 
 
@@ -171,7 +169,5 @@ def test_a_template_that_is_not_jinja_is_named(tmp_path: Path) -> None:
 def test_messages_are_left_as_they_were() -> None:
     messages = [{"role": "assistant", "content": "x"}]
     before = json.dumps(messages)
-    ChatTemplate({"default": CHAT_TEMPLATE}).render(
-        messages, add_generation_prompt=False, continue_final_message=True
-    )
+    ChatTemplate({"default": CHAT_TEMPLATE}).render(messages, add_generation_prompt=False, continue_final_message=True)
     assert json.dumps(messages) == before

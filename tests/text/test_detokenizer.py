@@ -109,7 +109,7 @@ def test_a_byte_run_that_breaks_keeps_what_was_shown() -> None:
     "decoder", [None, decoders.WordPiece(), decoders.BPEDecoder(), decoders.Metaspace(), decoders.ByteFallback()]
 )
 @given(data=st.data())
-def test_other_decoders_equal_decode(decoder: object, data: st.DataObject) -> None:
+def test_other_decoders_equal_decode(decoder: decoders.Decoder | None, data: st.DataObject) -> None:
     tokenizer = words_tokenizer(decoder)
     ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=60))
     detokenizer = tokenizer.detokenizer(skip_special_tokens=False)

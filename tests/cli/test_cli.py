@@ -1,0 +1,102 @@
+"""The command line as a person types it."""
+
+import json
+import os
+import pty
+import select
+import statistics
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.commands import PENSTOCK, run, serving
+
+
+@pytest.mark.parametrize("arguments", [[], ["serve"], ["chat"], ["bench"], ["config", "show"]])
+def test_help_is_instant(arguments: list[str]) -> None:
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        result = run(*arguments, "--help")
+        seconds.append(time.perf_counter() - began)
+        assert result.returncode == 0
+        assert "Usage" in result.stdout
+    # 0.3 s on a quiet machine; a busy one gets some grace before this cries wolf.
+    assert statistics.median(seconds) < 0.6
+
+
+def test_config_show_says_where_each_value_comes_from(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text("[server]\nport = 9000\n")
+    result = subprocess.run(
+        [*PENSTOCK, "config", "show", "--json", "--config", str(file)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PENSTOCK__SCHEDULER__STEP_TOKENS": "64"},
+        check=True,
+    )
+    rows = {row["key"]: (row["value"], row["origin"]) for row in json.loads(result.stdout)}
+    assert rows["server.port"][0] == 9000
+    assert "mine.toml" in rows["server.port"][1]
+    assert rows["scheduler.step_tokens"] == (64, "env PENSTOCK__SCHEDULER__STEP_TOKENS")
+    assert rows["cache.block_size"] == (16, "default")
+
+
+def test_unknown_settings_are_refused_by_name(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text("[server]\nprot = 9000\n")
+    result = run("config", "show", "--config", str(file))
+    assert result.returncode == 1
+    assert "server.prot" in result.stderr
+    assert "port" in result.stderr
+
+
+def test_one_question_one_answer() -> None:
+    result = run("chat", "--prompt", "What does os.path.join do?")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("Join two or more pathname components")
+    assert "tokens/s" in result.stderr
+
+
+def test_a_conversation_in_a_terminal_with_a_server() -> None:
+    with serving() as server:
+        master, slave = pty.openpty()
+        chat = subprocess.Popen([*PENSTOCK, "chat", server.url], stdin=slave, stdout=slave, stderr=slave)
+        os.close(slave)
+        seen = ""
+
+        def read_until(mark: str) -> None:
+            nonlocal seen
+            while mark not in seen:
+                assert select.select([master], [], [], 60)[0], seen
+                seen += os.read(master, 4096).decode()
+            seen = seen.partition(mark)[2]
+
+        read_until("> ")
+        os.write(master, b"What does len do?\n")
+        read_until("number of items")
+        read_until("tokens/s")
+        read_until("> ")
+        os.write(master, b"/quit\n")
+        assert chat.wait(30) == 0
+        os.close(master)
+
+
+def test_bench_measures_a_model_and_a_server() -> None:
+    sizes = ["--num-requests", "6", "--repetitions", "1", "--warmup", "1", "--prompt-tokens", "8..16"]
+    options = [*sizes, "--output-tokens", "4..8", "--json"]
+    offline = json.loads(run("bench", *options, "--threads", "1").stdout)
+    with serving() as server:
+        online = json.loads(run("bench", server.url, *options, "--rate", "50", "--slo", "ttft=10s").stdout)
+    for report in (offline, online):
+        assert report["runs"][0]["errors"] == {}
+        assert report["runs"][0]["output_tokens_per_s"] > 0
+    assert online["runs"][0]["slo_share"] == 1
+
+
+def test_a_server_that_is_not_there_is_one_line() -> None:
+    result = run("chat", "http://127.0.0.1:9", "--prompt", "x")
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: no OpenAI-compatible server answers")

@@ -1,0 +1,66 @@
+"""`penstock` as a person runs it: a real process, a real port, real signals."""
+
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+PENSTOCK = [sys.executable, "-c", "from penstock.cli.main import main; main()"]
+_READY = re.compile(r"is ready at (http://\S+);")
+
+
+class Server:
+    """One `penstock serve` process, ready."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.process = subprocess.Popen(
+            [*PENSTOCK, "serve", *arguments, "--port", "0", "--threads", "1", "--cache-memory", "64MiB"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PENSTOCK__LOG__LEVEL": "warning"},
+        )
+        self.said: list[str] = []
+        self.url = ""
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.said.append(line)
+            if found := _READY.search(line):
+                self.url = found[1]
+                break
+        assert self.url, "".join(self.said)
+        # Somebody must read on, or a chatty server would block on a full pipe.
+        self._reader = threading.Thread(target=self.said.extend, args=(self.process.stderr,))
+        self._reader.start()
+
+    def end(self) -> None:
+        """Kill it if it still runs and collect what is left."""
+        self.process.kill()
+        self.process.wait()
+        self._reader.join()
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+
+    def engine_pid(self) -> int:
+        """Return the engine process, which is the server's only child."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return int(children[0])
+
+
+@contextmanager
+def serving(*arguments: str) -> Iterator[Server]:
+    """Run `penstock serve` until the block ends."""
+    server = Server(*arguments)
+    try:
+        yield server
+    finally:
+        server.end()
+
+
+def run(*arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    """Run `penstock` to its end."""
+    return subprocess.run([*PENSTOCK, *arguments], capture_output=True, text=True, timeout=timeout, check=False)

@@ -1,0 +1,102 @@
+"""The life of `penstock serve`: it answers, drains, survives its engine, and refuses to start with a reason."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.commands import run, serving
+
+
+def test_the_demo_model_answers_and_the_plan_is_printed() -> None:
+    with serving() as server:
+        body = {
+            "model": "penstock-mini",
+            "temperature": 0,
+            "messages": [{"role": "user", "content": "What does textwrap.dedent do?"}],
+        }
+        answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60).json()
+        assert "Remove any common leading whitespace" in answer["choices"][0]["message"]["content"]
+        plan = "".join(server.said)
+        for word in ("weights", "activation peak", "tokens fit", "left"):
+            assert word in plan
+
+
+def test_sigterm_finishes_what_runs(checkpoint: Callable[[str], Path]) -> None:
+    with serving(str(checkpoint("llama"))) as server:
+        body = {"prompt": "abc", "max_tokens": 400, "ignore_eos": True, "stream": True}
+        with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as response:
+            lines = response.iter_lines()
+            next(lines)
+            server.process.send_signal(signal.SIGTERM)
+            rest = [line for line in lines if line]
+        assert rest[-1] == "data: [DONE]"
+        assert '"finish_reason":"length"' in rest[-2]
+        assert server.process.wait(30) == 0
+
+
+def test_kill_9_of_the_engine_mid_stream(checkpoint: Callable[[str], Path]) -> None:
+    with serving(str(checkpoint("llama"))) as server:
+        body = {"prompt": "abc", "max_tokens": 480, "ignore_eos": True, "stream": True}
+        with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as response:
+            lines = response.iter_lines()
+            next(lines)
+            os.kill(server.engine_pid(), signal.SIGKILL)
+            rest = [line for line in lines if line]
+        assert '"code":"worker_died"' in rest[-1]
+        states = set()
+        while (ready := httpx.get(f"{server.url}/health/ready")).status_code != 200:
+            states.add(ready.json()["status"])
+            refused = httpx.post(f"{server.url}/v1/completions", json={"prompt": "x", "max_tokens": 1}, timeout=60)
+            assert refused.status_code in (200, 503)
+        assert states <= {"restarting"}
+        answer = httpx.post(f"{server.url}/v1/completions", json={"prompt": "x", "max_tokens": 3}, timeout=60)
+        assert answer.status_code == 200
+        assert "penstock_engine_restarts_total 1.0" in httpx.get(f"{server.url}/metrics").text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--max-model-len", "4096"], "was made for 2048"),
+        (["--cache-memory", "1KiB"], "needs"),
+        (["--dtype", "int3"], "dtype is 'int3'"),
+        (["--cache-memory", "many"], "cache.memory_bytes"),
+    ],
+)
+def test_what_cannot_start_says_why_and_leaves_nothing(arguments: list[str], message: str) -> None:
+    result = run("serve", "--port", "0", *arguments)
+    assert result.returncode == 1, result.stderr
+    assert message in result.stderr
+    assert result.stderr.startswith("error: ")
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("damage", ["truncated", "no tokenizer", "architecture"])
+def test_a_broken_checkpoint_is_one_line(damage: str, checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    for file in checkpoint("llama").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    match damage:
+        case "truncated":
+            weights = tmp_path / "model.safetensors"
+            weights.write_bytes(weights.read_bytes()[:5000])
+            message = "broken or cut short"
+        case "no tokenizer":
+            (tmp_path / "tokenizer.json").unlink()
+            message = "tokenizer.json"
+        case _:
+            config = tmp_path / "config.json"
+            config.write_text(config.read_text().replace("LlamaForCausalLM", "ParrotForCausalLM"))
+            message = "ParrotForCausalLM"
+    result = run("serve", str(tmp_path), "--port", "0")
+    assert result.returncode == 1, result.stderr
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_unknown_options_are_usage_errors() -> None:
+    assert run("serve", "--no-such-flag").returncode == 2
+    assert run("bench", "--concurrency", "2", "--rate", "3").returncode == 2
