@@ -1,7 +1,7 @@
 """From the command to the first token: `python -m benchmarks.first_token`.
 
-Starts `penstock serve` on the demo model and asks for a streamed answer until one comes; prints seconds from starting the
-process to the first token's arrival, several times.
+Starts `penstock serve` on the demo model and asks for a streamed answer until one comes; prints seconds from starting
+the process to the first token's arrival, several times.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Penstock beside transformers' `generate`, in one run, by turns: `python -m benchmarks.vs_transformers`.
 
-Prompts and answers are uniform in 32..256 tokens, random and the same for both; end of sequence is ignored; float32; the
-same threads. Penstock keeps 32 requests running. transformers is measured in two forms: padded batches of 32, each as
-long as its longest member, and one request at a time (a few requests, since each takes as long as it takes).
+Prompts and answers are uniform in 32..256 tokens, random and the same for both; end of sequence is ignored; float32;
+the same threads. Penstock keeps 32 requests running. transformers is measured as padded batches of 32, each as
+long as its longest member, and as one request at a time (a few requests, since each takes as long as it takes).
 Throughput counts the tokens that were asked for, per second.
 """
 

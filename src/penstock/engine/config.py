@@ -16,7 +16,7 @@ class SchedulerConfig:
     max_waiting_tokens: int = 1_000_000
     """Prompt tokens that may queue. Up: longer waits and more memory. Down: earlier refusals."""
     starvation_s: float = 60.0
-    """A request that waited this long goes first whatever its class. Up: stricter classes. Down: fairer ones."""
+    """A request that waited this long is held back by no class. Up: stricter classes. Down: fairer ones."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

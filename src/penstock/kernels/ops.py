@@ -1,16 +1,13 @@
-"""The one interface between models and kernels. A backend is a final class that offers every op."""
+"""The one interface between models and kernels. A backend is a final class that offers every op.
+
+T packed tokens, N outputs, K inputs, E width, F feed-forward width, H query heads, G KV heads, D head width.
+"""
 
 from typing import Protocol
 
 from torch import Tensor
 
 from penstock.kernels.layout import BatchLayout, KVBlocks
-from penstock.kernels.linear.reference import ReferenceLinear
-from penstock.kernels.paged_attention.reference import AttentionPlan, paged_attention, plan_attention
-from penstock.kernels.rms_norm.reference import rms_norm
-from penstock.kernels.rope.reference import apply_rope
-from penstock.kernels.silu_mul.reference import silu_mul
-from penstock.kernels.write_kv.reference import write_kv
 
 
 class Linear(Protocol):
@@ -18,6 +15,20 @@ class Linear(Protocol):
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return [T, N] from ``x`` [T, K]."""
+
+
+class Attention(Protocol):
+    """One step's attention, for all layers that share a window."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, kv: KVBlocks, *, scale: float) -> Tensor:
+        """Attend every query token to its own sequence's keys, which ``write_kv`` has stored already.
+
+        q     [T, H, D]  activation dtype
+        k, v  [T, G, D]  this step's keys and values, the same as in the cache
+        kv               one layer's cache
+        Returns [T, H, D] in q's dtype; softmax accumulates in float32. Cache slots that no token of a sequence
+        wrote may hold anything, numbers or not, and change nothing.
+        """
 
 
 class Ops(Protocol):
@@ -38,22 +49,9 @@ class Ops(Protocol):
     def write_kv(self, kv: KVBlocks, slots: Tensor, k: Tensor, v: Tensor) -> None:
         """See ``write_kv/reference.py``."""
 
-    def plan_attention(self, layout: BatchLayout, window: int | None) -> AttentionPlan:
-        """Prepare one step's attention for all layers that share ``window``."""
+    def plan_attention(self, layout: BatchLayout, kv: KVBlocks, *, num_heads: int, window: int | None) -> Attention:
+        """Work out what each sequence of a step sees, once for all layers with this ``window``.
 
-    def paged_attention(
-        self, q: Tensor, k: Tensor, v: Tensor, kv: KVBlocks, plan: AttentionPlan, *, scale: float
-    ) -> Tensor:
-        """See ``paged_attention/reference.py``."""
-
-
-class ReferenceOps:
-    """Plain torch: the oracle in tests, and what runs where nothing faster was built."""
-
-    prepare_linear = staticmethod(ReferenceLinear)
-    rms_norm = staticmethod(rms_norm)
-    apply_rope = staticmethod(apply_rope)
-    silu_mul = staticmethod(silu_mul)
-    write_kv = staticmethod(write_kv)
-    plan_attention = staticmethod(plan_attention)
-    paged_attention = staticmethod(paged_attention)
+        ``window`` is how many tokens back a token sees, itself included; None: all. ``kv`` is any layer's cache:
+        shapes and dtype are taken from it.
+        """

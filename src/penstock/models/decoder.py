@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from penstock.errors import InvalidSetting
-from penstock.kernels import BatchLayout, KVBlocks, Linear, Ops, ReferenceOps
+from penstock.kernels import BatchLayout, KVBlocks, Linear, Ops, ops_for
 from penstock.models.config import DTYPES, ModelConfig, read_config
 from penstock.models.rope import RotaryEmbedding
 from penstock.models.weights import Weights
@@ -72,15 +72,16 @@ class DecoderModel:
     def forward(self, token_ids: Tensor, layout: BatchLayout, cache: list[KVBlocks]) -> Tensor:
         """Return the final normed hidden states [T, E] of ``token_ids`` [T] int64; writes keys and values."""
         ops, eps = self._ops, self.config.rms_norm_eps
-        plans = {window: ops.plan_attention(layout, window) for window in set(self.config.layer_windows)}
+        attentions = {
+            window: ops.plan_attention(layout, cache[0], num_heads=self.config.num_heads, window=window)
+            for window in set(self.config.layer_windows)
+        }
         cos, sin = self._rope(layout.positions)
         x_TE = F.embedding(token_ids, self._embedding)
         for layer, kv in zip(self._layers, cache, strict=True):
             q_THD, k_TGD, v_TGD = self._qkv(layer, ops.rms_norm(x_TE, layer.input_norm, eps), cos, sin)
             ops.write_kv(kv, layout.slots, k_TGD, v_TGD)
-            mixed_THD = ops.paged_attention(
-                q_THD, k_TGD, v_TGD, kv, plans[layer.window], scale=self.config.head_dim**-0.5
-            )
+            mixed_THD = attentions[layer.window](q_THD, k_TGD, v_TGD, kv, scale=self.config.head_dim**-0.5)
             x_TE = x_TE + layer.o(mixed_THD.flatten(1))
             gate_up_T2F = layer.gate_up(ops.rms_norm(x_TE, layer.post_norm, eps))
             x_TE = x_TE + layer.down(ops.silu_mul(gate_up_T2F))
@@ -151,7 +152,8 @@ def load_model(path: Path, *, dtype: str = "auto", ops: Ops | None = None) -> De
     """
     config = read_config(path)
     with torch.inference_mode(), Weights(path) as weights:
-        model = DecoderModel(config, weights, getattr(torch, run_dtype(config, dtype)), ops or ReferenceOps())
+        torch_dtype = getattr(torch, run_dtype(config, dtype))
+        model = DecoderModel(config, weights, torch_dtype, ops or ops_for(torch_dtype))
         ignored = list(weights.unused())
     if ignored:
         _log.debug("weights_ignored", num_tensors=len(ignored), first=ignored[0])

@@ -23,11 +23,12 @@ class RotaryEmbedding:
         self._inverse, self._attention_factor = _inverse_frequencies(config)
 
     def __call__(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (cos, sin), each [T, 1, D/2] float32, for ``positions`` [T] int64."""
+        """Return (cos, sin) as ``kernels/rope`` takes them, each [T, 1, D] float32, for ``positions`` [T] int64."""
         places = positions.to(torch.float32).unsqueeze(1)
         inverse = self._dynamic(positions) if self._scaling.kind == "dynamic" else self._inverse
         angles = (places * inverse).unsqueeze(1)
-        return angles.cos() * self._attention_factor, angles.sin() * self._attention_factor
+        cos, sin = angles.cos() * self._attention_factor, angles.sin() * self._attention_factor
+        return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
     def _dynamic(self, positions: Tensor) -> Tensor:
         """Return [T, D/2]: NTK-aware bases that grow with the length reached (as transformers computes them)."""

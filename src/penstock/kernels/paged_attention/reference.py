@@ -1,13 +1,13 @@
-"""Attention of packed query tokens to their own sequences' cached keys.
+"""Attention of packed query tokens to their own sequences' cached keys, by gathering those keys.
 
 T packed query tokens, S sequences, H query heads, G KV heads, R = H / G query heads per KV head, D head width,
 N blocks, P tokens per block, W table width.
 
-What depends on the step alone is worked out once in an ``AttentionPlan`` and shared by all layers. Sequences with one
-new token are batched, a few groups of similar length at a time, so that short ones do not pay for long ones; the
-others run one by one.
+What depends on the step alone is worked out once and shared by all layers. Sequences with one new token are batched,
+a few groups of similar length at a time, so that short ones do not pay for long ones; the others run one by one.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,19 @@ from penstock.kernels.layout import BatchLayout, KVBlocks
 
 _MAX_GROUPS = 4
 _SIMILAR = 0.7
-"""A decode joins the group of the longest one if its blocks are at least this share of that one's."""
+"""A decode joins the group of the longest one if it sees at least this share of what that one sees."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decode:
+    """A sequence with one new token."""
+
+    sequence: int
+    row: int
+    """Which of the T tokens."""
+    context_len: int
+    num_visible: int
+    """Tokens it sees: the last ones of its context."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +42,14 @@ class _DecodeGroup:
     blocks: Tensor
     """[B * L / P] block ids to gather"""
     mask: Tensor
-    """[B, 1, 1, L] bool, true where the slot may be seen"""
+    """[B, 1, 1, L] float32, 0 where the slot may be seen, minus infinity elsewhere"""
     unseen: Tensor
-    """Indices into the B * L slots of what no token of the sequence wrote, which may hold anything"""
+    """Indices into the B * L slots of what no token of the sequence wrote"""
 
 
 @dataclass(frozen=True, slots=True)
-class _PrefillSequence:
-    """One sequence with Q new tokens over L gathered cache slots."""
+class PrefillSequence:
+    """One sequence with several new tokens, Q, over L gathered cache slots."""
 
     start: int
     end: int
@@ -47,100 +59,103 @@ class _PrefillSequence:
     num_slots: int
     """L, up to the last token"""
     mask: Tensor | None
-    """[Q, L] bool; None means plainly causal over the new tokens"""
+    """[Q, L] float32, 0 or minus infinity; None means plainly causal over the new tokens"""
 
 
 @dataclass(frozen=True, slots=True)
-class AttentionPlan:
-    """One step's attention, for all layers that share a window."""
+class _Attention:
+    """See ``ops.Attention``."""
 
-    decodes: list[_DecodeGroup]
-    prefills: list[_PrefillSequence]
+    groups: list[_DecodeGroup]
+    prefills: list[PrefillSequence]
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, kv: KVBlocks, *, scale: float) -> Tensor:
+        out = torch.empty_like(q)
+        for group in self.groups:
+            out.index_copy_(0, group.rows, _attend_decodes(q.index_select(0, group.rows), kv, group, scale))
+        for sequence in self.prefills:
+            out[sequence.start : sequence.end] = attend_prefill(q, k, v, kv, sequence, scale)
+        return out
 
 
-def plan_attention(layout: BatchLayout, window: int | None) -> AttentionPlan:
-    """Work out what each sequence gathers and sees; ``window`` is how many tokens each looks back, itself included."""
-    size = layout.block_size
-    table_starts = layout.table_starts.tolist()
-    decodes: list[tuple[int, int, int, int]] = []
-    prefills = []
-    row = 0
+def plan_attention(layout: BatchLayout, kv: KVBlocks, *, num_heads: int, window: int | None) -> _Attention:
+    """See ``ops.Ops.plan_attention``."""
+    decodes, prefills = split_batch(layout, window)
+    return _Attention([_plan_group(layout, group, window) for group in group_decodes(decodes)], prefills)
+
+
+def split_batch(layout: BatchLayout, window: int | None) -> tuple[list[Decode], list[PrefillSequence]]:
+    """Return the sequences with one new token and those with several."""
+    decodes, prefills, row = [], [], 0
     for s, (query_len, context_len) in enumerate(zip(layout.query_lens_list, layout.context_lens_list, strict=True)):
-        first_visible = 0 if window is None else max(0, context_len - query_len + 1 - window)
-        first_block = (first_visible - table_starts[s]) // size
-        num_blocks = -(-(context_len - table_starts[s]) // size) - first_block
         if query_len == 1:
-            decodes.append((num_blocks, s, row, first_block))
+            num_visible = context_len if window is None else min(context_len, window)
+            decodes.append(Decode(s, row, context_len, num_visible))
         else:
-            blocks = layout.tables[s, first_block : first_block + num_blocks].long()
-            first_slot = table_starts[s] + first_block * size
-            prefills.append(_plan_prefill(row, query_len, context_len, first_slot, blocks, window))
+            prefills.append(_plan_prefill(layout, s, row, query_len, context_len, window))
         row += query_len
-    decodes.sort(reverse=True)
-    groups: list[_DecodeGroup] = []
-    while decodes:
-        longest = decodes[0][0]
-        least = 0 if len(groups) == _MAX_GROUPS - 1 else longest * _SIMILAR
-        num_members = sum(1 for member in decodes if member[0] >= least)
-        groups.append(_plan_decodes(layout, decodes[:num_members], table_starts, window))
-        decodes = decodes[num_members:]
-    return AttentionPlan(groups, prefills)
+    return decodes, prefills
 
 
-def _plan_decodes(
-    layout: BatchLayout, members: list[tuple[int, int, int, int]], table_starts: list[int], window: int | None
-) -> _DecodeGroup:
+def group_decodes(decodes: Sequence[Decode]) -> list[list[Decode]]:
+    """Return them in a few groups that see similarly many tokens, each group's longest first."""
+    waiting = sorted(decodes, key=lambda decode: decode.num_visible, reverse=True)
+    groups: list[list[Decode]] = []
+    while waiting:
+        least = 0.0 if len(groups) == _MAX_GROUPS - 1 else waiting[0].num_visible * _SIMILAR
+        size = sum(1 for decode in waiting if decode.num_visible >= least)
+        groups.append(waiting[:size])
+        waiting = waiting[size:]
+    return groups
+
+
+def _plan_group(layout: BatchLayout, group: list[Decode], window: int | None) -> _DecodeGroup:
     size = layout.block_size
-    width = members[0][0]
-    sequences = torch.tensor([s for _, s, _, _ in members])
-    first_blocks = torch.tensor([first for _, _, _, first in members])
-    columns = first_blocks.unsqueeze(1) + torch.arange(width)
+    sequences = torch.tensor([decode.sequence for decode in group])
+    contexts = torch.tensor([decode.context_len for decode in group]).unsqueeze(1)
+    first_visible = contexts - torch.tensor([decode.num_visible for decode in group]).unsqueeze(1)
+    starts = layout.table_starts[sequences].long().unsqueeze(1)
+    first_blocks = (first_visible - starts) // size
+    width = int(((contexts - 1 - starts) // size - first_blocks).max()) + 1
+    columns = first_blocks + torch.arange(width)
     blocks = layout.tables[sequences.unsqueeze(1), columns.clamp(max=layout.tables.shape[1] - 1)].long()
-    contexts = layout.context_lens[sequences].long().unsqueeze(1)
-    starts = torch.tensor([table_starts[s] for _, s, _, _ in members]).unsqueeze(1)
-    positions = starts + first_blocks.unsqueeze(1) * size + torch.arange(width * size)
+    positions = starts + first_blocks * size + torch.arange(width * size)
     written = positions < contexts
-    visible = written if window is None else written & (positions >= contexts - window)
+    hidden = ~(written & (positions >= first_visible))
     return _DecodeGroup(
-        rows=torch.tensor([row for _, _, row, _ in members]),
+        rows=torch.tensor([decode.row for decode in group]),
         blocks=blocks.clamp_(min=0).flatten(),
-        mask=visible[:, None, None, :],
+        mask=torch.zeros(hidden.shape).masked_fill_(hidden, -torch.inf)[:, None, None],
         unseen=(~written).flatten().nonzero().flatten(),
     )
 
 
 def _plan_prefill(
-    row: int, query_len: int, context_len: int, first_slot: int, blocks: Tensor, window: int | None
-) -> _PrefillSequence:
-    end = row + query_len
+    layout: BatchLayout, s: int, row: int, query_len: int, context_len: int, window: int | None
+) -> PrefillSequence:
+    size, end = layout.block_size, row + query_len
     if query_len == context_len and (window is None or context_len <= window):
-        return _PrefillSequence(row, end, None, context_len, None)
-    num_slots = context_len - first_slot
+        return PrefillSequence(row, end, None, context_len, None)
+    table_start = int(layout.table_starts[s])
+    first_visible = 0 if window is None else max(0, context_len - query_len + 1 - window)
+    first_block = (first_visible - table_start) // size
+    first_slot = table_start + first_block * size
+    num_blocks = -(-(context_len - first_slot) // size)
     queries = torch.arange(context_len - query_len, context_len).unsqueeze(1)
     keys = torch.arange(first_slot, context_len).unsqueeze(0)
-    mask = keys <= queries
+    hidden = keys > queries
     if window is not None:
-        mask &= keys > queries - window
-    return _PrefillSequence(row, end, blocks, num_slots, mask)
+        hidden |= keys <= queries - window
+    return PrefillSequence(
+        start=row,
+        end=end,
+        blocks=layout.tables[s, first_block : first_block + num_blocks].long(),
+        num_slots=context_len - first_slot,
+        mask=torch.zeros(hidden.shape).masked_fill_(hidden, -torch.inf),
+    )
 
 
-def paged_attention(q: Tensor, k: Tensor, v: Tensor, kv: KVBlocks, plan: AttentionPlan, *, scale: float) -> Tensor:
-    """Attend every query token to its own sequence's keys, which ``write_kv`` has stored already.
-
-    q           [T, H, D]     activation dtype
-    k, v        [T, G, D]     this step's keys and values, the same as in the cache
-    kv.k, kv.v  [N, P, G, D]
-    Returns [T, H, D] in q's dtype; softmax accumulates in float32.
-    """
-    out = torch.empty_like(q)
-    for group in plan.decodes:
-        out[group.rows] = _decode(q[group.rows], kv, group, scale)
-    for sequence in plan.prefills:
-        out[sequence.start : sequence.end] = _prefill(q, k, v, kv, sequence, scale)
-    return out
-
-
-def _decode(q_BHD: Tensor, kv: KVBlocks, group: _DecodeGroup, scale: float) -> Tensor:
+def _attend_decodes(q_BHD: Tensor, kv: KVBlocks, group: _DecodeGroup, scale: float) -> Tensor:
     B, H, D = q_BHD.shape
     G = kv.k.shape[2]
     k_BLGD = kv.k.index_select(0, group.blocks).view(B, -1, G, D)
@@ -159,7 +174,8 @@ def _decode(q_BHD: Tensor, kv: KVBlocks, group: _DecodeGroup, scale: float) -> T
     return out_BGRD.reshape(B, H, D)
 
 
-def _prefill(q: Tensor, k: Tensor, v: Tensor, kv: KVBlocks, sequence: _PrefillSequence, scale: float) -> Tensor:
+def attend_prefill(q: Tensor, k: Tensor, v: Tensor, kv: KVBlocks, sequence: PrefillSequence, scale: float) -> Tensor:
+    """Return [Q, H, D] of one sequence; arguments as ``ops.Attention`` has them."""
     rows = slice(sequence.start, sequence.end)
     Q, H, D = q[rows].shape
     G = k.shape[1]

@@ -1,0 +1,122 @@
+"""A scheduler with its cache, driven without a model."""
+
+from dataclasses import dataclass, field
+
+from penstock.engine.config import SchedulerConfig
+from penstock.engine.kv import BlockPool, CacheManager
+from penstock.engine.request import Request, SequenceState
+from penstock.engine.scheduler import AdmissionPolicy, ScheduledBatch, Scheduler
+from penstock.protocol import GenerateRequest, Priority, SamplingParams
+
+
+def request_of(
+    name: str,
+    *,
+    prompt: list[int] | int = 8,
+    max_tokens: int = 4,
+    n: int = 1,
+    tenant: str = "default",
+    priority: Priority = Priority.P3,
+    deadline_s: float | None = None,
+) -> GenerateRequest:
+    """Return a request; a number as prompt means that many tokens nobody shares."""
+    tokens = prompt if isinstance(prompt, list) else [hash((name, i)) % 1000 for i in range(prompt)]
+    return GenerateRequest(
+        request_id=name,
+        prompt_token_ids=tokens,
+        sampling=SamplingParams(max_tokens=max_tokens, n=n),
+        tenant=tenant,
+        priority=priority,
+        deadline_s=deadline_s,
+    )
+
+
+@dataclass
+class Driver:
+    """Adds requests, runs steps of one second each and finishes sequences at ``max_tokens``."""
+
+    num_blocks: int = 24
+    block_size: int = 4
+    config: SchedulerConfig = field(default_factory=lambda: SchedulerConfig(step_tokens=16, max_running=6))
+    window: int | None = None
+    admission: AdmissionPolicy | None = None
+
+    def __post_init__(self) -> None:
+        self.pool = BlockPool(self.num_blocks)
+        self.cache = CacheManager(self.pool, block_size=self.block_size, window=self.window)
+        self.scheduler = Scheduler(self.config, self.cache, admission=self.admission)
+        self.now_s = 0.0
+        self.requests: dict[str, Request] = {}
+        self.num_added = 0
+        self.served: dict[str, int] = {}
+        """Tokens computed, by tenant."""
+
+    def add(self, request: GenerateRequest) -> Request:
+        entry = Request(request, number=self.num_added, now_s=self.now_s, unix_s=0.0)
+        self.num_added += 1
+        self.scheduler.add(entry, self.now_s)
+        self.requests[entry.request_id] = entry
+        return entry
+
+    def abort(self, name: str) -> None:
+        for sequence in self.requests.pop(name).sequences:
+            self.scheduler.finish(sequence)
+
+    def refuse_late(self) -> list[str]:
+        refused = [request.request_id for request, _ in self.scheduler.refuse_late(self.now_s)]
+        for name in refused:
+            del self.requests[name]
+        return refused
+
+    def step(self) -> ScheduledBatch:
+        """Run a step of one second."""
+        self.now_s += 1
+        batch = self.scheduler.schedule(self.now_s)
+        for sequence_id, num_new in zip(batch.sequence_ids, batch.query_lens, strict=True):
+            tenant = self.scheduler.sequence(sequence_id).request.tenant
+            self.served[tenant] = self.served.get(tenant, 0) + num_new
+        self.scheduler.commit(batch, dict.fromkeys(batch.sample_ids, 7), self.now_s)
+        for sequence_id in batch.sample_ids:
+            sequence = self.scheduler.sequence(sequence_id)
+            if sequence.num_output_tokens >= sequence.request.sampling.max_tokens:
+                self.scheduler.finish(sequence)
+                if sequence.request.is_finished:
+                    del self.requests[sequence.request.request_id]
+        return batch
+
+    def check(self) -> None:
+        """Assert everything that must hold between steps."""
+        scheduler, pool = self.scheduler, self.pool
+        owners = [0] * pool.num_blocks
+        live = [sequence for request in self.requests.values() for sequence in request.sequences]
+        for sequence in live:
+            for block in sequence.table.block_ids:
+                owners[block] += 1
+            assert sequence.num_computed_tokens <= sequence.num_tokens
+            running = sequence.state is SequenceState.RUNNING
+            assert running == (sequence in scheduler.running)
+            assert running or not sequence.table.block_ids, "who waits holds nothing"
+        assert owners == [pool.references(block) for block in range(pool.num_blocks)]
+        assert pool.num_free == owners.count(0)
+        assert len(scheduler.running) <= self.config.max_running
+        reserved = sum(sequence.reserved_blocks for sequence in scheduler.running)
+        assert scheduler._num_reserved_blocks == reserved
+        slots = sum(len(s.request.sequences) - 1 for s in scheduler.running if s.is_leader)
+        assert scheduler._num_reserved_slots == slots
+        assert len(scheduler.running) + slots <= self.config.max_running
+        queued = [s for s in live if s.state is SequenceState.WAITING and (s.index == 0 or s.request.has_forked)]
+        assert scheduler.num_waiting == len(queued)
+        assert scheduler.num_waiting_tokens == sum(sequence.num_tokens for sequence in queued)
+
+    def run_to_end(self, most_steps: int) -> None:
+        """Step until nothing is left; fails if that takes more than ``most_steps``."""
+        for _ in range(most_steps):
+            if not self.requests:
+                break
+            self.step()
+            self.check()
+        assert not self.requests, f"starved: {list(self.requests)}"
+        assert not self.scheduler.has_work
+        assert self.pool.num_free == self.pool.num_blocks
+        assert not self.scheduler._sequences
+        assert not self.scheduler._fairness._counters
