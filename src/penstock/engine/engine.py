@@ -226,7 +226,8 @@ class Engine:
         self._scheduler.finish(sequence)
         self._runner.remove(sequence.id)
         if request.is_finished:
-            del self._requests[request.request_id]
+            # Ending an undivided request's first choice ends them all, and each is then reported here.
+            self._requests.pop(request.request_id, None)
 
     # ---- what may enter
 
