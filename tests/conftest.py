@@ -4,8 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.tiny_models import make_checkpoint
+
+# Tiny tensors gain nothing from threads, and threads that wait for each other on a busy machine lose minutes.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,12 @@ _TYPICAL_TOKENS = 64
 
 def is_worth_packing(weight: Tensor) -> bool:
     """Whether ``PackedLinear`` takes ``weight`` and beats a plain product with it."""
-    return weight.dtype is torch.float32 and weight.numel() >= _LEAST_ELEMENTS and torch.backends.mkldnn.is_available()
+    return weight.dtype is torch.float32 and weight.numel() >= _LEAST_ELEMENTS and _has_onednn()
+
+
+def _has_onednn() -> bool:
+    available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return available
 
 
 class PackedLinear:
