@@ -64,6 +64,7 @@ def test_kill_9_of_the_engine_mid_stream(checkpoint: Callable[[str], Path]) -> N
         (["--max-model-len", "4096"], "was made for 2048"),
         (["--cache-memory", "1KiB"], "needs"),
         (["--dtype", "int3"], "dtype is 'int3'"),
+        (["--log-level", "loud"], "log.level is 'loud'"),
         (["--cache-memory", "many"], "cache.memory_bytes"),
     ],
 )

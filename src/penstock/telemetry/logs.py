@@ -5,12 +5,20 @@ import sys
 
 import structlog
 
+from penstock.errors import InvalidSetting
+
 LEVELS = ("debug", "info", "warning", "error")
 FORMATS = ("auto", "console", "json")
 
 
 def configure_logging(level: str = "info", log_format: str = "auto") -> None:
-    """Send events of ``level`` and above to standard error; ``auto`` is JSON unless a person is reading."""
+    """Send events of ``level`` and above to standard error; ``auto`` is JSON unless a person is reading.
+
+    Raises ``InvalidSetting`` for a level or format there is not.
+    """
+    for key, value, known in (("log.level", level, LEVELS), ("log.format", log_format, FORMATS)):
+        if value not in known:
+            raise InvalidSetting(f"{key} is {value!r}; it can be {', '.join(known)}", param=key)
     as_console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
     renderer = structlog.dev.ConsoleRenderer() if as_console else structlog.processors.JSONRenderer()
     processors: list[structlog.typing.Processor] = [

@@ -1,0 +1,66 @@
+"""Norm, rotation and activation against their formulas in float64."""
+
+import pytest
+import torch
+
+from penstock.kernels.rms_norm.reference import rms_norm
+from penstock.kernels.rope.reference import apply_rope
+from penstock.kernels.silu_mul.reference import silu_mul
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 1), (3, 17), (2, 5, 64), (7, 256)])
+def test_rms_norm(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(shape).to(dtype), torch.randn(shape[-1]).to(dtype)
+    wide = x.double()
+    expected = wide / (wide.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight.double()
+    out = rms_norm(x, weight, 1e-5)
+    assert out.dtype is dtype
+    torch.testing.assert_close(out.double(), expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rms_norm_squares_in_float32(dtype: torch.dtype) -> None:
+    x = torch.full((1, 64), 1000.0, dtype=dtype)  # its square is beyond float16
+    torch.testing.assert_close(rms_norm(x, torch.ones(64, dtype=dtype), 1e-5), torch.ones_like(x), atol=1e-2, rtol=0)
+
+
+def test_rms_norm_takes_heads_that_lie_inside_a_wider_row() -> None:
+    heads = torch.randn(5, 6, 16)
+    torch.testing.assert_close(
+        rms_norm(heads[:, 2:4], torch.ones(16), 1e-6), rms_norm(heads[:, 2:4].contiguous(), torch.ones(16), 1e-6)
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("head_dim", [2, 6, 64])
+def test_rope_turns_pairs_by_their_angles(head_dim: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    half = head_dim // 2
+    # Heads as the model hands them over: a slice of the projection of queries, keys and values.
+    x = torch.randn(5, 7, head_dim).to(dtype)[:, 1:4]
+    angles = torch.rand(5, 1, half) * 6
+    cos, sin = angles.cos(), angles.sin()
+    pairs = torch.complex(x[..., :half].double(), x[..., half:].double())
+    turned = pairs * torch.polar(torch.ones(5, 1, half, dtype=torch.float64), angles.double())
+    expected = torch.cat((turned.real, turned.imag), -1)
+    out = apply_rope(x, torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1))
+    assert out.dtype is dtype
+    torch.testing.assert_close(out.double(), expected, atol=TOLERANCE[dtype], rtol=0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [1, 9, 96])
+def test_silu_mul(width: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    both = torch.randn(4, 2 * width).to(dtype)
+    gate, up = both[:, :width].double(), both[:, width:].double()
+    before = both.clone()
+    torch.testing.assert_close(
+        silu_mul(both).double(), gate / (1 + (-gate).exp()) * up, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype]
+    )
+    assert torch.equal(both, before)
