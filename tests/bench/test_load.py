@@ -1,7 +1,7 @@
 """The driver keeps to the load and notes what happened."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import pytest
@@ -99,7 +99,7 @@ class ScriptedClient:
         self.deltas = deltas
         self.requests: list[GenerateRequest] = []
 
-    async def generate(self, request: GenerateRequest) -> AsyncIterator[TokenDelta]:
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[TokenDelta, None]:
         self.requests.append(request)
         for delta in self.deltas:
             yield delta
