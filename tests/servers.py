@@ -11,7 +11,8 @@ from pathlib import Path
 import uvicorn
 
 from penstock.engine.aio import InProcessClient
-from penstock.server import ServerConfig, create_app
+from penstock.server import ServerConfig
+from penstock.server.app import create_app
 from penstock.text import ChatTemplate, Tokenizer
 from tests.engines import build_engine
 

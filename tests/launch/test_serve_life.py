@@ -72,7 +72,7 @@ def test_what_cannot_start_says_why_and_leaves_nothing(arguments: list[str], mes
     result = run("serve", "--port", "0", *arguments)
     assert result.returncode == 1, result.stderr
     assert message in result.stderr
-    assert result.stderr.startswith("error: ")
+    assert result.stderr.splitlines()[-1].startswith("error: ")
     assert "Traceback" not in result.stderr
 
 
