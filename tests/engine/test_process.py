@@ -83,7 +83,7 @@ async def test_closing_a_stream_frees_its_blocks(client: ProcessClient) -> None:
         await anext(stream)
     assert not is_idle(client)
     for stream in streams:
-        await stream.aclose()  # type: ignore[attr-defined]
+        await stream.aclose()
     # The engine speaks when it steps: one more request makes it.
     await collect(client, "last", 1)
     assert is_idle(client)
@@ -94,7 +94,7 @@ async def test_a_thousand_disconnects_leak_nothing(client: ProcessClient) -> Non
         stream = client.generate(greedy(f"r{i}", [*PROMPT, i % 256], 60))
         for _ in range(i % 4):
             await anext(stream)
-        await stream.aclose()  # type: ignore[attr-defined]
+        await stream.aclose()
 
     for start in range(0, 1000, 50):
         await asyncio.gather(*(leave(i) for i in range(start, start + 50)))
