@@ -1,17 +1,19 @@
 """Attention that reads float32 keys and values where they lie in the cache.
 
-B decodes of a group, H query heads, G KV heads, D head width, L tokens the longest of the group sees, N blocks of
-P tokens.
+B decodes of a group, H query heads, G KV heads, D head width, L tokens the longest of the group sees, M tokens all
+of it see together, N blocks of P tokens.
 
-Gathering keys and values into one dense tensor reads and writes more bytes than the attention itself reads. Two torch
-ops work by row numbers instead. A product sampled at the pattern of a sparse matrix gives scores: each of the B * H
-rows names the cache rows it sees. A bag of embeddings, weighted with the probabilities, gives the weighted sum of the
-values of the same rows. Both run in parallel over the B * H rows, and neither touches a slot that is not named.
+Gathering keys and values into one dense tensor moves more bytes than the attention itself reads. Two torch ops work
+by row numbers instead. A product sampled at the pattern of a sparse matrix gives the scores: each of the B * H rows
+names the cache rows it sees, as many as there are. A bag of embeddings, weighted with the probabilities, gives the
+weighted sum of the values of the same rows. Both run in parallel over the B * H rows, and neither touches a slot that
+is not named.
 """
 
 import warnings
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -31,6 +33,10 @@ with warnings.catch_warnings():
     torch.sparse_csr_tensor([0, 1], [0], [0.0], size=(1, 1))
 
 
+_SIMILAR = 0.25
+"""Only the scores are padded to the longest of a group, so groups may be wide."""
+
+
 @dataclass(frozen=True, slots=True)
 class _DecodeGroup:
     """B sequences with one new token each."""
@@ -38,14 +44,15 @@ class _DecodeGroup:
     rows: Tensor
     """[B] which of the T tokens"""
     seen: Tensor
-    """[B * H * L] rows of the cache, taken as [N * P * G, D], that each query head sees. Rows of sequences that see
-    less than L tokens are padded with their last."""
+    """[M * H] rows of the cache, taken as [N * P * G, D], that each query head of each sequence sees"""
     bags: Tensor
     """[B * H] where each query head's part of ``seen`` begins"""
     pattern: Tensor
     """[B * H, N * P * G] sparse, zero at ``seen``"""
-    mask: Tensor | None
-    """[B, 1, L] 0, or minus infinity at padding; None where there is none"""
+    scores: Tensor
+    """[B * H, L] scratch, minus infinity where nothing is seen"""
+    places: Tensor | None
+    """[M * H] where each score goes in it; None where they fill it"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +63,9 @@ class _Attention:
     prefills: list[PrefillSequence]
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, kv: KVBlocks, *, scale: float) -> Tensor:
-        out = torch.empty_like(q)
+        if len(self.groups) == 1 and len(self.groups[0].rows) == len(q):
+            return _attend_decodes(q, kv, self.groups[0], scale)
+        out = torch.empty(q.shape)
         for group in self.groups:
             out.index_copy_(0, group.rows, _attend_decodes(q.index_select(0, group.rows), kv, group, scale))
         for sequence in self.prefills:
@@ -67,27 +76,33 @@ class _Attention:
 def plan_attention(layout: BatchLayout, kv: KVBlocks, *, num_heads: int, window: int | None) -> _Attention:
     """See ``ops.Ops.plan_attention``; the cache must be float32."""
     decodes, prefills = split_batch(layout, window)
-    return _Attention([_plan_group(layout, kv, group, num_heads) for group in group_decodes(decodes)], prefills)
+    groups = group_decodes(decodes, _SIMILAR)
+    return _Attention([_plan_group(layout, kv, group, num_heads) for group in groups], prefills)
 
 
 def _plan_group(layout: BatchLayout, kv: KVBlocks, group: list[Decode], num_heads: int) -> _DecodeGroup:
+    # numpy: these are small steps on integers, and its fixed cost is the smaller.
     num_blocks, size, G, _ = kv.k.shape
     num_cache_rows = num_blocks * size * G
-    index_type = torch.int32 if num_cache_rows < 2**31 else torch.int64
-    sequences = torch.tensor([decode.sequence for decode in group])
-    visible = torch.tensor([decode.num_visible for decode in group]).unsqueeze(1)
-    first_visible = torch.tensor([decode.context_len for decode in group]).unsqueeze(1) - visible
-    width = group[0].num_visible
-    columns = torch.arange(width).unsqueeze(0)
-    offsets = first_visible - layout.table_starts[sequences].long().unsqueeze(1) + columns.minimum(visible - 1)
-    slots_BL = layout.tables[sequences].gather(1, offsets // size).long() * size + offsets % size
-    heads_H = torch.arange(num_heads) // (num_heads // G)
-    seen = (slots_BL.unsqueeze(1) * G + heads_H[:, None]).to(index_type).flatten()
-    num_queries = len(group) * num_heads
-    starts = torch.arange(0, num_queries * width + 1, width, dtype=index_type)
-    mask = None
-    if group[-1].num_visible < width:
-        mask = torch.zeros(len(group), width).masked_fill_(columns >= visible, -torch.inf).unsqueeze(1)
+    index_type = np.int32 if num_cache_rows < 2**31 else np.int64
+    sequences = [decode.sequence for decode in group]
+    lengths = np.array([decode.num_visible for decode in group])
+    ends = np.array([decode.context_len for decode in group]) - layout.table_starts.numpy()[sequences]
+    columns = np.arange(lengths.max())
+    is_seen_BL = columns < lengths[:, None]
+    offsets_BL = ((ends - lengths)[:, None] + columns).astype(index_type)
+    tables = layout.tables.numpy()[sequences]
+    blocks_BL = np.take_along_axis(tables, (offsets_BL // size).clip(max=tables.shape[1] - 1), axis=1)
+    rows_BL = (blocks_BL.astype(index_type) * size + offsets_BL % size) * G
+    # Heads of one sequence follow each other, so that they find its keys still at hand.
+    kv_heads = np.arange(num_heads, dtype=index_type) // (num_heads // G)
+    rows_BHL = rows_BL[:, None] + kv_heads[:, None]
+    places = np.flatnonzero(np.broadcast_to(is_seen_BL[:, None], rows_BHL.shape))
+    seen = torch.from_numpy(rows_BHL.ravel().take(places))
+    num_queries, width = len(group) * num_heads, len(columns)
+    bounds = np.zeros(num_queries + 1, dtype=index_type)
+    bounds[1:] = np.repeat(lengths, num_heads).cumsum()
+    starts = torch.from_numpy(bounds)
     return _DecodeGroup(
         rows=torch.tensor([decode.row for decode in group]),
         seen=seen,
@@ -95,17 +110,20 @@ def _plan_group(layout: BatchLayout, kv: KVBlocks, group: list[Decode], num_head
         pattern=torch.sparse_csr_tensor(
             starts, seen, torch.zeros(len(seen)), size=(num_queries, num_cache_rows), check_invariants=False
         ),
-        mask=mask,
+        scores=torch.full((num_queries, width), -torch.inf),
+        places=None if len(seen) == num_queries * width else torch.from_numpy(places),
     )
 
 
 def _attend_decodes(q_BHD: Tensor, kv: KVBlocks, group: _DecodeGroup, scale: float) -> Tensor:
     B, H, D = q_BHD.shape
     keys, values = kv.k.view(-1, D), kv.v.view(-1, D)
-    sampled = torch.sparse.sampled_addmm(group.pattern, q_BHD.view(B * H, D), keys.t(), beta=0.0, alpha=scale)
-    scores_BHL = sampled.values().view(B, H, -1)
-    if group.mask is not None:
-        scores_BHL = scores_BHL + group.mask
-    weights = scores_BHL.softmax(-1).flatten()
+    queries = q_BHD.reshape(B * H, D)
+    scores = torch.sparse.sampled_addmm(group.pattern, queries, keys.t(), beta=0.0, alpha=scale).values()
+    if group.places is None:
+        weights = scores.view(B * H, -1).softmax(-1).view(-1)
+    else:
+        group.scores.view(-1).scatter_(0, group.places, scores)
+        weights = group.scores.softmax(-1).take(group.places)
     out = F.embedding_bag(group.seen, values, group.bags, mode="sum", per_sample_weights=weights)
     return out.view(B, H, D)

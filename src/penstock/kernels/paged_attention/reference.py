@@ -18,7 +18,7 @@ from penstock.kernels.layout import BatchLayout, KVBlocks
 
 _MAX_GROUPS = 4
 _SIMILAR = 0.7
-"""A decode joins the group of the longest one if it sees at least this share of what that one sees."""
+"""Keys and values are padded to the longest of a group, so groups must be narrow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class _Attention:
 def plan_attention(layout: BatchLayout, kv: KVBlocks, *, num_heads: int, window: int | None) -> _Attention:
     """See ``ops.Ops.plan_attention``."""
     decodes, prefills = split_batch(layout, window)
-    return _Attention([_plan_group(layout, group, window) for group in group_decodes(decodes)], prefills)
+    return _Attention([_plan_group(layout, group, window) for group in group_decodes(decodes, _SIMILAR)], prefills)
 
 
 def split_batch(layout: BatchLayout, window: int | None) -> tuple[list[Decode], list[PrefillSequence]]:
@@ -97,15 +97,18 @@ def split_batch(layout: BatchLayout, window: int | None) -> tuple[list[Decode], 
     return decodes, prefills
 
 
-def group_decodes(decodes: Sequence[Decode]) -> list[list[Decode]]:
-    """Return them in a few groups that see similarly many tokens, each group's longest first."""
-    waiting = sorted(decodes, key=lambda decode: decode.num_visible, reverse=True)
+def group_decodes(decodes: Sequence[Decode], similar: float) -> list[list[Decode]]:
+    """Return them in a few groups whose members see at least ``similar`` of what the group's longest sees.
+
+    The last group takes all that is left. Within a group they keep their order.
+    """
+    waiting = list(decodes)
     groups: list[list[Decode]] = []
     while waiting:
-        least = 0.0 if len(groups) == _MAX_GROUPS - 1 else waiting[0].num_visible * _SIMILAR
-        size = sum(1 for decode in waiting if decode.num_visible >= least)
-        groups.append(waiting[:size])
-        waiting = waiting[size:]
+        longest = max(decode.num_visible for decode in waiting)
+        least = 0.0 if len(groups) == _MAX_GROUPS - 1 else longest * similar
+        groups.append([decode for decode in waiting if decode.num_visible >= least])
+        waiting = [decode for decode in waiting if decode.num_visible < least]
     return groups
 
 
