@@ -1,7 +1,7 @@
 """Measure an engine or a server: what goes in, how it is driven, what came out."""
 
 from penstock.bench.load import EngineTarget, Outcome, Run, Target, UrlTarget, drive, repeat
-from penstock.bench.plot import write_plot
+from penstock.bench.plot import require_plots, write_plot
 from penstock.bench.report import BenchReport, Latency, RunReport, Slo, format_table, report_run
 from penstock.bench.workload import BenchRequest, LengthRange, Workload, draw_requests
 
@@ -23,5 +23,6 @@ __all__ = [
     "format_table",
     "repeat",
     "report_run",
+    "require_plots",
     "write_plot",
 ]

@@ -1,5 +1,6 @@
 """Draw what a table cannot show: whole distributions, and how a run went over time."""
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,16 +12,21 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+def require_plots() -> None:
+    """Raise MissingExtra where matplotlib is not installed: better before a long run than after it."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise MissingExtra("plots need matplotlib, which is not installed; pip install 'penstock[plots]'")
+
+
 def write_plot(file: Path, title: str, runs: Sequence[Run]) -> None:
     """Write a picture of all ``runs`` to ``file``; its suffix chooses the format.
 
     Three panels: the share of requests whose first token, and of gaps that, came within a time; and when each
     request started and ended in the last run. Raises MissingExtra where matplotlib is not installed.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise MissingExtra("plots need matplotlib, which is not installed; pip install 'penstock[plots]'") from error
+    require_plots()
+    import matplotlib
+
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

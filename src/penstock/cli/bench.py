@@ -27,8 +27,10 @@ from penstock.bench import (
     format_table,
     repeat,
     report_run,
+    require_plots,
     write_plot,
 )
+from penstock.errors import ConfigError
 from penstock.http.client import OpenAIClient
 
 _URL_VOCABULARY = range(1000, 2000)
@@ -40,6 +42,7 @@ class BenchOptions:
     """The command's options, as typed."""
 
     target: str | None
+    model: str | None
     num_requests: int
     concurrency: int | None
     rate_per_s: float | None
@@ -70,6 +73,8 @@ def run_bench(options: BenchOptions) -> int:
         slo = Slo.parse(options.slo) if options.slo else None
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
+    if options.plot is not None:
+        require_plots()
     runs = asyncio.run(_measure(options, workload))
     name = options.target or "penstock-mini"
     report = BenchReport(
@@ -95,9 +100,11 @@ async def _measure(options: BenchOptions, workload: Workload) -> list[Run]:
         if target.startswith(("http://", "https://")):
             client = OpenAIClient(target, api_key=os.environ.get("OPENAI_API_KEY"))
             await stack.enter_async_context(client)
-            driven: Target = UrlTarget(client, (await client.model_names())[0])
+            driven: Target = UrlTarget(client, options.model or await client.first_model_name())
             vocabulary = list(_URL_VOCABULARY)
         else:
+            if options.model is not None:
+                raise ConfigError(f"--model names a server's model, and {target} is no URL; leave one of them out")
             from penstock.launch.local import open_engine
 
             local = await stack.enter_async_context(open_engine(target, threads=options.threads))

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import os
-import signal
 import sys
 import time
 import uuid
@@ -75,52 +74,74 @@ class EnginePartner:
 class ServerPartner:
     """A model behind an OpenAI-compatible server."""
 
-    def __init__(self, name: str, client: OpenAIClient) -> None:
+    def __init__(self, name: str, url: str, api_key: str | None) -> None:
         self.name = name
-        self._client = client
+        self._url = url
+        self._api_key = api_key
 
     async def answer(self, conversation: Conversation) -> AsyncGenerator[tuple[str, int], None]:
-        """Yield each event's text; one event counts as a token until the server says how many there were."""
+        """Yield each event's text, counted as one token; at the end, what that missed of the server's own count."""
         body = {
             "model": self.name,
             "messages": conversation.messages(),
             "temperature": conversation.temperature,
             "max_tokens": conversation.max_tokens,
+            "stream_options": {"include_usage": True},
         }
-        async with contextlib.aclosing(self._client.stream("/chat/completions", body)) as events:
+        num_counted = 0
+        # A connection for each answer: one kept while a person thinks may be closed by the time it is used.
+        async with (
+            OpenAIClient(self._url, api_key=self._api_key) as client,
+            contextlib.aclosing(client.stream("/chat/completions", body)) as events,
+        ):
             async for event in events:
                 for choice in event.get("choices", ()):
                     text = choice.get("delta", {}).get("content")
                     if text:
+                        num_counted += 1
                         yield text, 1
+                if event.get("usage"):
+                    yield "", event["usage"]["completion_tokens"] - num_counted
 
 
-def run_chat(target: str | None, *, prompt: str | None, system: str | None, temperature: float, max_tokens: int) -> int:
-    """Hold the conversation; returns the exit status."""
+def run_chat(
+    target: str | None,
+    *,
+    model: str | None,
+    prompt: str | None,
+    system: str | None,
+    temperature: float,
+    max_tokens: int,
+) -> None:
+    """Hold the conversation until it ends. ``target`` is a model or a URL, ``model`` a name to ask a URL for."""
     conversation = Conversation(system, temperature, max_tokens)
-    return asyncio.run(_chat(target or os.environ.get("OPENAI_BASE_URL"), conversation, prompt))
+    target = target or os.environ.get("OPENAI_BASE_URL") or "penstock-mini"
+    # The loop runs only while there is something to wait for: a person types on the main thread, where Ctrl-C and
+    # line editing work.
+    with asyncio.Runner() as runner:
+        stack = contextlib.AsyncExitStack()
+        try:
+            partner = runner.run(_partner(target, model, stack))
+            if prompt is not None:
+                _ask(runner, partner, conversation, prompt)
+            else:
+                sys.stderr.write(f"talking to {partner.name}; {HELP}\n")
+                _converse(runner, partner, conversation)
+        finally:
+            runner.run(stack.aclose())
 
 
-async def _chat(target: str | None, conversation: Conversation, prompt: str | None) -> int:
-    async with contextlib.AsyncExitStack() as stack:
-        partner = await _partner(target or "penstock-mini", stack)
-        if prompt is not None:
-            conversation.turns.append({"role": "user", "content": prompt})
-            await _say(partner, conversation)
-            return 0
-        sys.stderr.write(f"talking to {partner.name}; {HELP}\n")
-        await _converse(partner, conversation)
-    return 0
-
-
-async def _partner(target: str, stack: contextlib.AsyncExitStack) -> Partner:
+async def _partner(target: str, model: str | None, stack: contextlib.AsyncExitStack) -> Partner:
     if target.startswith(("http://", "https://")):
-        client = OpenAIClient(target, api_key=os.environ.get("OPENAI_API_KEY"))
-        await stack.enter_async_context(client)
-        names = await client.model_names()
-        if not names:
-            raise ConfigError(f"{target} lists no models")
-        return ServerPartner(names[0], client)
+        api_key = os.environ.get("OPENAI_API_KEY")
+        if model is None:
+            async with OpenAIClient(target, api_key=api_key) as client:
+                model = await client.first_model_name()
+        return ServerPartner(model, target, api_key)
+    if model is not None:
+        raise ConfigError(f"--model {model} names a server's model, and {target} is no URL; leave one of them out")
+    if sys.stderr.isatty():
+        sys.stderr.write(f"loading {target}\n")
     from penstock.launch.local import open_engine
 
     local = await stack.enter_async_context(open_engine(target))
@@ -129,15 +150,18 @@ async def _partner(target: str, stack: contextlib.AsyncExitStack) -> Partner:
     return EnginePartner(target, local.client, local.tokenizer, local.template)
 
 
-async def _converse(partner: Partner, conversation: Conversation) -> None:
+def _converse(runner: asyncio.Runner, partner: Partner, conversation: Conversation) -> None:
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 - gives input() history and editing
     while True:
         try:
-            line = (await asyncio.to_thread(input, "> ")).strip()
-        except (EOFError, KeyboardInterrupt):
+            line = input("> ").strip()
+        except EOFError:
             sys.stderr.write("\n")
             return
+        except KeyboardInterrupt:
+            sys.stderr.write("\n(Ctrl-D or /quit leaves)\n")
+            continue
         command, _, rest = line.partition(" ")
         match command:
             case "":
@@ -150,17 +174,24 @@ async def _converse(partner: Partner, conversation: Conversation) -> None:
                 conversation.turns.clear()
             case "/system":
                 conversation.system = rest or None
+            case _ if command.startswith("/"):
+                sys.stderr.write(f"there is no {command}; {HELP}\n")
             case _:
-                conversation.turns.append({"role": "user", "content": line})
                 try:
-                    await _say(partner, conversation)
+                    _ask(runner, partner, conversation, line)
                 except PenstockError as error:
-                    conversation.turns.pop()
                     sys.stderr.write(f"error: {error.message}\n")
+                except KeyboardInterrupt:
+                    sys.stderr.write("(stopped; Ctrl-D or /quit leaves)\n")
 
 
-async def _say(partner: Partner, conversation: Conversation) -> None:
-    """Print an answer as it comes and what it took. Ctrl-C stops the answer and keeps what was said."""
+def _ask(runner: asyncio.Runner, partner: Partner, conversation: Conversation, question: str) -> None:
+    """Print the answer as it comes and what it took, and add both turns to the conversation.
+
+    Raises KeyboardInterrupt after Ctrl-C, which stops the answer and keeps what there is of it; and what the
+    partner raises, after which it is as if nothing had been asked.
+    """
+    conversation.turns.append({"role": "user", "content": question})
     began_s = time.perf_counter()
     first_s: float | None = None
     num_tokens = 0
@@ -176,19 +207,21 @@ async def _say(partner: Partner, conversation: Conversation) -> None:
                 sys.stdout.write(text)
                 sys.stdout.flush()
 
-    listening = asyncio.create_task(listen())
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGINT, listening.cancel)
     try:
-        await listening
-    except asyncio.CancelledError:
-        sys.stdout.write(" [stopped]")
+        runner.run(listen())
+    except PenstockError:
+        conversation.turns.pop()
+        raise
+    except KeyboardInterrupt:
+        conversation.turns.append({"role": "assistant", "content": "".join(pieces)})
+        raise
+    else:
+        conversation.turns.append({"role": "assistant", "content": "".join(pieces)})
     finally:
-        loop.remove_signal_handler(signal.SIGINT)
-    sys.stdout.write("\n")
-    sys.stdout.flush()
-    conversation.turns.append({"role": "assistant", "content": "".join(pieces)})
-    if first_s is not None:
-        seconds = time.perf_counter() - first_s
-        rate = f"{(num_tokens - 1) / seconds:.1f} tokens/s" if num_tokens > 1 else "1 token"
-        sys.stderr.write(f"[{num_tokens} tokens, first after {(first_s - began_s) * 1e3:.0f} ms, {rate}]\n")
+        if pieces:
+            sys.stdout.write("\n")
+            sys.stdout.flush()
+        if first_s is not None:
+            seconds = time.perf_counter() - first_s
+            rate = f"{(num_tokens - 1) / seconds:.1f} tokens/s" if num_tokens > 1 else "1 token"
+            sys.stderr.write(f"[{num_tokens} tokens, first after {(first_s - began_s) * 1e3:.0f} ms, {rate}]\n")

@@ -24,6 +24,14 @@ ModelArgument = Annotated[
     Optional[str],  # noqa: UP045 - typer reads this form on every Python
     typer.Argument(metavar="[MODEL]", help="A directory, a hub id, or penstock-mini (the default)."),
 ]
+TargetArgument = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Argument(metavar="[MODEL|URL]", help="A model to run here (default: penstock-mini), or a server's URL."),
+]
+ServedModelOption = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--model", help="Which of the server's models, with a URL.  [default: its first]"),
+]
 ConfigOption = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option("--config", help="Settings file (TOML); else PENSTOCK_CONFIG, else ./penstock.toml."),
@@ -120,10 +128,8 @@ def serve(
 
 @app.command()
 def chat(
-    target: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Argument(metavar="[MODEL|URL]", help="A model to run here (default: penstock-mini), or a server's URL."),
-    ] = None,
+    target: TargetArgument = None,
+    model: ServedModelOption = None,
     prompt: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="Ask this, print the answer and leave."),
@@ -135,15 +141,13 @@ def chat(
     """Talk to a model in the terminal."""
     from penstock.cli.chat import run_chat
 
-    raise typer.Exit(run_chat(target, prompt=prompt, system=system, temperature=temperature, max_tokens=max_tokens))
+    run_chat(target, model=model, prompt=prompt, system=system, temperature=temperature, max_tokens=max_tokens)
 
 
 @app.command()
 def bench(
-    target: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Argument(metavar="[MODEL|URL]", help="A model to run here (default: penstock-mini), or a server's URL."),
-    ] = None,
+    target: TargetArgument = None,
+    model: ServedModelOption = None,
     num_requests: Annotated[int, typer.Option(min=1, help="Requests in one repetition.")] = 64,
     concurrency: Annotated[
         Optional[int],  # noqa: UP045
@@ -171,6 +175,7 @@ def bench(
 
     options = BenchOptions(
         target=target,
+        model=model,
         num_requests=num_requests,
         concurrency=concurrency,
         rate_per_s=rate,

@@ -51,6 +51,13 @@ class OpenAIClient:
         body = await self._get("/models")
         return [str(model["id"]) for model in body.get("data", [])]
 
+    async def first_model_name(self) -> str:
+        """Return the name of the server's default model. Raises UnavailableError where it serves none."""
+        names = await self.model_names()
+        if not names:
+            raise UnavailableError(f"{self.base_url} lists no models; name one with --model")
+        return names[0]
+
     async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """POST ``body`` and yield each event's JSON until ``[DONE]``; closing early disconnects."""
         assert self._session is not None

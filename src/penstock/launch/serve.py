@@ -5,9 +5,9 @@ import contextlib
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
-import uvicorn
 import uvloop
 from prometheus_client import GCCollector, PlatformCollector, ProcessCollector
 
@@ -18,9 +18,11 @@ from penstock.launch import worker
 from penstock.launch.settings import Settings
 from penstock.models import resolve_model
 from penstock.protocol import ModelInfo
-from penstock.server import ServerConfig, create_app
+from penstock.server import ServerConfig
 from penstock.telemetry import configure_logging
-from penstock.text import ChatTemplate, Tokenizer
+
+if TYPE_CHECKING:
+    import uvicorn
 
 
 def serve(settings: Settings, say: Callable[[str], None]) -> int:
@@ -73,11 +75,12 @@ class _Server:
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=metrics.registry)
         client = ProcessClient(worker.command(), worker.payload(self._settings), metrics)
+        self._say(f"loading {self._settings.model.name}")
         loading = asyncio.create_task(client.start())
         http: uvicorn.Server | None = None
         try:
-            # The model's files are read here for their text while the engine process reads their weights.
-            http = self._http(client, metrics)
+            # On a thread, so that the engine process starts at once and reads weights while we read the rest.
+            http = await asyncio.to_thread(self._http, client, metrics)
             serving = asyncio.create_task(http.serve([self._listener]))
             stopping = asyncio.create_task(self._told_to_stop.wait())
             await asyncio.wait({loading, serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -88,7 +91,10 @@ class _Server:
             stopping.cancel()
             if client.model_or_none() is not None:
                 await self._drain(client)
+            # What could not finish ends in an error its reader sees, before its connection is closed.
+            await client.stop()
             http.should_exit = True
+            http.force_exit = self._in_a_hurry.is_set()
             await serving
             return 0
         finally:
@@ -99,7 +105,20 @@ class _Server:
                 await loading
             await client.stop()
 
-    def _http(self, client: ProcessClient, metrics: EngineMetrics) -> uvicorn.Server:
+    def _http(self, client: ProcessClient, metrics: EngineMetrics) -> "uvicorn.Server":
+        import uvicorn
+
+        from penstock.server.app import create_app
+        from penstock.text import ChatTemplate, Tokenizer
+
+        class QuietServer(uvicorn.Server):
+            """Leaves signals to whoever runs it."""
+
+            @contextlib.contextmanager
+            def capture_signals(self) -> Iterator[None]:
+                """Capture nothing."""
+                yield
+
         settings = self._settings
         path = resolve_model(settings.model.name, settings.model.revision)
         app = create_app(
@@ -121,7 +140,7 @@ class _Server:
             timeout_keep_alive=75,
             timeout_graceful_shutdown=5,
         )
-        return _QuietServer(config)
+        return QuietServer(config)
 
     def _announce(self, model: ModelInfo) -> None:
         server = self._settings.server
@@ -151,15 +170,6 @@ class _Server:
         if self._told_to_stop.is_set():
             self._in_a_hurry.set()
         self._told_to_stop.set()
-
-
-class _QuietServer(uvicorn.Server):
-    """Leaves signals to whoever runs it."""
-
-    @contextlib.contextmanager
-    def capture_signals(self):  # type: ignore[no-untyped-def]
-        """Capture nothing."""
-        yield
 
 
 def to_stderr(line: str) -> None:

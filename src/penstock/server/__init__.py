@@ -1,6 +1,8 @@
-"""The OpenAI-compatible API over an engine client."""
+"""The OpenAI-compatible API over an engine client.
 
-from penstock.server.app import create_app
+``server.app`` has ``create_app``; it is not imported here, so that reading settings does not wait for FastAPI.
+"""
+
 from penstock.server.config import ServerConfig
 
-__all__ = ["ServerConfig", "create_app"]
+__all__ = ["ServerConfig"]
