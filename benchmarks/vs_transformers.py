@@ -25,6 +25,7 @@ import transformers
 from penstock.engine.assemble import assemble_engine
 from penstock.engine.config import EngineConfig, SchedulerConfig
 from penstock.engine.engine import Engine
+from penstock.kernels import describe, use_threads
 from penstock.models import resolve_model
 from penstock.models.decoder import load_model
 from penstock.protocol import GenerateRequest, MemoryPlan, ModelInfo, SamplingParams
@@ -87,8 +88,9 @@ def make_engine(path: Path) -> Engine:
     return assemble_engine(model, Tokenizer.load(resolve_model("penstock-mini")), config, info=info)
 
 
-def run_penstock(engine: Engine, work: Work, name: str) -> float:
+def run_penstock(engine: Engine, work: Work, name: str, threads: int) -> float:
     """Return tokens per second."""
+    use_threads(threads)
     began = time.perf_counter()
     for i, (prompt, num_tokens) in enumerate(work):
         sampling = SamplingParams(max_tokens=num_tokens, temperature=0.0, ignore_eos=True)
@@ -99,8 +101,9 @@ def run_penstock(engine: Engine, work: Work, name: str) -> float:
 
 
 @torch.no_grad()
-def run_transformers(model: Any, work: Work, batch_size: int) -> float:
+def run_transformers(model: Any, work: Work, batch_size: int, threads: int) -> float:
     """Return tokens per second with left-padded batches, each generating as many tokens as its longest answer."""
+    torch.set_num_threads(threads)
     began = time.perf_counter()
     for start in range(0, len(work), batch_size):
         batch = work[start : start + batch_size]
@@ -123,20 +126,20 @@ def run_transformers(model: Any, work: Work, batch_size: int) -> float:
     return sum(num_tokens for _, num_tokens in work) / (time.perf_counter() - began)
 
 
-def measure(name: str, path: Path, num_requests: int, pairs: int) -> dict[str, Any]:
+def measure(name: str, path: Path, num_requests: int, pairs: int, threads: int) -> dict[str, Any]:
     """Alternate the two and return every figure with its spread."""
     engine = make_engine(path)
     model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     vocab_size = model.config.vocab_size
     warm = [(prompt[:32], 8) for prompt, _ in draw_work(vocab_size, 4, seed=99)]
-    run_penstock(engine, warm, "warm")
-    run_transformers(model, warm, 4)
+    run_penstock(engine, warm, "warm", threads)
+    run_transformers(model, warm, 4, threads)
     figures: dict[str, list[float]] = {"penstock": [], "padded batches of 32": [], "one at a time": []}
     for pair in range(pairs):
         work = draw_work(vocab_size, num_requests, seed=pair)
-        figures["penstock"].append(run_penstock(engine, work, str(pair)))
-        figures["padded batches of 32"].append(run_transformers(model, work, CONCURRENCY))
-        figures["one at a time"].append(run_transformers(model, work[:NUM_ALONE], 1))
+        figures["penstock"].append(run_penstock(engine, work, str(pair), threads))
+        figures["padded batches of 32"].append(run_transformers(model, work, CONCURRENCY, threads))
+        figures["one at a time"].append(run_transformers(model, work[:NUM_ALONE], 1, threads))
         print(name, {form: round(values[-1], 1) for form, values in figures.items()}, flush=True)
     ours = figures["penstock"]
     return {
@@ -159,18 +162,22 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["penstock-mini", "llama-0.1b"])
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
     results = []
     with tempfile.TemporaryDirectory() as directory:
         for name in arguments.models:
             path = resolve_model(name) if name == "penstock-mini" else make_llama(Path(directory) / name)
-            results.append(measure(name, path, arguments.requests, arguments.pairs))
+            results.append(measure(name, path, arguments.requests, arguments.pairs, arguments.threads))
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     report = {
         "date": datetime.now(UTC).date().isoformat(),
         "commit": commit.stdout.strip(),
         "command": " ".join(["python -m benchmarks.vs_transformers", *sys.argv[1:]]),
-        "machine": {"processor": processor(), "cores": torch.get_num_threads(), "platform": platform.machine()},
+        "machine": {
+            "processor": processor(),
+            "threads": arguments.threads,
+            "kernels": describe(),
+            "platform": platform.machine(),
+        },
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "results": results,
     }

@@ -21,7 +21,8 @@ SHAPE = ModelShape(
     num_kv_heads=4,
     head_dim=32,
     vocab_size=8192,
-    element_bytes=2,
+    activation_element_bytes=2,
+    kv_element_bytes=2,
 )
 
 
@@ -121,7 +122,7 @@ def test_a_plan_never_promises_what_is_not_there(
     assert made.num_blocks <= max_running * -(-max_model_tokens // 16)
 
 
-@pytest.mark.parametrize("field", ["hidden_size", "vocab_size", "intermediate_size", "element_bytes"])
+@pytest.mark.parametrize("field", ["hidden_size", "vocab_size", "intermediate_size", "activation_element_bytes"])
 def test_a_larger_model_never_needs_less(field: str) -> None:
     larger = dataclasses.replace(SHAPE, **{field: 4 * getattr(SHAPE, field)})
     arguments = {"step_tokens": 512, "max_running": 256, "max_model_tokens": 1024}

@@ -1,10 +1,13 @@
 """Storing keys and values, and copying blocks."""
 
+import pytest
 import torch
 
-from penstock.kernels import KVBlocks
+from penstock.kernels import CPUOps, HeadNorms, KVBlocks, ReferenceOps
 from penstock.kernels.copy_blocks.reference import copy_blocks
-from penstock.kernels.write_kv.reference import write_kv
+from penstock.kernels.rope_write_kv.reference import write_kv
+from tests.kernels.backends import by_slot, instruction_sets, poisoned_cache, using
+from tests.packing import layout_of
 
 
 def numbered(num_blocks: int = 6, block_size: int = 3) -> KVBlocks:
@@ -30,6 +33,29 @@ def test_write_kv_takes_heads_that_lie_inside_a_wider_row() -> None:
     write_kv(kv, torch.tensor([1, 9]), projected[:, 4:6], projected[:, 6:])
     assert torch.equal(kv.k[3, 0], projected[1, 4:6])
     assert torch.equal(kv.v[0, 1], projected[0, 6:])
+
+
+@pytest.mark.parametrize("with_norms", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("head_dim", [2, 6, 16, 24, 80, 128])
+@pytest.mark.parametrize("isa", instruction_sets())
+def test_native_queries_keys_and_values(isa: str, head_dim: int, dtype: torch.dtype, with_norms: bool) -> None:
+    torch.manual_seed(0)
+    H, G, block_size = 3, 2, 4
+    layout = layout_of([2, 1, 5], [6, 1, 5], [[5, 0], [3], [1, 7]], block_size)
+    qkv, angles = torch.randn(8, (H + 2 * G) * head_dim), torch.rand(8, 1, head_dim // 2) * 6
+    cos, sin = torch.cat([angles.cos()] * 2, -1), torch.cat([-angles.sin(), angles.sin()], -1)
+    norms = HeadNorms(torch.randn(head_dim), torch.randn(head_dim), 1e-6) if with_norms else None
+    results = []
+    for ops in (ReferenceOps(), CPUOps()):
+        kv = poisoned_cache(ops, 8, block_size, G, head_dim, dtype)
+        with using(isa, 2):
+            q = ops.rope_write_kv(qkv.clone(), kv, layout, cos, sin, num_heads=H, num_kv_heads=G, norms=norms)
+        results.append((q, *by_slot(ops, kv)))
+    tolerance = 1e-5 if dtype is torch.float32 else 2e-2
+    for expected, found in zip(*results, strict=True):
+        # Slots that no token owns are still what they were: not numbers.
+        torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance, equal_nan=True)
 
 
 def test_copies_read_everything_before_they_write() -> None:

@@ -1,11 +1,12 @@
-"""Norm, rotation and activation against their formulas in float64."""
+"""Norm and rotation against their formulas in float64."""
 
 import pytest
 import torch
 
+from penstock.kernels import CPUOps
 from penstock.kernels.rms_norm.reference import rms_norm
-from penstock.kernels.rope.reference import apply_rope
-from penstock.kernels.silu_mul.reference import silu_mul
+from penstock.kernels.rope_write_kv.reference import apply_rope
+from tests.kernels.backends import instruction_sets, using
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}
@@ -21,6 +22,18 @@ def test_rms_norm(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     out = rms_norm(x, weight, 1e-5)
     assert out.dtype is dtype
     torch.testing.assert_close(out.double(), expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("isa", instruction_sets())
+@pytest.mark.parametrize(("num_tokens", "width"), [(1, 1), (2, 3), (7, 31), (5, 64), (3, 97), (400, 256)])
+def test_native_rms_norm(isa: str, num_tokens: int, width: int) -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(num_tokens, width) * 3, torch.randn(width)
+    wide = x.double()
+    expected = wide / (wide.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weight.double()
+    for num_threads in (1, 3):
+        with using(isa, num_threads):
+            torch.testing.assert_close(CPUOps().rms_norm(x, weight, 1e-6).double(), expected, atol=1e-6, rtol=2e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -51,16 +64,3 @@ def test_rope_turns_pairs_by_their_angles(head_dim: int, dtype: torch.dtype) -> 
     out = apply_rope(x, torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1))
     assert out.dtype is dtype
     torch.testing.assert_close(out.double(), expected, atol=TOLERANCE[dtype], rtol=0)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("width", [1, 9, 96])
-def test_silu_mul(width: int, dtype: torch.dtype) -> None:
-    torch.manual_seed(0)
-    both = torch.randn(4, 2 * width).to(dtype)
-    gate, up = both[:, :width].double(), both[:, width:].double()
-    before = both.clone()
-    torch.testing.assert_close(
-        silu_mul(both).double(), gate / (1 + (-gate).exp()) * up, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype]
-    )
-    assert torch.equal(both, before)

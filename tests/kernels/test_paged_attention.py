@@ -7,14 +7,21 @@ import pytest
 import torch
 from torch import Tensor
 
+from penstock.errors import KernelUnsupported
 from penstock.kernels import BatchLayout, CPUOps, KVBlocks, Ops, ReferenceOps
+from tests.kernels.backends import by_slot, instruction_sets, needs_native, poisoned_cache, using
 from tests.packing import layout_of
 
 BACKENDS = [
-    pytest.param(ReferenceOps(), torch.float32, id="reference-float32"),
-    pytest.param(ReferenceOps(), torch.bfloat16, id="reference-bfloat16"),
-    pytest.param(ReferenceOps(), torch.float16, id="reference-float16"),
-    pytest.param(CPUOps(), torch.float32, id="cpu-float32"),
+    *(
+        pytest.param(ReferenceOps(), None, dtype, id=f"reference-{dtype}")
+        for dtype in (torch.float32, torch.bfloat16, torch.float16)
+    ),
+    *(
+        pytest.param(CPUOps(), isa, dtype, id=f"{isa}-{dtype}")
+        for isa in instruction_sets()
+        for dtype in (torch.float32, torch.bfloat16)
+    ),
 ]
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 
@@ -25,14 +32,13 @@ class Case:
 
     layout: BatchLayout
     q: Tensor
-    k: Tensor
-    v: Tensor
     kv: KVBlocks
     histories: list[tuple[Tensor, Tensor]]
     """Each sequence's keys and values [context, G, D], as dense tensors"""
 
 
 def make_case(
+    ops: Ops,
     sequences: list[tuple[int, int]],
     *,
     heads: tuple[int, int] = (4, 2),
@@ -51,8 +57,8 @@ def make_case(
     H, G = heads
     num_blocks = sum(-(-context // block_size) for _, context in sequences) + 3
     free = torch.randperm(num_blocks, generator=generator).tolist()
-    shape = (num_blocks, block_size, G, head_dim)
-    kv = KVBlocks(torch.full(shape, torch.nan, dtype=dtype), torch.full(shape, torch.nan, dtype=dtype))
+    kv = poisoned_cache(ops, num_blocks, block_size, G, head_dim, dtype)
+    keys, values = by_slot(ops, kv)
     tables, starts, histories = [], [], []
     for query, context in sequences:
         first_visible = 0 if window is None else max(0, context - query + 1 - window)
@@ -61,16 +67,14 @@ def make_case(
         k, v = random(context, G, head_dim), random(context, G, head_dim)
         for position in range(start, context):
             place = (table[(position - start) // block_size], (position - start) % block_size)
-            kv.k[place], kv.v[place] = k[position], v[position]
+            keys[place], values[place] = k[position], v[position]
         tables.append(table)
         starts.append(start)
         histories.append((k, v))
     queries, contexts = [query for query, _ in sequences], [context for _, context in sequences]
     return Case(
         layout=layout_of(queries, contexts, tables, block_size, starts),
-        q=random(sum(queries), H, head_dim),
-        k=torch.cat([k[-query:] for (k, _), query in zip(histories, queries, strict=True)]),
-        v=torch.cat([v[-query:] for (_, v), query in zip(histories, queries, strict=True)]),
+        q=random(sum(queries), H, head_dim).to(ops.activation_dtype(dtype)),
         kv=kv,
         histories=histories,
     )
@@ -98,9 +102,10 @@ def written_out(case: Case, window: int | None, scale: float) -> Tensor:
 
 def attend(ops: Ops, case: Case, window: int | None, scale: float = 0.25) -> Tensor:
     """Return what ``ops`` makes of the case."""
+    H, G, D = case.q.shape[1], case.histories[0][0].shape[1], case.q.shape[2]
     with torch.inference_mode():
-        attention = ops.plan_attention(case.layout, case.kv, num_heads=case.q.shape[1], window=window)
-        return attention(case.q, case.k, case.v, case.kv, scale=scale)
+        attention = ops.plan_attention(case.layout, num_heads=H, num_kv_heads=G, head_dim=D, window=window)
+        return attention(case.q, case.kv, scale=scale)
 
 
 BATCHES = {
@@ -112,55 +117,83 @@ BATCHES = {
     "decodes of all lengths": [(1, 1 + 7 * i % 61) for i in range(33)],
     "one long among short": [(1, 3), (1, 150), (1, 4), (1, 5)],
     "full blocks": [(1, 8), (1, 4), (4, 4), (4, 8)],
+    "several spans": [(1, 700), (9, 520), (300, 300)],
     "mixed": [(1, 5), (7, 7), (1, 40), (3, 20), (1, 1), (16, 33)],
 }
 
 
 @pytest.mark.parametrize("window", [None, 1, 6, 8, 64])
 @pytest.mark.parametrize("batch", BATCHES)
-@pytest.mark.parametrize(("ops", "dtype"), BACKENDS)
-def test_equals_attention_written_out(ops: Ops, dtype: torch.dtype, batch: str, window: int | None) -> None:
-    case = make_case(BATCHES[batch], dtype=dtype, window=window)
+@pytest.mark.parametrize(("ops", "isa", "dtype"), BACKENDS)
+def test_equals_attention_written_out(
+    ops: Ops, isa: str | None, dtype: torch.dtype, batch: str, window: int | None
+) -> None:
+    case = make_case(ops, BATCHES[batch], dtype=dtype, window=window)
     expected = written_out(case, window, 0.25)
-    out = attend(ops, case, window)
-    assert out.dtype is dtype
+    with using(isa, 2):
+        out = attend(ops, case, window)
+    assert out.dtype is case.q.dtype
     torch.testing.assert_close(out.double(), expected, atol=TOLERANCE[dtype], rtol=0)
 
 
-@pytest.mark.parametrize("block_size", [1, 3, 16])
-@pytest.mark.parametrize("heads", [(1, 1), (3, 3), (6, 2), (8, 1)])
+@pytest.mark.parametrize("block_size", [1, 3, 16, 48])
+@pytest.mark.parametrize("heads", [(1, 1), (3, 3), (6, 2), (14, 2), (8, 1)])
 @pytest.mark.parametrize("head_dim", [2, 24, 128])
-@pytest.mark.parametrize(("ops", "dtype"), BACKENDS)
-def test_odd_shapes(ops: Ops, dtype: torch.dtype, heads: tuple[int, int], head_dim: int, block_size: int) -> None:
-    sequences = [(1, 17), (6, 18), (1, 2), (9, 9)]
-    case = make_case(sequences, heads=heads, head_dim=head_dim, block_size=block_size, dtype=dtype)
+@pytest.mark.parametrize(("ops", "isa", "dtype"), BACKENDS)
+def test_odd_shapes(
+    ops: Ops, isa: str | None, dtype: torch.dtype, heads: tuple[int, int], head_dim: int, block_size: int
+) -> None:
+    sequences = [(1, 17), (6, 18), (1, 2), (9, 9), (1, 70)]
+    case = make_case(ops, sequences, heads=heads, head_dim=head_dim, block_size=block_size, dtype=dtype)
     scale = head_dim**-0.5
     expected = written_out(case, None, scale)
-    torch.testing.assert_close(attend(ops, case, None, scale).double(), expected, atol=TOLERANCE[dtype], rtol=0)
+    with using(isa):
+        torch.testing.assert_close(attend(ops, case, None, scale).double(), expected, atol=TOLERANCE[dtype], rtol=0)
 
 
-@pytest.mark.parametrize(("ops", "dtype"), BACKENDS)
-def test_large_scores_neither_overflow_nor_vanish(ops: Ops, dtype: torch.dtype) -> None:
-    case = make_case([(1, 9), (4, 9), (1, 30)], dtype=dtype)
-    out = attend(ops, case, None, scale=40.0)
+@pytest.mark.parametrize(("ops", "isa", "dtype"), BACKENDS)
+def test_large_scores_neither_overflow_nor_vanish(ops: Ops, isa: str | None, dtype: torch.dtype) -> None:
+    case = make_case(ops, [(1, 9), (4, 9), (1, 30)], dtype=dtype)
+    with using(isa):
+        out = attend(ops, case, None, scale=40.0)
     torch.testing.assert_close(out.double(), written_out(case, None, 40.0), atol=10 * TOLERANCE[dtype], rtol=0)
 
 
-@pytest.mark.parametrize("ops", [ReferenceOps(), CPUOps()], ids=["reference", "cpu"])
-def test_neighbours_change_nothing(ops: Ops) -> None:
-    strangers = [(1, 1 + 13 * i % 90) for i in range(31)]
-    alone = make_case([(1, 37)], seed=1)
-    crowd = make_case([(1, 37), *strangers], seed=1)
-    # The same first sequence: the same query, and the same history at its place in the other cache.
-    crowd.q[0] = alone.q[0]
-    k, v = alone.histories[0]
-    for position in range(37):
-        place = (int(crowd.layout.tables[0, position // 4]), position % 4)
-        crowd.kv.k[place], crowd.kv.v[place] = k[position], v[position]
-    torch.testing.assert_close(attend(ops, crowd, None)[0], attend(ops, alone, None)[0], atol=1e-6, rtol=0)
+@needs_native
+@pytest.mark.parametrize("window", [None, 100])
+@pytest.mark.parametrize("block_size", [4, 16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("isa", instruction_sets())
+def test_no_bit_depends_on_neighbours_chunks_or_threads(
+    isa: str, dtype: torch.dtype, block_size: int, window: int | None
+) -> None:
+    ops, context = CPUOps(), 600
+    case = make_case(ops, [(context, context)], heads=(6, 2), block_size=block_size, dtype=dtype)
+    table = case.layout.tables[0].tolist()
+
+    def attend_parts(sizes: list[int], num_threads: int) -> Tensor:
+        outs, end = [], 0
+        for size in sizes:
+            end += size
+            # A stranger on either side: shorter, longer, and never the same size twice.
+            layout = layout_of(
+                [1, size, 2], [1 + end % 37, end, 2 + end % 300], [table, table, table], block_size, None
+            )
+            q = torch.cat([case.q[:1], case.q[end - size : end], case.q[:2]])
+            with using(isa, num_threads), torch.inference_mode():
+                attention = ops.plan_attention(layout, num_heads=6, num_kv_heads=2, head_dim=16, window=window)
+                outs.append(attention(q, case.kv, scale=0.25)[1:-2])
+        return torch.cat(outs)
+
+    with using(isa):
+        whole = attend(ops, case, window)
+    for sizes in ([7] * 85 + [5], [1] * 600, [256, 1, 343], [599, 1]):
+        for num_threads in (1, 4):
+            assert torch.equal(attend_parts(sizes, num_threads), whole)
 
 
-def test_backends_build_no_graph_and_raise_no_warning_outside_inference_mode() -> None:
-    case = make_case([(1, 9), (3, 7)])
-    attention = CPUOps().plan_attention(case.layout, case.kv, num_heads=4, window=None)
-    assert not attention(case.q, case.k, case.v, case.kv, scale=1.0).requires_grad
+@needs_native
+def test_too_many_heads_on_one_are_refused() -> None:
+    case = make_case(CPUOps(), [(1, 3)], heads=(65, 1))
+    with pytest.raises(KernelUnsupported, match="65 query heads share a KV head"):
+        attend(CPUOps(), case, None)

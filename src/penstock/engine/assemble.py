@@ -25,6 +25,7 @@ def assemble_engine(model: DecoderModel, tokenizer: Tokenizer, config: EngineCon
             model,
             model.new_cache(plan.num_blocks, plan.block_size),
             Sampler(vocab_size=info.vocab_size, eos_token_ids=info.eos_token_ids),
+            block_size=plan.block_size,
         ),
         scheduler=Scheduler(config.scheduler, cache),
         tokenizer=tokenizer,

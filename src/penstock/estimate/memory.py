@@ -24,13 +24,15 @@ class ModelShape:
     num_kv_heads: int
     head_dim: int
     vocab_size: int
-    element_bytes: int
-    """Bytes per activation and per cached key or value."""
+    activation_element_bytes: int
+    """Bytes per activation."""
+    kv_element_bytes: int
+    """Bytes per cached key or value."""
 
     @property
     def kv_bytes_per_token(self) -> int:
         """One token's keys and values over all layers."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.element_bytes
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.kv_element_bytes
 
 
 def plan_memory(
@@ -99,7 +101,7 @@ def activation_peak_bytes(shape: ModelShape, *, step_tokens: int, max_running: i
     - feed-forward: gate, up and their product, with the product's float32 twin;
     - sampling: a few float32 copies of the logits, one row per running sequence.
     """
-    element = shape.element_bytes
+    element = shape.activation_element_bytes
     query_width = shape.num_heads * shape.head_dim
     kv_width = shape.num_kv_heads * shape.head_dim
     # The stream itself, its normalized copy, and the float32 the norm computes in.

@@ -2,7 +2,20 @@
 
 from penstock.kernels.cpu import CPUOps, ops_for
 from penstock.kernels.layout import BatchLayout, KVBlocks
-from penstock.kernels.ops import Attention, Linear, Ops
+from penstock.kernels.native import describe, use_threads
+from penstock.kernels.ops import Attention, HeadNorms, Linear, Ops
 from penstock.kernels.reference import ReferenceOps
 
-__all__ = ["Attention", "BatchLayout", "CPUOps", "KVBlocks", "Linear", "Ops", "ReferenceOps", "ops_for"]
+__all__ = [
+    "Attention",
+    "BatchLayout",
+    "CPUOps",
+    "HeadNorms",
+    "KVBlocks",
+    "Linear",
+    "Ops",
+    "ReferenceOps",
+    "describe",
+    "ops_for",
+    "use_threads",
+]

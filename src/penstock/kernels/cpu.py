@@ -1,34 +1,97 @@
-"""The backend for float32 on a processor: torch ops again, those that waste least there."""
+"""The backend of compiled kernels: float32 activations, weights and cache in float32 or bfloat16."""
 
 import torch
 from torch import Tensor
 
-from penstock.kernels.linear.cpu import PackedLinear, is_worth_packing
-from penstock.kernels.linear.reference import ReferenceLinear
-from penstock.kernels.ops import Linear, Ops
-from penstock.kernels.paged_attention.cpu import plan_attention
+from penstock.kernels.layout import BatchLayout, KVBlocks
+from penstock.kernels.linear.cpu import PackedLinear
+from penstock.kernels.native import NATIVE, checked
+from penstock.kernels.ops import HeadNorms, Linear, Ops
+from penstock.kernels.paged_attention.cpu import CPUAttention
 from penstock.kernels.reference import ReferenceOps
-from penstock.kernels.rms_norm.reference import rms_norm
-from penstock.kernels.rope.reference import apply_rope
-from penstock.kernels.silu_mul.reference import silu_mul
-from penstock.kernels.write_kv.reference import write_kv
 
 
 class CPUOps:
-    """Packed weights, and attention that reads the cache where it lies."""
+    """See ``ops.Ops``. A token's result does not depend on what else is in the batch, to the last bit."""
 
-    rms_norm = staticmethod(rms_norm)
-    apply_rope = staticmethod(apply_rope)
-    silu_mul = staticmethod(silu_mul)
-    write_kv = staticmethod(write_kv)
-    plan_attention = staticmethod(plan_attention)
+    plan_attention = staticmethod(CPUAttention)
+
+    @staticmethod
+    def activation_dtype(weights_dtype: torch.dtype) -> torch.dtype:
+        """Return float32: it holds every product of the weights' dtypes, and is what the vector unit computes in."""
+        return torch.float32
+
+    @staticmethod
+    def cache_shapes(
+        num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return keys [N, G, D, P] and values [N, G, P, D]: see ``native/kernels.h``."""
+        return (num_blocks, num_kv_heads, head_dim, block_size), (num_blocks, num_kv_heads, block_size, head_dim)
 
     @staticmethod
     def prepare_linear(weight: Tensor, bias: Tensor | None) -> Linear:
-        """Pack the weight if that pays."""
-        return PackedLinear(weight, bias) if is_worth_packing(weight) else ReferenceLinear(weight, bias)
+        """Pack."""
+        return PackedLinear(weight, bias)
+
+    @staticmethod
+    def prepare_gated_linear(gate: Tensor, up: Tensor, gate_bias: Tensor | None, up_bias: Tensor | None) -> Linear:
+        """Pack both into one."""
+        return PackedLinear(gate, gate_bias, up, up_bias)
+
+    @staticmethod
+    def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """See ``rms_norm/reference.py``; ``x`` is [T, E] float32."""
+        assert NATIVE is not None
+        num_rows, width = x.shape
+        out = torch.empty(num_rows, width)
+        NATIVE.rms_norm(
+            checked(x, torch.float32, num_rows, width),
+            checked(weight, torch.float32, width),
+            out.data_ptr(),
+            num_rows,
+            width,
+            eps,
+        )
+        return out
+
+    @staticmethod
+    def rope_write_kv(
+        qkv: Tensor,
+        kv: KVBlocks,
+        layout: BatchLayout,
+        cos: Tensor,
+        sin: Tensor,
+        *,
+        num_heads: int,
+        num_kv_heads: int,
+        norms: HeadNorms | None,
+    ) -> Tensor:
+        """See ``rope_write_kv/reference.py``; rotates the queries where they lie."""
+        assert NATIVE is not None
+        H, G, D, P = num_heads, num_kv_heads, cos.shape[-1], layout.block_size
+        T, dtype = len(qkv), kv.k.dtype
+        NATIVE.rope_write_kv(
+            checked(qkv, torch.float32, T, (H + 2 * G) * D),
+            T,
+            H,
+            G,
+            D,
+            checked(cos, torch.float32, T, 1, D),
+            checked(sin, torch.float32, T, 1, D),
+            checked(layout.slots, torch.int64, T),
+            0 if norms is None else checked(norms.q, torch.float32, D),
+            0 if norms is None else checked(norms.k, torch.float32, D),
+            0.0 if norms is None else norms.eps,
+            checked(kv.k, torch.float32 if dtype is not torch.bfloat16 else dtype, -1, G, D, P),
+            checked(kv.v, dtype, -1, G, P, D),
+            P,
+            dtype is torch.bfloat16,
+        )
+        return qkv.view(T, H + 2 * G, D)[:, :H]
 
 
-def ops_for(dtype: torch.dtype) -> Ops:
-    """Return the fastest backend built for ``dtype``."""
-    return CPUOps() if dtype is torch.float32 else ReferenceOps()
+def ops_for(weights_dtype: torch.dtype) -> Ops:
+    """Return the fastest backend there is for weights of ``weights_dtype``."""
+    if NATIVE is not None and weights_dtype in (torch.float32, torch.bfloat16):
+        return CPUOps()
+    return ReferenceOps()

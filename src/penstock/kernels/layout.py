@@ -10,12 +10,12 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class KVBlocks:
-    """One layer's cache."""
+    """One layer's cache. Blocks come first; a backend chooses the order within one, see ``Ops.cache_shapes``."""
 
     k: Tensor
-    """[N, P, G, D]"""
+    """N blocks of P * G * D elements"""
     v: Tensor
-    """[N, P, G, D]"""
+    """As many"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,19 +1,31 @@
 """The backend of plain torch ops."""
 
-from penstock.kernels.linear.reference import ReferenceLinear
+import torch
+
+from penstock.kernels.linear.reference import ReferenceGatedLinear, ReferenceLinear
 from penstock.kernels.paged_attention.reference import plan_attention
 from penstock.kernels.rms_norm.reference import rms_norm
-from penstock.kernels.rope.reference import apply_rope
-from penstock.kernels.silu_mul.reference import silu_mul
-from penstock.kernels.write_kv.reference import write_kv
+from penstock.kernels.rope_write_kv.reference import rope_write_kv
 
 
 class ReferenceOps:
     """The oracle in tests, and what runs in any dtype where nothing faster was made."""
 
     prepare_linear = staticmethod(ReferenceLinear)
+    prepare_gated_linear = staticmethod(ReferenceGatedLinear)
     rms_norm = staticmethod(rms_norm)
-    apply_rope = staticmethod(apply_rope)
-    silu_mul = staticmethod(silu_mul)
-    write_kv = staticmethod(write_kv)
+    rope_write_kv = staticmethod(rope_write_kv)
     plan_attention = staticmethod(plan_attention)
+
+    @staticmethod
+    def activation_dtype(weights_dtype: torch.dtype) -> torch.dtype:
+        """Return the weights' own."""
+        return weights_dtype
+
+    @staticmethod
+    def cache_shapes(
+        num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return keys and values [N, P, G, D]."""
+        shape = (num_blocks, block_size, num_kv_heads, head_dim)
+        return shape, shape

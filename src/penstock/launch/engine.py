@@ -16,6 +16,7 @@ try:
     from penstock.engine.assemble import assemble_engine
     from penstock.engine.config import EngineConfig
     from penstock.engine.engine import Engine
+    from penstock.kernels import ops_for, use_threads
     from penstock.models.decoder import count_parameters, load_model, run_dtype
 except ImportError as error:
     raise MissingExtra(
@@ -28,7 +29,8 @@ def build_engine(settings: Settings) -> Engine:
 
     Raises ``ModelUnreadable``, ``NotEnoughMemory`` or ``InvalidSetting``, each before memory was taken for nothing.
     """
-    use_threads(settings.runner.threads)
+    # All cores this process may run on but one, which the API's process needs.
+    use_threads(settings.runner.threads or max(1, len(os.sched_getaffinity(0)) - 1))
     path = resolve_model(settings.model.name, settings.model.revision)
     config = read_config(path)
     tokenizer = Tokenizer.load(path)
@@ -41,10 +43,10 @@ def build_engine(settings: Settings) -> Engine:
             param="runner.max_model_tokens",
         )
     num_parameters = count_parameters(path, config)
-    element_bytes = getattr(torch, dtype).itemsize
+    weights_dtype = getattr(torch, dtype)
     plan = plan_memory(
         ModelShape(
-            weights_bytes=num_parameters * element_bytes,
+            weights_bytes=num_parameters * weights_dtype.itemsize,
             num_layers=config.num_layers,
             hidden_size=config.hidden_size,
             intermediate_size=config.intermediate_size,
@@ -52,7 +54,8 @@ def build_engine(settings: Settings) -> Engine:
             num_kv_heads=config.num_kv_heads,
             head_dim=config.head_dim,
             vocab_size=config.vocab_size,
-            element_bytes=element_bytes,
+            activation_element_bytes=ops_for(weights_dtype).activation_dtype(weights_dtype).itemsize,
+            kv_element_bytes=weights_dtype.itemsize,
         ),
         block_size=settings.cache.block_size,
         step_tokens=settings.scheduler.step_tokens,
@@ -76,8 +79,3 @@ def build_engine(settings: Settings) -> Engine:
     )
     engine_config = EngineConfig(scheduler=settings.scheduler, cache=settings.cache, runner=settings.runner)
     return assemble_engine(model, tokenizer, engine_config, info=info)
-
-
-def use_threads(threads: int | None) -> None:
-    """Let a step use ``threads``, or all cores this process may run on but one, which the API's process needs."""
-    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) - 1))

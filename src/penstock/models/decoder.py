@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from penstock.errors import InvalidSetting
-from penstock.kernels import BatchLayout, KVBlocks, Linear, Ops, ops_for
+from penstock.kernels import BatchLayout, HeadNorms, KVBlocks, Linear, Ops, ops_for
 from penstock.models.config import DTYPES, ModelConfig, read_config
 from penstock.models.rope import RotaryEmbedding
 from penstock.models.weights import Weights
@@ -28,8 +28,7 @@ class _Layer:
 
     input_norm: Tensor
     qkv: Linear
-    q_norm: Tensor | None
-    k_norm: Tensor | None
+    head_norms: HeadNorms | None
     o: Linear
     post_norm: Tensor
     gate_up: Linear
@@ -45,11 +44,12 @@ class DecoderModel:
         self.dtype = dtype
         self.num_parameters = 0
         self._ops = ops
+        self._activation_dtype = ops.activation_dtype(dtype)
         self._weights = weights
         E, V = config.hidden_size, config.vocab_size
         self._embedding = self._take("model.embed_tokens.weight", V, E)
         self._layers = [self._load_layer(layer) for layer in range(config.num_layers)]
-        self._norm = self._take("model.norm.weight", E)
+        self._norm = self._take_norm("model.norm.weight", E)
         # Checkpoints may carry a copy of a tied head; the embedding is what counts.
         head = self._embedding if config.tie_word_embeddings else self._take("lm_head.weight", V, E)
         self._head = ops.prepare_linear(head, None)
@@ -63,45 +63,35 @@ class DecoderModel:
 
     def new_cache(self, num_blocks: int, block_size: int) -> list[KVBlocks]:
         """Return zeroed cache blocks for each layer; memory is taken page by page as it is first written."""
-        shape = (num_blocks, block_size, self.config.num_kv_heads, self.config.head_dim)
+        config = self.config
+        k_shape, v_shape = self._ops.cache_shapes(num_blocks, block_size, config.num_kv_heads, config.head_dim)
         return [
-            KVBlocks(_lazy_zeros(shape, self.dtype), _lazy_zeros(shape, self.dtype))
-            for _ in range(self.config.num_layers)
+            KVBlocks(_lazy_zeros(k_shape, self.dtype), _lazy_zeros(v_shape, self.dtype))
+            for _ in range(config.num_layers)
         ]
 
     def forward(self, token_ids: Tensor, layout: BatchLayout, cache: list[KVBlocks]) -> Tensor:
         """Return the final normed hidden states [T, E] of ``token_ids`` [T] int64; writes keys and values."""
-        ops, eps = self._ops, self.config.rms_norm_eps
+        ops, config = self._ops, self.config
+        eps, scale = config.rms_norm_eps, config.head_dim**-0.5
+        heads = {"num_heads": config.num_heads, "num_kv_heads": config.num_kv_heads}
         attentions = {
-            window: ops.plan_attention(layout, cache[0], num_heads=self.config.num_heads, window=window)
-            for window in set(self.config.layer_windows)
+            window: ops.plan_attention(layout, **heads, head_dim=config.head_dim, window=window)
+            for window in set(config.layer_windows)
         }
         cos, sin = self._rope(layout.positions)
-        x_TE = F.embedding(token_ids, self._embedding)
+        x_TE = F.embedding(token_ids, self._embedding).to(self._activation_dtype)
         for layer, kv in zip(self._layers, cache, strict=True):
-            q_THD, k_TGD, v_TGD = self._qkv(layer, ops.rms_norm(x_TE, layer.input_norm, eps), cos, sin)
-            ops.write_kv(kv, layout.slots, k_TGD, v_TGD)
-            mixed_THD = attentions[layer.window](q_THD, k_TGD, v_TGD, kv, scale=self.config.head_dim**-0.5)
-            x_TE = x_TE + layer.o(mixed_THD.flatten(1))
-            gate_up_T2F = layer.gate_up(ops.rms_norm(x_TE, layer.post_norm, eps))
-            x_TE = x_TE + layer.down(ops.silu_mul(gate_up_T2F))
+            qkv = layer.qkv(ops.rms_norm(x_TE, layer.input_norm, eps))
+            q_THD = ops.rope_write_kv(qkv, kv, layout, cos, sin, **heads, norms=layer.head_norms)
+            mixed_THD = attentions[layer.window](q_THD, kv, scale=scale)
+            x_TE = layer.o(mixed_THD.flatten(1), x_TE)
+            x_TE = layer.down(layer.gate_up(ops.rms_norm(x_TE, layer.post_norm, eps)), x_TE)
         return ops.rms_norm(x_TE, self._norm, eps)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return [R, V] float32 from ``hidden`` [R, E]."""
         return self._head(hidden).float()
-
-    def _qkv(self, layer: _Layer, x_TE: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        H, G, D = self.config.num_heads, self.config.num_kv_heads, self.config.head_dim
-        heads = layer.qkv(x_TE).view(-1, H + 2 * G, D)
-        q_THD, k_TGD, v_TGD = heads[:, :H], heads[:, H : H + G], heads[:, H + G :]
-        if layer.q_norm is None or layer.k_norm is None:
-            qk = self._ops.apply_rope(heads[:, : H + G], cos, sin)
-            return qk[:, :H], qk[:, H:], v_TGD
-        eps = self.config.rms_norm_eps
-        q_THD = self._ops.apply_rope(self._ops.rms_norm(q_THD, layer.q_norm, eps), cos, sin)
-        k_TGD = self._ops.apply_rope(self._ops.rms_norm(k_TGD, layer.k_norm, eps), cos, sin)
-        return q_THD, k_TGD, v_TGD
 
     # ---- loading
 
@@ -111,17 +101,22 @@ class DecoderModel:
         q, kv = config.num_heads * D, config.num_kv_heads * D
         attention = f"{name}.self_attn"
         return _Layer(
-            input_norm=self._take(f"{name}.input_layernorm.weight", E),
+            input_norm=self._take_norm(f"{name}.input_layernorm.weight", E),
             qkv=self._linear(
                 [(f"{attention}.q_proj", q), (f"{attention}.k_proj", kv), (f"{attention}.v_proj", kv)],
                 E,
                 bias=config.qkv_bias,
             ),
-            q_norm=self._take(f"{attention}.q_norm.weight", D) if config.qk_norm else None,
-            k_norm=self._take(f"{attention}.k_norm.weight", D) if config.qk_norm else None,
+            head_norms=HeadNorms(
+                self._take_norm(f"{attention}.q_norm.weight", D),
+                self._take_norm(f"{attention}.k_norm.weight", D),
+                config.rms_norm_eps,
+            )
+            if config.qk_norm
+            else None,
             o=self._linear([(f"{attention}.o_proj", E)], q, bias=config.o_bias),
-            post_norm=self._take(f"{name}.post_attention_layernorm.weight", E),
-            gate_up=self._linear([(f"{name}.mlp.gate_proj", F_), (f"{name}.mlp.up_proj", F_)], E, bias=config.mlp_bias),
+            post_norm=self._take_norm(f"{name}.post_attention_layernorm.weight", E),
+            gate_up=self._gated_linear(f"{name}.mlp.gate_proj", f"{name}.mlp.up_proj", F_, E, bias=config.mlp_bias),
             down=self._linear([(f"{name}.mlp.down_proj", E)], F_, bias=config.mlp_bias),
             window=config.layer_windows[index],
         )
@@ -132,6 +127,14 @@ class DecoderModel:
         biases = [self._take(f"{name}.bias", outputs) for name, outputs in parts] if bias else []
         weight = weights[0] if len(weights) == 1 else torch.cat(weights)
         return self._ops.prepare_linear(weight, torch.cat(biases) if biases else None)
+
+    def _gated_linear(self, gate: str, up: str, num_outputs: int, num_inputs: int, *, bias: bool) -> Linear:
+        weights = [self._take(f"{name}.weight", num_outputs, num_inputs) for name in (gate, up)]
+        biases = [self._take(f"{name}.bias", num_outputs) if bias else None for name in (gate, up)]
+        return self._ops.prepare_gated_linear(weights[0], weights[1], biases[0], biases[1])
+
+    def _take_norm(self, name: str, size: int) -> Tensor:
+        return self._take(name, size).to(self._activation_dtype)
 
     def _take(self, name: str, *shape: int) -> Tensor:
         tensor = self._weights.take(name, shape, self.dtype)
@@ -168,12 +171,12 @@ def count_parameters(path: Path, config: ModelConfig) -> int:
 
 
 def run_dtype(config: ModelConfig, dtype: str) -> str:
-    """Return the dtype a model runs in: the one asked for, or for ``auto`` the checkpoint's own if this processor
-    computes in it, float32, which holds every value of the others exactly, if not.
+    """Return the dtype of a model's weights and cache: the one asked for, or for ``auto`` the checkpoint's own if
+    kernels take it beside float32 activations, and float32, which holds every value of the others exactly, if not.
     """
     if dtype != "auto":
         if dtype not in DTYPES:
             raise InvalidSetting(f"dtype is {dtype!r}; it can be auto, {', '.join(DTYPES)}", param="dtype")
         return dtype
-    native = {"bfloat16": torch.cpu._is_avx512_bf16_supported, "float16": torch.cpu._is_amx_fp16_supported}
-    return config.dtype if config.dtype == "float32" or native[config.dtype]() else "float32"
+    own = getattr(torch, config.dtype)
+    return config.dtype if ops_for(own).activation_dtype(own) is torch.float32 else "float32"

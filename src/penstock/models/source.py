@@ -1,6 +1,5 @@
 """From what a person types to a directory with a model in it."""
 
-from importlib.resources import files
 from pathlib import Path
 
 from penstock.errors import ModelUnreadable
@@ -17,7 +16,7 @@ def resolve_model(name: str, revision: str | None = None) -> Path:
     HF_HOME, HF_TOKEN and HF_HUB_OFFLINE mean what they mean elsewhere. Raises ``ModelUnreadable``.
     """
     if name == DEMO_MODEL:
-        return Path(str(files("penstock"))) / "assets" / DEMO_MODEL
+        return Path(__file__).parents[1] / "assets" / DEMO_MODEL
     path = Path(name).expanduser()
     if path.is_dir():
         return path

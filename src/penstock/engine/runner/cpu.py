@@ -27,11 +27,11 @@ class RunnableModel(Protocol):
 class CPURunner:
     """Runs a model on the processor. T packed tokens, S sequences, R sampled rows, P tokens per block."""
 
-    def __init__(self, model: RunnableModel, cache: list[KVBlocks], sampler: Sampler) -> None:
+    def __init__(self, model: RunnableModel, cache: list[KVBlocks], sampler: Sampler, *, block_size: int) -> None:
         self._model = model
         self._cache = cache
         self._sampler = sampler
-        self._block_size = cache[0].k.shape[1]
+        self._block_size = block_size
 
     def add(self, sequence_id: int, index: int, params: SamplingParams, prompt_token_ids: Sequence[int]) -> None:
         """Prepare to sample for choice ``index`` of a request."""

@@ -1,33 +1,48 @@
-"""T tokens, K inputs, N outputs; weights in oneDNN's blocked layout."""
+"""T tokens, K inputs, N outputs, F feed-forward width; activations float32, weights float32 or bfloat16."""
 
 import torch
 from torch import Tensor
 
-_LEAST_ELEMENTS = 2**18
-"""Below this a call's fixed cost outweighs what packing saves."""
-_TYPICAL_TOKENS = 64
-"""What oneDNN picks a layout for; it computes with any number."""
-
-
-def is_worth_packing(weight: Tensor) -> bool:
-    """Whether ``PackedLinear`` takes ``weight`` and beats a plain product with it."""
-    return weight.dtype is torch.float32 and weight.numel() >= _LEAST_ELEMENTS and _has_onednn()
-
-
-def _has_onednn() -> bool:
-    available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return available
+from penstock.errors import KernelUnsupported
+from penstock.kernels.native import NATIVE, checked
 
 
 class PackedLinear:
-    """A weight laid out once for the vector unit, which a plain product does at every call."""
+    """A weight laid out once for the vector unit. See ``cpu.cpp`` for the layout."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        """Pack a copy of ``weight`` [N, K]; keep ``bias`` [N] as it is."""
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, _TYPICAL_TOKENS)
-        self._bias = bias
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, up: Tensor | None = None, up_bias: Tensor | None = None
+    ) -> None:
+        """Pack a copy of ``weight`` [N, K] and, if it is gated, of ``up`` [N, K]; biases [N] likewise."""
+        assert NATIVE is not None
+        if weight.dtype not in (torch.float32, torch.bfloat16) or weight.ndim != 2 or 0 in weight.shape:
+            raise KernelUnsupported(f"no native product with a {weight.dtype} weight of {list(weight.shape)}")
+        self.num_outputs, self.num_inputs = weight.shape
+        # Kept until they are packed: their addresses are all the packer gets.
+        weight, up = weight.contiguous(), None if up is None else up.contiguous()
+        bias, up_bias = _floats(bias), _floats(up_bias)
+        if bias is None and up_bias is not None:
+            bias = torch.zeros(self.num_outputs)
+        if up is not None and bias is not None and up_bias is None:
+            up_bias = torch.zeros(self.num_outputs)
+        self._packed = NATIVE.PackedLinear(
+            weight.dtype is torch.bfloat16,
+            self.num_outputs,
+            self.num_inputs,
+            weight.data_ptr(),
+            0 if up is None else checked(up, weight.dtype, self.num_outputs, self.num_inputs),
+            0 if bias is None else checked(bias, torch.float32, self.num_outputs),
+            0 if up_bias is None else checked(up_bias, torch.float32, self.num_outputs),
+        )
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return [T, N] from ``x`` [T, K]."""
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
+    def __call__(self, x: Tensor, added: Tensor | None = None) -> Tensor:
+        """Return [T, N] float32 from ``x`` [T, K] float32, plus ``added`` [T, N], which it overwrites."""
+        address, num_tokens, N = checked(x, torch.float32, -1, self.num_inputs), x.shape[0], self.num_outputs
+        out = torch.empty(num_tokens, N) if added is None else added
+        out_address = checked(out, torch.float32, num_tokens, N)
+        self._packed.run(address, self.num_inputs, num_tokens, out_address, N, 0 if added is None else out_address)
         return out
+
+
+def _floats(bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else bias.float().contiguous()

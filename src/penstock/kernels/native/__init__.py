@@ -1,0 +1,86 @@
+"""The compiled kernels, where they were built, and which instruction set they use.
+
+``PENSTOCK_KERNELS`` chooses: ``avx512``, ``avx2`` or ``portable`` code, or ``reference`` for plain torch ops. Unset,
+the best that this processor runs.
+"""
+
+import os
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from penstock.errors import InvalidSetting, KernelUnsupported
+
+VARIABLE = "PENSTOCK_KERNELS"
+INSTRUCTION_SETS = ("avx512", "avx2", "portable")
+
+
+def _load() -> ModuleType | None:
+    wanted = os.environ.get(VARIABLE, "")
+    if wanted not in ("", "reference", *INSTRUCTION_SETS):
+        raise InvalidSetting(
+            f"{VARIABLE} is {wanted!r}; it can be {', '.join(INSTRUCTION_SETS)} or reference, or be left out",
+            param=VARIABLE,
+        )
+    if wanted == "reference":
+        return None
+    try:
+        from penstock.kernels.native import _native
+    except ImportError as error:
+        if wanted:
+            raise InvalidSetting(
+                f"{VARIABLE} asks for {wanted}, and the native kernels were not built ({error}); install a C++ compiler "
+                f"and penstock again, or leave {VARIABLE} out",
+                param=VARIABLE,
+            ) from error
+        return None
+    if wanted:
+        try:
+            _native.choose(wanted)
+        except ValueError as error:
+            raise InvalidSetting(f"{VARIABLE}: {error}", param=VARIABLE) from error
+    return _native
+
+
+NATIVE = _load()
+"""The compiled module; None where it was not built or is not wanted."""
+
+
+def describe() -> str:
+    """Return which kernels run, in a word: avx512, avx2, portable or reference."""
+    return "reference" if NATIVE is None else str(NATIVE.isa())
+
+
+def use_threads(num_threads: int) -> None:
+    """Let kernels run on ``num_threads``, the caller's included.
+
+    torch's own pool gets as many only where it does the work: two pools would fight over the cores.
+    """
+    if NATIVE is None:
+        torch.set_num_threads(num_threads)
+    else:
+        torch.set_num_threads(1)
+        NATIVE.set_num_threads(num_threads)
+
+
+def checked(x: Tensor, dtype: torch.dtype, *shape: int) -> int:
+    """Return the address of ``x``, which must be dense, of ``dtype`` and of ``shape``; -1 stands for any size.
+
+    Raises ``KernelUnsupported`` otherwise: compiled code trusts what it is given.
+    """
+    if x.dtype is not dtype or not x.is_contiguous() or len(x.shape) != len(shape):
+        raise _unfit(x, dtype, shape)
+    for size, wanted in zip(x.shape, shape, strict=True):
+        if size != wanted and wanted != -1:
+            raise _unfit(x, dtype, shape)
+    return x.data_ptr()
+
+
+def _unfit(x: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> KernelUnsupported:
+    sizes = ["any" if size == -1 else str(size) for size in shape]
+    dense = "dense" if x.is_contiguous() else f"with strides {list(x.stride())}"
+    return KernelUnsupported(
+        f"a native kernel takes a dense {dtype} tensor of [{', '.join(sizes)}], not a {dense} {x.dtype} of "
+        f"{list(x.shape)}"
+    )

@@ -1,0 +1,51 @@
+"""Addresses are integers; see ``kernels.h`` for what lies there."""
+
+def isa() -> str: ...
+def choose(isa: str) -> None: ...
+def runs(isa: str) -> bool: ...
+def num_threads() -> int: ...
+def set_num_threads(num_threads: int) -> None: ...
+
+class PackedLinear:
+    def __init__(
+        self, is_bf16: bool, num_outputs: int, num_inputs: int, weight: int, up: int, bias: int, up_bias: int, /
+    ) -> None: ...
+    def run(self, x: int, x_stride: int, num_rows: int, out: int, out_stride: int, added: int, /) -> None: ...
+
+class AttentionPlan:
+    def __init__(
+        self,
+        num_sequences: int,
+        query_starts: int,
+        context_lens: int,
+        tables: int,
+        table_width: int,
+        table_starts: int,
+        block_size: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        window: int,
+        /,
+    ) -> None: ...
+    def run(self, q: int, q_stride: int, k: int, v: int, is_bf16: bool, out: int, scale: float, /) -> None: ...
+
+def rms_norm(x: int, weight: int, out: int, num_rows: int, width: int, eps: float, /) -> None: ...
+def rope_write_kv(
+    qkv: int,
+    num_tokens: int,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    cos: int,
+    sin: int,
+    slots: int,
+    q_norm: int,
+    k_norm: int,
+    eps: float,
+    k: int,
+    v: int,
+    block_size: int,
+    is_bf16: bool,
+    /,
+) -> None: ...

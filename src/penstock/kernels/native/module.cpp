@@ -1,0 +1,345 @@
+// What Python sees. Addresses come as integers, because asking a tensor for its address takes a twentieth of the time
+// of handing it over; `native/__init__.py` and the modules beside each kernel check what they point to.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+#include "pool.h"
+
+namespace nb = nanobind;
+
+namespace penstock {
+namespace {
+
+using Address = uintptr_t;
+
+template <class T>
+T* at(Address address) {
+    return reinterpret_cast<T*>(address);
+}
+
+bool runs(const std::string& isa) {
+    if (isa == "portable") return true;
+#if defined(PENSTOCK_X86)
+    if (isa == "avx2") return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (isa == "avx512")
+        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+#endif
+    return false;
+}
+
+const Kernels* find(const std::string& isa) {
+#if defined(PENSTOCK_X86)
+    if (isa == "avx512") return &avx512::kernels;
+    if (isa == "avx2") return &avx2::kernels;
+#endif
+    return isa == "portable" ? &portable::kernels : nullptr;
+}
+
+// The kernels, the threads they run on and their scratch. One op at a time.
+class Machine {
+   public:
+    static Machine& get() {
+        static Machine* machine = new Machine;  // never destroyed: threads may outlive the module's teardown
+        return *machine;
+    }
+
+    const Kernels& kernels() const { return *kernels_; }
+
+    void choose(const std::string& isa) {
+        const Kernels* found = find(isa);
+        if (!found) throw std::invalid_argument("no kernels named " + isa);
+        if (!runs(isa)) throw std::invalid_argument("this processor cannot run the " + isa + " kernels");
+        std::lock_guard lock(mutex_);
+        kernels_ = found;
+        scratch_.clear();
+        scratch_.resize(pool_->num_threads());
+    }
+
+    int num_threads() const { return num_threads_; }
+
+    void set_num_threads(int num_threads) {
+        if (num_threads < 1) throw std::invalid_argument("at least one thread is needed");
+        std::lock_guard lock(mutex_);
+        if (num_threads == pool_->num_threads()) return;
+        pool_.reset();
+        pool_ = std::make_unique<Pool>(num_threads);
+        scratch_.clear();
+        scratch_.resize(num_threads);
+        num_threads_ = num_threads;
+    }
+
+    // body(task, scratch of the thread it runs on); the scratch has room for `scratch_floats`.
+    template <class F>
+    void each(int64_t num_tasks, int64_t scratch_floats, F&& body) {
+        std::lock_guard lock(mutex_);
+        for (Scratch& scratch : scratch_) scratch.grow(scratch_floats);
+        pool_->each(num_tasks, [&](int64_t task, int thread) { body(task, scratch_[thread].floats.get()); });
+    }
+
+   private:
+    struct Free {
+        void operator()(float* floats) const { std::free(floats); }
+    };
+    struct Scratch {
+        std::unique_ptr<float[], Free> floats;
+        int64_t size = 0;
+        void grow(int64_t to) {
+            if (to <= size) return;
+            const size_t bytes = (to * sizeof(float) + 63) / 64 * 64;
+            floats.reset(static_cast<float*>(std::aligned_alloc(64, bytes)));
+            if (!floats) throw std::bad_alloc();
+            size = to;
+        }
+    };
+
+    Machine() : pool_(std::make_unique<Pool>(1)), scratch_(1) {
+        for (const char* isa : {"avx512", "avx2", "portable"})
+            if (!kernels_ && find(isa) && runs(isa)) kernels_ = find(isa);
+    }
+
+    const Kernels* kernels_ = nullptr;
+    std::unique_ptr<Pool> pool_;
+    std::atomic<int> num_threads_{1};  // read without the lock, to cut work into parts
+    std::vector<Scratch> scratch_;
+    std::mutex mutex_;
+};
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Memory that asks for huge pages: weights are read from front to back once a step, and translating 4 KiB addresses
+// halves the speed of that.
+class HugePages {
+   public:
+    explicit HugePages(size_t bytes) : bytes_(std::max<size_t>(bytes, 64)) {
+        void* mapped = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (mapped == MAP_FAILED) throw std::bad_alloc();
+        data_ = mapped;
+        if (bytes_ >= (2u << 20)) madvise(data_, bytes_, MADV_HUGEPAGE);
+    }
+    ~HugePages() { munmap(data_, bytes_); }
+    HugePages(const HugePages&) = delete;
+    HugePages& operator=(const HugePages&) = delete;
+    void* data() const { return data_; }
+
+   private:
+    size_t bytes_;
+    void* data_;
+};
+
+class PackedLinear {
+   public:
+    PackedLinear(bool is_bf16, int64_t num_outputs, int64_t num_inputs, Address weight, Address up, Address bias,
+                 Address up_bias)
+        : kernels_(Machine::get().kernels()),
+          panel_outputs_(up ? kernels_.panel_width / 2 : kernels_.panel_width),
+          num_panels_(ceil_div(num_outputs, panel_outputs_)),
+          memory_(num_panels_ * num_inputs * kernels_.panel_width * (is_bf16 ? 2 : 4)) {
+        packed_.kind = is_bf16 ? Weight::kBFloat16 : Weight::kFloat32;
+        packed_.num_outputs = num_outputs;
+        packed_.num_inputs = num_inputs;
+        packed_.gated = up != 0;
+        packed_.panels = memory_.data();
+        packed_.bias = nullptr;
+        if (bias) {
+            bias_.resize(num_panels_ * kernels_.panel_width);
+            for (int64_t n = 0; n < num_outputs; ++n) {
+                const int64_t place = n / panel_outputs_ * kernels_.panel_width + n % panel_outputs_;
+                bias_[place] = at<float>(bias)[n];
+                if (up) bias_[place + panel_outputs_] = at<float>(up_bias)[n];
+            }
+            packed_.bias = bias_.data();
+        }
+        Machine::get().each(num_panels_, 0, [&](int64_t panel, float*) {
+            kernels_.pack_panel(packed_, at<const void>(weight), up ? at<const void>(up) : nullptr, panel);
+        });
+    }
+
+    void run(Address x, int64_t x_stride, int64_t num_rows, Address out, int64_t out_stride, Address added) const {
+        constexpr int64_t kRowsEach = 96;
+        const LinearCall call{&packed_,        at<const float>(x), x_stride, num_rows, at<float>(out), out_stride,
+                              at<const float>(added)};
+        Machine& machine = Machine::get();
+        const int64_t row_parts = ceil_div(num_rows, kRowsEach);
+        // Several tasks a thread, so that one that is held up does not hold up all; but none so small that handing
+        // it out costs more than doing it.
+        const int64_t wanted = machine.num_threads() == 1 ? 1 : ceil_div(machine.num_threads() * 4, row_parts);
+        const int64_t panel_work = packed_.num_inputs * kernels_.panel_width * std::min(num_rows, kRowsEach);
+        const int64_t least = std::max<int64_t>(1, (1 << 15) / std::max<int64_t>(panel_work, 1));
+        int64_t each = std::max(ceil_div(num_panels_, wanted), least);
+        if (num_rows == 1) each = ceil_div(each, 4) * 4;
+        const int64_t panel_parts = ceil_div(num_panels_, each);
+        machine.each(row_parts * panel_parts, kernels_.linear_scratch_floats(), [&](int64_t task, float* scratch) {
+            const int64_t row = task / panel_parts * kRowsEach, panel = task % panel_parts * each;
+            kernels_.linear(call, row, std::min(row + kRowsEach, num_rows), panel, std::min(panel + each, num_panels_),
+                            scratch);
+        });
+    }
+
+   private:
+    const Kernels& kernels_;
+    int64_t panel_outputs_;
+    int64_t num_panels_;
+    HugePages memory_;
+    std::vector<float> bias_;
+    PackedWeight packed_;
+};
+
+class AttentionPlan {
+   public:
+    AttentionPlan(int64_t num_sequences, Address query_starts, Address context_lens, Address tables, int64_t table_width,
+                  Address table_starts, int64_t block_size, int64_t num_heads, int64_t num_kv_heads, int64_t head_dim,
+                  int64_t window)
+        : kernels_(Machine::get().kernels()),
+          tables_(at<const int32_t>(tables)),
+          table_width_(table_width),
+          table_starts_(at<const int32_t>(table_starts)),
+          block_size_(block_size),
+          num_heads_(num_heads),
+          num_kv_heads_(num_kv_heads),
+          head_dim_(head_dim),
+          window_(window) {
+        constexpr int64_t kTileRows = 32;
+        const int32_t* starts = at<const int32_t>(query_starts);
+        const int32_t* lens = at<const int32_t>(context_lens);
+        const int64_t R = num_heads / num_kv_heads;
+        if (R > kMaxTileRows) throw std::invalid_argument("more than 64 query heads share a KV head");
+        const int64_t tile_tokens = std::max<int64_t>(1, kTileRows / R);
+        int64_t num_spans = 0;
+        for (int64_t s = 0; s < num_sequences; ++s)
+            if (starts[s + 1] - starts[s] == 1) num_spans += ceil_div(lens[s], kSpan) * num_kv_heads;
+        const int64_t spans_each =
+            std::max<int64_t>(1, num_spans / std::max<int64_t>(1, Machine::get().num_threads() * 4));
+        int32_t num_partials = 0;
+        for (int64_t s = 0; s < num_sequences; ++s) {
+            const int32_t num_queries = starts[s + 1] - starts[s], first_position = lens[s] - num_queries;
+            for (int32_t t = 0; t < num_queries; t += tile_tokens) {
+                const int32_t num_tokens = std::min<int64_t>(tile_tokens, num_queries - t);
+                const int32_t position = first_position + t;
+                const int32_t first_span = window > 0 ? std::max<int64_t>(0, position + 1 - window) / kSpan : 0;
+                const int32_t end_span = ceil_div(position + num_tokens, kSpan);
+                const bool split = num_queries == 1 && end_span - first_span > spans_each;
+                for (int32_t g = 0; g < num_kv_heads; ++g) {
+                    AttentionTask task{(int32_t)s, g, starts[s] + t, num_tokens, position, first_span, end_span, -1};
+                    if (!split) {
+                        tasks_.push_back(task);
+                        continue;
+                    }
+                    merges_.push_back({num_partials, end_span - first_span, starts[s], g});
+                    for (int32_t span = first_span; span < end_span; span += spans_each) {
+                        task.first_span = span;
+                        task.end_span = std::min<int64_t>(span + spans_each, end_span);
+                        task.partial = num_partials;
+                        num_partials += task.end_span - span;
+                        tasks_.push_back(task);
+                    }
+                }
+            }
+        }
+        // The longest first, so that none is left over at the end.
+        std::stable_sort(tasks_.begin(), tasks_.end(), [](const AttentionTask& a, const AttentionTask& b) {
+            return (int64_t)a.num_tokens * (a.end_span - a.first_span) >
+                   (int64_t)b.num_tokens * (b.end_span - b.first_span);
+        });
+        partials_.resize(num_partials * R * (head_dim + 2));
+    }
+
+    void run(Address q, int64_t q_stride, Address k, Address v, bool is_bf16, Address out, float scale) {
+        const CacheView cache{is_bf16 ? Cache::kBFloat16 : Cache::kFloat32, at<void>(k), at<void>(v), num_kv_heads_,
+                              head_dim_, block_size_};
+        Machine& machine = Machine::get();
+        const int64_t scratch_floats = kernels_.attention_scratch_floats(head_dim_);
+        machine.each(tasks_.size(), scratch_floats, [&](int64_t i, float* scratch) {
+            const AttentionTask& task = tasks_[i];
+            kernels_.attention({&task, &cache, at<const float>(q), q_stride, at<float>(out), num_heads_,
+                                tables_ + task.sequence * table_width_, table_starts_[task.sequence], window_, scale,
+                                partials_.data(), scratch});
+        });
+        if (merges_.empty()) return;
+        const int64_t R = num_heads_ / num_kv_heads_;
+        machine.each(merges_.size(), 0, [&](int64_t i, float*) {
+            const Merge& merge = merges_[i];
+            kernels_.merge_partials(partials_.data() + merge.partial * R * (head_dim_ + 2), merge.num_partials, R,
+                                    head_dim_, at<float>(out) + (merge.row * num_heads_ + merge.kv_head * R) * head_dim_);
+        });
+    }
+
+   private:
+    struct Merge {
+        int32_t partial;
+        int32_t num_partials;
+        int32_t row;
+        int32_t kv_head;
+    };
+
+    const Kernels& kernels_;
+    const int32_t* tables_;
+    int64_t table_width_;
+    const int32_t* table_starts_;
+    int64_t block_size_, num_heads_, num_kv_heads_, head_dim_, window_;
+    std::vector<AttentionTask> tasks_;
+    std::vector<Merge> merges_;
+    std::vector<float> partials_;
+};
+
+// Rows a task takes when each has `width` elements to look at.
+int64_t rows_each(int64_t num_rows, int64_t width) {
+    const int64_t least = std::max<int64_t>(1, 16384 / std::max<int64_t>(width, 1));
+    return std::max(least, ceil_div(num_rows, Machine::get().num_threads() * 4));
+}
+
+void rms_norm(Address x, Address weight, Address out, int64_t num_rows, int64_t width, float eps) {
+    const Kernels& kernels = Machine::get().kernels();
+    const int64_t each = rows_each(num_rows, width);
+    Machine::get().each(ceil_div(num_rows, each), 0, [&](int64_t task, float*) {
+        kernels.rms_norm(at<const float>(x), at<const float>(weight), at<float>(out), task * each,
+                         std::min((task + 1) * each, num_rows), width, eps);
+    });
+}
+
+void rope_write_kv(Address qkv, int64_t num_tokens, int64_t num_heads, int64_t num_kv_heads, int64_t head_dim,
+                   Address cos, Address sin, Address slots, Address q_norm, Address k_norm, float eps, Address k,
+                   Address v, int64_t block_size, bool is_bf16) {
+    const CacheView cache{is_bf16 ? Cache::kBFloat16 : Cache::kFloat32, at<void>(k), at<void>(v), num_kv_heads, head_dim,
+                          block_size};
+    const RopeCall call{at<float>(qkv),       num_tokens,           num_heads, at<const float>(cos), at<const float>(sin),
+                        at<const int64_t>(slots), at<const float>(q_norm), at<const float>(k_norm), eps, &cache};
+    const Kernels& kernels = Machine::get().kernels();
+    const int64_t each = rows_each(num_tokens, (num_heads + 2 * num_kv_heads) * head_dim);
+    Machine::get().each(ceil_div(num_tokens, each), 0, [&](int64_t task, float*) {
+        kernels.rope_write_kv(call, task * each, std::min((task + 1) * each, num_tokens));
+    });
+}
+
+}  // namespace
+}  // namespace penstock
+
+NB_MODULE(_native, m) {
+    using namespace penstock;
+    using Unlocked = nb::call_guard<nb::gil_scoped_release>;
+    m.def("isa", [] { return std::string(Machine::get().kernels().name); });
+    m.def("choose", [](const std::string& isa) { Machine::get().choose(isa); }, nb::arg("isa"));
+    m.def("runs", [](const std::string& isa) { return find(isa) && runs(isa); }, nb::arg("isa"));
+    m.def("num_threads", [] { return Machine::get().num_threads(); });
+    m.def("set_num_threads", [](int n) { Machine::get().set_num_threads(n); }, nb::arg("num_threads"), Unlocked());
+    nb::class_<PackedLinear>(m, "PackedLinear")
+        .def(nb::init<bool, int64_t, int64_t, Address, Address, Address, Address>(), Unlocked())
+        .def("run", &PackedLinear::run, Unlocked());
+    nb::class_<AttentionPlan>(m, "AttentionPlan")
+        .def(nb::init<int64_t, Address, Address, Address, int64_t, Address, int64_t, int64_t, int64_t, int64_t, int64_t>())
+        .def("run", &AttentionPlan::run, Unlocked());
+    m.def("rms_norm", &rms_norm, Unlocked());
+    m.def("rope_write_kv", &rope_write_kv, Unlocked());
+}

@@ -1,0 +1,57 @@
+// One set of threads for every kernel.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <thread>
+#include <vector>
+
+namespace penstock {
+
+// Runs numbered tasks on threads that stay. Threads spin for a moment after a job, because the next op of a forward
+// pass is microseconds away, and sleep when none comes.
+//
+// One caller at a time: `run` from two threads at once is serialized by the module's lock.
+class Pool {
+   public:
+    using Task = void (*)(void* context, int64_t task, int thread);
+
+    explicit Pool(int num_threads);
+    ~Pool();
+    Pool(const Pool&) = delete;
+    Pool& operator=(const Pool&) = delete;
+
+    // The caller's thread included.
+    int num_threads() const { return static_cast<int>(workers_.size()) + 1; }
+
+    // Calls `function(context, task, thread)` for every task in [0, num_tasks) and returns when all have ended.
+    // `thread` is in [0, num_threads) and at any moment nobody else's. Tasks are handed out in order.
+    void run(int64_t num_tasks, Task function, void* context);
+
+    template <class F>
+    void each(int64_t num_tasks, F&& body) {
+        run(
+            num_tasks, [](void* context, int64_t task, int thread) { (*static_cast<F*>(context))(task, thread); },
+            &body);
+    }
+
+   private:
+    void work(int thread);
+    void take_tasks(int thread);
+
+    // A job is open while threads may still join it. The number of those inside is in the low half and the job's
+    // number in the high half, so that a late thread cannot join a job that has ended.
+    static constexpr uint64_t kOpen = 1ull << 31;
+    static constexpr uint64_t kInside = kOpen - 1;
+    alignas(64) std::atomic<uint64_t> state_{0};
+    alignas(64) std::atomic<int64_t> next_{0};
+    alignas(64) std::atomic<uint32_t> wake_{0};
+    std::atomic<int> num_sleeping_{0};
+    std::atomic<bool> stopping_{false};
+    Task function_ = nullptr;
+    void* context_ = nullptr;
+    int64_t num_tasks_ = 0;
+    std::vector<std::thread> workers_;
+};
+
+}  // namespace penstock

@@ -1,0 +1,143 @@
+// One vector of floats, as wide as the instruction set this file is compiled for.
+//
+// Every kernel is written once over `vf` and compiled once per instruction set, in a namespace of its own
+// (PENSTOCK_ISA), so that no inline function of one can be linked into another. Nothing here may include a standard
+// header with inline code beyond these, for the same reason.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(PENSTOCK_AVX2) || defined(PENSTOCK_AVX512)
+#include <immintrin.h>
+#endif
+
+namespace penstock::PENSTOCK_ISA {
+
+#if defined(PENSTOCK_AVX512)
+constexpr int W = 16;
+constexpr int NUM_REGISTERS = 32;
+#elif defined(PENSTOCK_AVX2)
+constexpr int W = 8;
+constexpr int NUM_REGISTERS = 16;
+#else
+constexpr int W = 4;
+constexpr int NUM_REGISTERS = 16;
+#endif
+
+typedef float vf __attribute__((vector_size(W * 4)));
+typedef int32_t vi __attribute__((vector_size(W * 4)));
+
+struct bf16 {
+    uint16_t bits;
+};
+
+static inline vf load(const float* from) {
+    vf v;
+    __builtin_memcpy(&v, from, sizeof v);
+    return v;
+}
+
+static inline void store(float* to, vf v) { __builtin_memcpy(to, &v, sizeof v); }
+
+static inline vi load_bits(const void* from) {
+    vi v;
+    __builtin_memcpy(&v, from, sizeof v);
+    return v;
+}
+
+static inline vf as_floats(vi v) { return (vf)v; }
+
+// x - 0 is x for every x, so compilers turn this into a broadcast; 0 + x is not.
+static inline vf splat(float x) { return x - vf{}; }
+
+static inline vf fma(vf a, vf b, vf c) {
+#if defined(PENSTOCK_AVX512)
+    return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(PENSTOCK_AVX2)
+    return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+    return a * b + c;
+#endif
+}
+
+static inline vf max(vf a, vf b) { return a > b ? a : b; }
+
+// Sums and maxima across a vector go by halves, so that they round alike wherever they are taken.
+static inline float sum(vf v) {
+    float x[W];
+    store(x, v);
+    for (int half = W / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; ++i) x[i] += x[i + half];
+    return x[0];
+}
+
+static inline float highest(vf v) {
+    float x[W];
+    store(x, v);
+    for (int half = W / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; ++i) x[i] = x[i] > x[i + half] ? x[i] : x[i + half];
+    return x[0];
+}
+
+static inline vf load(const bf16* from) {
+    typedef uint16_t halves __attribute__((vector_size(W * 2)));
+    halves v;
+    __builtin_memcpy(&v, from, sizeof v);
+    return (vf)(__builtin_convertvector(v, vi) << 16);
+}
+
+static inline float to_float(float x) { return x; }
+
+static inline float to_float(bf16 x) {
+    uint32_t bits = (uint32_t)x.bits << 16;
+    float f;
+    __builtin_memcpy(&f, &bits, sizeof f);
+    return f;
+}
+
+static inline void put(float* to, float x) { *to = x; }
+
+// Round to nearest, ties to even; what is not a number stays so.
+static inline void put(bf16* to, float x) {
+    uint32_t bits;
+    __builtin_memcpy(&bits, &x, sizeof bits);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) {
+        to->bits = (uint16_t)((bits >> 16) | 0x40u);
+        return;
+    }
+    to->bits = (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+// e^x to about 2 units in the last place; 0 below -87.3, infinity above 88.7. Cody and Waite's reduction by ln 2,
+// and the polynomial of Cephes' expf.
+static inline vf exp(vf x) {
+    const vf lowest = splat(-87.33654f), greatest = splat(88.72283f);
+    const vf bounded = x < lowest ? lowest : (x > greatest ? greatest : x);
+    const vf magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+    const vf shifted = fma(bounded, splat(1.44269504088896341f), magic);
+    const vf n = shifted - magic;
+    vf r = fma(n, splat(-0.693359375f), bounded);
+    r = fma(n, splat(2.12194440e-4f), r);
+    vf p = splat(1.9875691500e-4f);
+    p = fma(p, r, splat(1.3981999507e-3f));
+    p = fma(p, r, splat(8.3334519073e-3f));
+    p = fma(p, r, splat(4.1665795894e-2f));
+    p = fma(p, r, splat(1.6666665459e-1f));
+    p = fma(p, r, splat(5.0000001201e-1f));
+    p = fma(p, r * r, r) + 1.0f;
+    // The exponent goes in by halves: 2^128, which the greatest argument needs, is not a number by itself.
+    const vi exponent = (vi)shifted - (vi)magic;
+    const vi half = exponent >> 1;
+    const vf scaled = p * (vf)((half + 127) << 23) * (vf)((exponent - half + 127) << 23);
+    const vf result = x < lowest ? vf{} : (x > greatest ? splat(__builtin_inff()) : scaled);
+    return x != x ? x : result;
+}
+
+static inline float exp(float x) { return exp(splat(x))[0]; }
+
+static inline vf silu(vf x) { return x / (1.0f + exp(-x)); }
+
+static inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+
+}  // namespace penstock::PENSTOCK_ISA

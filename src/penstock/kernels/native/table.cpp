@@ -1,0 +1,34 @@
+// The table of one instruction set; compiled once for each.
+#include "kernels.h"
+#include "simd.h"
+
+#define PENSTOCK_TEXT_(x) #x
+#define PENSTOCK_TEXT(x) PENSTOCK_TEXT_(x)
+
+namespace penstock::PENSTOCK_ISA {
+
+void pack_panel(const PackedWeight& to, const void* weight, const void* up, int64_t panel);
+int64_t linear_scratch_floats();
+void linear(const LinearCall& call, int64_t first_row, int64_t end_row, int64_t first_panel, int64_t end_panel,
+            float* scratch);
+void rms_norm(const float* x, const float* weight, float* out, int64_t first_row, int64_t end_row, int64_t width,
+              float eps);
+void rope_write_kv(const RopeCall& call, int64_t first_token, int64_t end_token);
+int64_t attention_scratch_floats(int64_t head_dim);
+void attention(const AttentionCall& call);
+void merge_partials(const float* partials, int64_t num_partials, int64_t num_rows, int64_t head_dim, float* out);
+
+const Kernels kernels = {
+    PENSTOCK_TEXT(PENSTOCK_ISA),
+    2 * W,
+    pack_panel,
+    linear_scratch_floats,
+    linear,
+    rms_norm,
+    rope_write_kv,
+    attention_scratch_floats,
+    attention,
+    merge_partials,
+};
+
+}  // namespace penstock::PENSTOCK_ISA

@@ -1,0 +1,1 @@
+"""Rotating queries and keys, and keys' and values' way into the cache."""

@@ -1,1 +1,0 @@
-"""The gated activation of feed-forward blocks."""

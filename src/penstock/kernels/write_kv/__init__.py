@@ -1,1 +1,0 @@
-"""Storing keys and values in the cache."""

@@ -1,0 +1,107 @@
+"""Which compiled code runs, and what it refuses to touch."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+
+from penstock.errors import KernelUnsupported
+from penstock.kernels import CPUOps
+from penstock.kernels.linear.cpu import PackedLinear
+from penstock.kernels.native import NATIVE, checked
+from tests.kernels.backends import instruction_sets, needs_native, using
+
+
+def kernels_with(value: str) -> subprocess.CompletedProcess[str]:
+    """Return what a Python with PENSTOCK_KERNELS set says it runs."""
+    return subprocess.run(
+        [sys.executable, "-c", "import penstock.kernels; print(penstock.kernels.describe())"],
+        env={**os.environ, "PENSTOCK_KERNELS": value},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@needs_native
+@pytest.mark.parametrize("wanted", [*instruction_sets(), "reference"])
+def test_the_environment_chooses(wanted: str) -> None:
+    assert kernels_with(wanted).stdout.strip() == wanted
+
+
+def test_an_unknown_choice_is_refused_by_name() -> None:
+    result = kernels_with("sse9")
+    assert result.returncode != 0
+    assert "PENSTOCK_KERNELS is 'sse9'; it can be avx512, avx2, portable or reference" in result.stderr
+
+
+@needs_native
+def test_the_best_that_runs_is_the_default() -> None:
+    assert kernels_with("").stdout.strip() == instruction_sets()[0]
+
+
+@needs_native
+@pytest.mark.skipif("avx512" in instruction_sets(), reason="this processor runs every instruction set")
+def test_code_that_the_processor_lacks_is_refused() -> None:
+    result = kernels_with("avx512")
+    assert result.returncode != 0
+    assert "this processor cannot run the avx512 kernels" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.zeros(3, 4, dtype=torch.float64),
+        torch.zeros(3, 4, dtype=torch.bfloat16),
+        torch.zeros(4, 3).t(),
+        torch.zeros(3, 5),
+        torch.zeros(12),
+        torch.zeros(1, 3, 4),
+    ],
+    ids=["wide dtype", "narrow dtype", "transposed", "size", "rank below", "rank above"],
+)
+def test_what_does_not_fit_is_refused(x: torch.Tensor) -> None:
+    with pytest.raises(KernelUnsupported, match=r"takes a dense torch.float32 tensor of \[any, 4\]"):
+        checked(x, torch.float32, -1, 4)
+
+
+@needs_native
+def test_ops_refuse_rather_than_crash() -> None:
+    ops = CPUOps()
+    with pytest.raises(KernelUnsupported):
+        ops.rms_norm(torch.zeros(2, 8), torch.ones(7), 1e-5)
+    with pytest.raises(KernelUnsupported):
+        ops.prepare_linear(torch.zeros(4, 4, dtype=torch.float16), None)
+    with pytest.raises(KernelUnsupported):
+        ops.prepare_linear(torch.zeros(0, 4), None)
+    with pytest.raises(KernelUnsupported):
+        ops.prepare_gated_linear(torch.zeros(4, 4), torch.zeros(3, 4), None, None)
+    linear = ops.prepare_linear(torch.zeros(4, 4), torch.zeros(4))
+    with pytest.raises(KernelUnsupported):
+        linear(torch.zeros(2, 5))
+    with pytest.raises(KernelUnsupported):
+        linear(torch.zeros(2, 4), torch.zeros(2, 5))
+
+
+@needs_native
+def test_engines_on_several_threads_share_the_pool() -> None:
+    assert NATIVE is not None
+    weight = torch.randn(512, 256)
+    linear, x = PackedLinear(weight, None), torch.randn(5, 256)
+    with using(NATIVE.isa(), 3):
+        expected, wrong = linear(x), []
+
+        def hammer() -> None:
+            wrong.extend(i for i in range(300) if not torch.equal(linear(x), expected))
+
+        threads = [threading.Thread(target=hammer) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for num_threads in (1, 4, 2, 3) * 5:
+            NATIVE.set_num_threads(num_threads)
+        for thread in threads:
+            thread.join()
+    assert not wrong
