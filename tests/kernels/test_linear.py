@@ -79,7 +79,7 @@ def test_neighbours_change_no_bit(isa: str, dtype: torch.dtype) -> None:
         packed = PackedLinear(torch.randn(100, 700).to(dtype), torch.randn(100))
         alone = torch.cat([packed(row.unsqueeze(0)) for row in x])
         for size in NUM_TOKENS:
-            together = torch.cat([packed(part.contiguous()) for part in x.split(size)])
+            together = torch.cat([packed(part.contiguous()) for part in torch.split(x, size)])
             assert torch.equal(together, alone)
 
 

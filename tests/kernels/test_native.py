@@ -92,7 +92,8 @@ def test_engines_on_several_threads_share_the_pool() -> None:
     weight = torch.randn(512, 256)
     linear, x = PackedLinear(weight, None), torch.randn(5, 256)
     with using(NATIVE.isa(), 3):
-        expected, wrong = linear(x), []
+        expected = linear(x)
+        wrong: list[int] = []
 
         def hammer() -> None:
             wrong.extend(i for i in range(300) if not torch.equal(linear(x), expected))

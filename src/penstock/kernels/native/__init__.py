@@ -30,8 +30,8 @@ def _load() -> ModuleType | None:
     except ImportError as error:
         if wanted:
             raise InvalidSetting(
-                f"{VARIABLE} asks for {wanted}, and the native kernels were not built ({error}); install a C++ compiler "
-                f"and penstock again, or leave {VARIABLE} out",
+                f"{VARIABLE} asks for {wanted}, and the native kernels were not built ({error}); install a C++ "
+                f"compiler and penstock again, or leave {VARIABLE} out",
                 param=VARIABLE,
             ) from error
         return None

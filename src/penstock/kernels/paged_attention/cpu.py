@@ -43,6 +43,7 @@ class CPUAttention:
         )
 
     def __call__(self, q: Tensor, kv: KVBlocks, *, scale: float) -> Tensor:
+        """See ``ops.Attention``."""
         T, H, D = self._shape
         # Heads of a token are dense; tokens may stand apart, as they do in the projection they come from.
         if q.shape != self._shape or q.dtype is not torch.float32 or q.stride()[1:] != (D, 1):
