@@ -18,7 +18,7 @@ class Server:
 
     def __init__(self, *arguments: str) -> None:
         self.process = subprocess.Popen(
-            [*PENSTOCK, "serve", *arguments, "--port", "0", "--threads", "1", "--cache-memory", "64MiB"],
+            [*PENSTOCK, "serve", "--port", "0", "--threads", "1", "--cache-memory", "64MiB", *arguments],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,

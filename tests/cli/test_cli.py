@@ -1,11 +1,13 @@
 """The command line as a person types it."""
 
+import fcntl
 import json
 import os
 import pty
 import select
 import statistics
 import subprocess
+import termios
 import time
 from pathlib import Path
 
@@ -60,28 +62,77 @@ def test_one_question_one_answer() -> None:
     assert "tokens/s" in result.stderr
 
 
+class Terminal:
+    """`penstock chat` at a terminal."""
+
+    def __init__(self, *arguments: str) -> None:
+        self._master, slave = pty.openpty()
+        self.process = subprocess.Popen(
+            [*PENSTOCK, "chat", *arguments],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(slave, termios.TIOCSCTTY, 0),
+        )
+        os.close(slave)
+        self._seen = ""
+
+    def read_until(self, mark: str) -> str:
+        """Return what is printed up to ``mark``."""
+        while mark not in self._seen:
+            assert select.select([self._master], [], [], 60)[0], self._seen
+            self._seen += os.read(self._master, 4096).decode()
+        before, _, self._seen = self._seen.partition(mark)
+        return before
+
+    def type(self, keys: str) -> None:
+        """Press keys; ^C and ^D are control characters, as at any terminal."""
+        os.write(self._master, keys.encode())
+
+    def end(self) -> int:
+        """Return the exit status."""
+        status = self.process.wait(30)
+        os.close(self._master)
+        return status
+
+
 def test_a_conversation_in_a_terminal_with_a_server() -> None:
     with serving() as server:
-        master, slave = pty.openpty()
-        chat = subprocess.Popen([*PENSTOCK, "chat", server.url], stdin=slave, stdout=slave, stderr=slave)
-        os.close(slave)
-        seen = ""
+        terminal = Terminal(server.url)
+        terminal.read_until("> ")
+        terminal.type("What does len do?\n")
+        terminal.read_until("number of items")
+        terminal.read_until("tokens/s")
+        terminal.read_until("> ")
+        terminal.type("/quit\n")
+        assert terminal.end() == 0
 
-        def read_until(mark: str) -> None:
-            nonlocal seen
-            while mark not in seen:
-                assert select.select([master], [], [], 60)[0], seen
-                seen += os.read(master, 4096).decode()
-            seen = seen.partition(mark)[2]
 
-        read_until("> ")
-        os.write(master, b"What does len do?\n")
-        read_until("number of items")
-        read_until("tokens/s")
-        read_until("> ")
-        os.write(master, b"/quit\n")
-        assert chat.wait(30) == 0
-        os.close(master)
+def test_ctrl_c_stops_an_answer_and_not_the_conversation() -> None:
+    terminal = Terminal("--max-tokens", "1500")
+    terminal.read_until("> ")
+    terminal.type("/dance\n")
+    terminal.read_until("there is no /dance")
+    terminal.read_until("> ")
+    # Code it was not taught an end of: it goes on for long.
+    terminal.type("Complete: class Parser:\\n    def __init__(self):\n")
+    terminal.read_until("__init__(self):")  # the terminal's echo, its line's end, and a line of the answer
+    terminal.read_until("\n")
+    terminal.read_until("\n")
+    terminal.type("\x03")
+    terminal.read_until("(stopped; Ctrl-D or /quit leaves)")
+    terminal.read_until("> ")
+    terminal.type("/clear\n")
+    terminal.read_until("> ")
+    terminal.type("/system Answer in one line.\n")
+    terminal.read_until("> ")
+    terminal.type("What does len do?\n")
+    terminal.read_until("number of items")
+    terminal.read_until("tokens/s")
+    terminal.read_until("> ")
+    terminal.type("\x04")
+    assert terminal.end() == 0
 
 
 def test_bench_measures_a_model_and_a_server() -> None:

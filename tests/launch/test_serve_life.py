@@ -1,11 +1,14 @@
 """The life of `penstock serve`: it answers, drains, survives its engine, and refuses to start with a reason."""
 
+import json
 import os
 import signal
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from tests.commands import run, serving
@@ -36,6 +39,52 @@ def test_sigterm_finishes_what_runs(checkpoint: Callable[[str], Path]) -> None:
         assert rest[-1] == "data: [DONE]"
         assert '"finish_reason":"length"' in rest[-2]
         assert server.process.wait(30) == 0
+
+
+LONG = {"prompt": "def main():", "max_tokens": 2000, "ignore_eos": True, "stream": True}
+"""Some seconds of work for the demo model."""
+
+
+def test_draining_takes_nothing_new_and_a_second_signal_stops_at_once() -> None:
+    with serving() as server:
+        engine = psutil.Process(server.engine_pid())
+        with httpx.stream("POST", f"{server.url}/v1/completions", json=LONG, timeout=60) as response:
+            lines = response.iter_lines()
+            next(lines)
+            server.process.send_signal(signal.SIGTERM)
+            while httpx.get(f"{server.url}/health/ready").status_code == 200:
+                pass
+            refused = httpx.post(f"{server.url}/v1/completions", json={"prompt": "x", "max_tokens": 1})
+            assert refused.status_code == 503
+            assert refused.json()["error"]["code"] == "draining"
+            assert int(refused.headers["retry-after"]) >= 1
+            assert httpx.get(f"{server.url}/health/live").status_code == 200
+            server.process.send_signal(signal.SIGINT)
+            rest = [line for line in lines if line]
+        error = json.loads(rest[-1].removeprefix("data: "))["error"]
+        assert error["message"]
+        assert rest[-2].startswith("event: error") or error["code"]
+        assert server.process.wait(10) == 0
+        engine.wait(10)
+
+
+def test_an_engine_does_not_outlive_a_killed_server() -> None:
+    with serving() as server:
+        engine = psutil.Process(server.engine_pid())
+        with httpx.stream("POST", f"{server.url}/v1/completions", json=LONG, timeout=60) as response:
+            next(response.iter_lines())
+            server.process.kill()
+            engine.wait(30)
+
+
+def test_a_port_in_use_is_named_before_anything_is_loaded() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        result = run("serve", "--port", port)
+    assert result.returncode == 1
+    assert f"cannot listen on 127.0.0.1:{port}" in result.stderr
+    assert "--port" in result.stderr
+    assert "loading" not in result.stderr
 
 
 def test_kill_9_of_the_engine_mid_stream(checkpoint: Callable[[str], Path]) -> None:

@@ -7,6 +7,7 @@ the worker knows that nobody is left to serve, and ends.
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import struct
 import sys
@@ -327,6 +328,9 @@ def run_worker(address: str, build: "Callable[[bytes], Engine]") -> int:
     while True:
         ready = dict(poller.poll(0 if host.has_work else None))
         if stdin.fileno() in ready and not os.read(stdin.fileno(), 1):
+            # Nobody is left to take what was not sent, or to clean up.
+            context.destroy(linger=0)
+            shutil.rmtree(address, ignore_errors=True)
             return 0
         if inbox in ready:
             with contextlib.suppress(zmq.Again):
