@@ -27,10 +27,7 @@ def draw_body(draw: random.Random) -> dict[str, Any]:
     """Return one request: short or long, alone or forked, with a shared beginning or its own."""
     prefix = SHARED_PREFIX * draw.choice((0, 0, 1, 3))
     own = "".join(draw.choice("abcdefgh ") for _ in range(draw.randint(1, 120)))
-    scheduling: dict[str, Any] = {
-        "tenant": f"tenant-{draw.randrange(5)}",
-        "priority": f"P{draw.choice((1, 2, 3, 3, 3))}",
-    }
+    scheduling: dict[str, Any] = {"tenant": f"tenant-{draw.randrange(5)}", "priority": draw.choice(("P1", "P2", "P3"))}
     if draw.random() < 0.05:
         scheduling["deadline_s"] = 0.001
     return {
@@ -97,9 +94,8 @@ async def leave_at_once(session: aiohttp.ClientSession, body: dict[str, Any], ou
     host, port = str(session._base_url).removeprefix("http://").rstrip("/").split(":")
     _, writer = await asyncio.open_connection(host, int(port))
     payload = json.dumps(body).encode()
-    head = (
-        f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(payload)}"
-    )
+    head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    head += f"content-length: {len(payload)}"
     writer.write(f"{head}\r\n\r\n".encode() + payload[: random.choice((len(payload), len(payload) // 2))])
     await writer.drain()
     writer.close()
@@ -170,7 +166,5 @@ def test_every_request_ends_and_nothing_stays(checkpoint: Callable[[str], Path])
         assert files <= before[0] + 10
         assert engine_files == before[1]
         assert processes == before[2] == 1
-        answer = httpx.post(
-            f"{server.url}/v1/completions", json={"prompt": "still there?", "max_tokens": 3}, timeout=30
-        )
+        answer = httpx.post(f"{server.url}/v1/completions", json={"prompt": "there?", "max_tokens": 3}, timeout=30)
         assert answer.status_code == 200

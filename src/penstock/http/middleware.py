@@ -1,8 +1,10 @@
 """Pure ASGI middleware: request ids, body limits, one summary event and metrics for each request."""
 
+import contextlib
 import re
 import time
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -19,6 +21,8 @@ from penstock.telemetry import BoundedLabels
 _log = structlog.get_logger("penstock.request")
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+"""W3C Trace Context, level 1, section 3.2: version, trace id, parent id, flags."""
 _SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
 
@@ -40,10 +44,28 @@ class HTTPMetrics:
         self.label = BoundedLabels()
 
 
+class Waited:
+    """Seconds of one request that passed while waiting for its client or for the engine."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the block's time."""
+        began_s = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - began_s
+
+
 class RequestMiddleware:
     """The outermost layer: gives each request an id, measures it, and says in one event what became of it.
 
-    Inner layers add facts for that event to ``scope["state"]["summary"]``.
+    Inner layers add facts for that event to ``scope["state"]["summary"]``, and to ``scope["state"]["waited"]``
+    (see ``Waited``) what was not this process's doing. The header ``x-penstock-overhead-ms`` is the rest, up to the
+    answer's head: what this process added to the time its client and the engine took.
     """
 
     def __init__(self, app: ASGIApp, metrics: HTTPMetrics) -> None:
@@ -60,14 +82,18 @@ class RequestMiddleware:
         offered = headers.get("x-request-id", "")
         request_id = offered if _SANE_ID.fullmatch(offered) else uuid.uuid4().hex
         summary: dict[str, Any] = {}
-        scope.setdefault("state", {}).update(summary=summary, request_id=request_id)
+        waited = Waited()
+        scope.setdefault("state", {}).update(summary=summary, request_id=request_id, waited=waited)
         status = 500
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                overhead_ms = (time.perf_counter() - started_s - waited.seconds) * 1e3
+                answered = MutableHeaders(scope=message)
+                answered["x-request-id"] = request_id
+                answered["x-penstock-overhead-ms"] = f"{overhead_ms:.3f}"
             await send(message)
 
         self._metrics.in_flight.inc()
@@ -88,7 +114,7 @@ class RequestMiddleware:
         self._metrics.seconds.labels(route).observe(seconds)
         is_probe = route.startswith(("/health", "/metrics", "/ping", "/readyz"))
         log = _log.debug if is_probe else _log.info
-        trace = headers.get("traceparent")
+        trace = _TRACEPARENT.fullmatch(headers.get("traceparent", ""))
         log(
             "request",
             request_id=request_id,
@@ -96,7 +122,7 @@ class RequestMiddleware:
             route=route,
             status=status,
             seconds=round(seconds, 6),
-            **({"traceparent": trace[:64]} if trace else {}),
+            **({"trace_id": trace[1]} if trace else {}),
             **summary,
         )
 
@@ -118,8 +144,10 @@ class BodyLimit:
         size = 0
         more = True
         too_large = declared.isdigit() and int(declared) > self._max_body_bytes
+        waited = scope["state"]["waited"]
         while more and not too_large:
-            message = await receive()
+            with waited.waiting():
+                message = await receive()
             if message["type"] == "http.disconnect":
                 raise ClientLeft
             pieces.append(message.get("body", b""))

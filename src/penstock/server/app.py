@@ -17,7 +17,7 @@ from starlette.responses import Response
 import penstock
 from penstock.errors import InternalError, InvalidRequest, PenstockError
 from penstock.http import errors as http_errors
-from penstock.http.middleware import BodyLimit, HTTPMetrics, RequestMiddleware
+from penstock.http.middleware import BodyLimit, HTTPMetrics, RequestMiddleware, Waited
 from penstock.http.sse import ClientLeft, EventStream, until_client_leaves
 from penstock.protocol import EngineClient, EngineState, GenerateRequest, TokenDelta
 from penstock.server.answers import Answer, Deltas
@@ -159,7 +159,7 @@ class _API:
             wants_timeline=body.penstock.timeline,
             summary=summary,
         )
-        deltas = _merge(self.client, requests)
+        deltas = _measured(_merge(self.client, requests), request.state.waited)
         if not body.stream:
             async with contextlib.aclosing(deltas):
                 result = await until_client_leaves(request, answer.whole(deltas))
@@ -338,6 +338,18 @@ def json_response(content: Any, status: int = 200, headers: dict[str, str] | Non
 
 async def _off_loop(work: Callable[[], T], num_chars: int) -> T:
     return await asyncio.to_thread(work) if num_chars > _LONG_TEXT_CHARS else work()
+
+
+async def _measured(deltas: Deltas, waited: Waited) -> AsyncGenerator[tuple[int, TokenDelta], None]:
+    """Yield ``deltas``, counting the time until each."""
+    async with contextlib.aclosing(deltas):
+        while True:
+            try:
+                with waited.waiting():
+                    item = await anext(deltas)
+            except StopAsyncIteration:
+                return
+            yield item
 
 
 async def _first(deltas: Deltas) -> tuple[int, TokenDelta]:
