@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import termios
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,18 @@ def test_config_show_says_where_each_value_comes_from(tmp_path: Path) -> None:
     assert "mine.toml" in rows["server.port"][1]
     assert rows["scheduler.step_tokens"] == (64, "env PENSTOCK__SCHEDULER__STEP_TOKENS")
     assert rows["cache.block_size"] == (16, "default")
+
+
+def test_config_show_prints_what_a_settings_file_takes(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('[server]\nserved_names = ["a", "b"]\n[cache]\nmemory_bytes = "1GiB"\n')
+    lines = run("config", "show", "--config", str(file)).stdout.splitlines()
+    shown = {line.split()[0]: line.split("  ", 1)[1].strip().rsplit("  ", 1)[0].strip() for line in lines}
+    assert shown["model.revision"] == "unset"
+    assert shown["server.served_names"] == '["a", "b"]'
+    assert shown["cache.memory_bytes"] == "1073741824"
+    given = [f"{key} = {value}" for key, value in shown.items() if value != "unset"]
+    assert tomllib.loads("\n".join(given))["cache"]["prefix_caching"] is True
 
 
 def test_unknown_settings_are_refused_by_name(tmp_path: Path) -> None:

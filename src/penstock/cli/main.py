@@ -80,7 +80,7 @@ def serve(
         Optional[int],  # noqa: UP045
         typer.Option("--max-model-len", "--max-model-tokens", help="Most tokens of a request, prompt and answer."),
     ] = None,
-    threads: Annotated[Optional[int], typer.Option(help="Threads a step uses.  [default: all cores]")] = None,  # noqa: UP045
+    threads: Annotated[Optional[int], typer.Option(help="Threads a step uses.  [default: cores - 1]")] = None,  # noqa: UP045
     cache_memory: Annotated[Optional[str], typer.Option(help="Bytes for the KV cache, such as 4GiB.")] = None,  # noqa: UP045
     memory_share: Annotated[
         Optional[float],  # noqa: UP045
@@ -206,7 +206,8 @@ def config_show(
         typer.echo(json.dumps(rows, indent=2))
         return
     width = max(len(row.key) for row in loaded.values)
-    values = [str(row.value) for row in loaded.values]
+    # As the settings file would have it: JSON's scalars and lists are TOML's.
+    values = ["unset" if row.value is None else json.dumps(row.value) for row in loaded.values]
     value_width = max(map(len, values))
     for row, value in zip(loaded.values, values, strict=True):
         typer.echo(f"{row.key:<{width}}  {value:<{value_width}}  {row.origin}")

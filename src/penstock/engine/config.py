@@ -38,8 +38,8 @@ class RunnerConfig:
     """How the model runs."""
 
     dtype: str = "auto"
-    """``auto``, ``float32``, ``bfloat16`` or ``float16``. ``auto`` takes the checkpoint's own where the processor
-    computes in it, float32 elsewhere."""
+    """``auto``, ``float32``, ``bfloat16`` or ``float16``: what weights and cache are kept in. ``auto`` takes the
+    checkpoint's own where kernels take it, and float32, which loses nothing, elsewhere."""
     threads: int | None = None
     """Threads one step uses; None takes all cores but one. A thread without a core of its own stalls the others."""
     max_model_tokens: int | None = None

@@ -1,0 +1,153 @@
+"""The documentation says what the code does: reference pages are the code's own, and every snippet runs."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from docs.generate import PAGES, REFERENCE
+from penstock.protocol import EngineState
+from tests.commands import PENSTOCK, Server, run, serving
+
+ROOT = Path(__file__).parents[2]
+PROSE = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+EXAMPLE_MODEL = "/models/Qwen2.5-0.5B-Instruct"
+EXAMPLE_URL = "http://127.0.0.1:8000"
+
+
+def snippets() -> Iterator[tuple[str, str]]:
+    """Yield (file:line, text) of each indented or fenced block; a new command begins a new one."""
+    for file in PROSE:
+        lines = file.read_text(encoding="utf-8").splitlines()
+        block: list[str] = []
+        fenced = False
+        for number, line in enumerate([*lines, ""], start=1):
+            if line.startswith("```"):
+                fenced = not fenced
+                begins_python = line == "```python"
+                if not fenced:
+                    yield f"{file.name}:{number}", "\n".join(block)
+                    block = []
+                else:
+                    block = ["#python"] if begins_python else []
+                continue
+            if fenced:
+                block.append(line)
+                continue
+            is_new = re.match(r" {4}(curl|make|penstock)\b", line)
+            if block and (is_new or not line.startswith("    ")):
+                yield f"{file.name}:{number}", "\n".join(block)
+                block = []
+            if is_new or (block and line.startswith("    ")):
+                block.append(line[4:])
+
+
+SNIPPETS = list(snippets())
+
+
+def run_snippets(kind: str) -> list[pytest.param]:  # type: ignore[valid-type]
+    return [pytest.param(text, id=place) for place, text in SNIPPETS if text.startswith(kind)]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with serving() as running:
+        yield running
+
+
+def test_every_snippet_is_of_a_kind_that_is_tested() -> None:
+    kinds = ("make ", "curl ", "penstock serve ", "penstock chat ", "penstock bench ", "penstock config ", "#python")
+    assert len(SNIPPETS) > 10
+    for place, text in SNIPPETS:
+        assert text.startswith(kinds), (place, text)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_reference_is_what_the_code_says(page: str) -> None:
+    written = (REFERENCE / page).read_text(encoding="utf-8")
+    assert written == PAGES[page](), "run: python -m docs.generate"
+
+
+def test_reference_has_no_page_of_nothing() -> None:
+    assert {file.name for file in REFERENCE.iterdir()} == set(PAGES)
+
+
+@pytest.mark.parametrize("file", PROSE, ids=lambda file: file.name)
+def test_links_lead_somewhere(file: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", file.read_text(encoding="utf-8")):
+        if not target.startswith("http"):
+            assert (file.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("file", PROSE, ids=lambda file: file.name)
+def test_flags_settings_and_metrics_in_prose_exist(file: Path) -> None:
+    text = file.read_text(encoding="utf-8")
+    commands, settings, metrics = (PAGES[f"{name}.md"]() for name in ("command-line", "settings", "metrics"))
+    for flag in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) - {"--strict"}:
+        assert f"`{flag}`" in commands, flag
+    for name in set(re.findall(r"`((?:vllm:|penstock_)\w+)`", text)):
+        assert f"`{name.removesuffix('_total')}`" in metrics, name
+    for section, key in re.findall(r"`(server|scheduler|cache|runner|log|model)\.(\w+)`", text):
+        if key != "safetensors":
+            assert f"`{key}`" in settings, (section, key)
+
+
+def test_states_in_the_operating_guide_exist() -> None:
+    text = (ROOT / "docs/operating.md").read_text(encoding="utf-8")
+    for state in ("loading", "restarting", "stalled", "draining", "failed"):
+        assert f"`{state}`" in text
+        assert EngineState(state)
+
+
+@pytest.mark.parametrize("text", run_snippets("make "))
+def test_make_targets_exist(text: str) -> None:
+    target = text.split()[1]
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("text", run_snippets("curl "))
+def test_curl(text: str, server: Server) -> None:
+    command = text.replace(EXAMPLE_URL, server.url)
+    result = subprocess.run(
+        ["bash", "-c", f"{command} --fail-with-body -sS"], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("text", run_snippets("#python"))
+def test_python(text: str, server: Server) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", text.replace(EXAMPLE_URL, server.url)], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip()
+
+
+@pytest.mark.parametrize("text", run_snippets("penstock serve "))
+def test_serve(text: str, checkpoint: Callable[[str], Path]) -> None:
+    arguments = text.replace(EXAMPLE_MODEL, str(checkpoint("qwen2"))).split()[2:]
+    # A free port instead of the example's.
+    at = arguments.index("--port")
+    with serving(*arguments[:at], *arguments[at + 2 :]) as running:
+        assert httpx.get(f"{running.url}/health/ready").status_code == 200
+
+
+@pytest.mark.parametrize("text", [*run_snippets("penstock chat "), *run_snippets("penstock config ")])
+def test_chat_and_config(text: str, checkpoint: Callable[[str], Path]) -> None:
+    arguments = text.replace(EXAMPLE_MODEL, str(checkpoint("qwen2"))).split()[1:]
+    result = subprocess.run(
+        [*PENSTOCK, *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("text", run_snippets("penstock bench "))
+def test_bench(text: str, server: Server) -> None:
+    few = ["--num-requests", "4", "--repetitions", "1", "--output-tokens", "4", "--prompt-tokens", "8"]
+    result = run(*text.replace(EXAMPLE_URL, server.url).split()[1:], *few)
+    assert result.returncode == 0, result.stderr
+    assert "ttft" in result.stdout.lower() or "first token" in result.stdout.lower()
