@@ -82,7 +82,12 @@ def read_config(path: Path) -> ModelConfig:
     """
     raw = _read_json(path / "config.json", required=True)
     generation = _read_json(path / "generation_config.json", required=False)
-    return _Reader(raw, path / "config.json").config(generation)
+    try:
+        return _Reader(raw, path / "config.json").config(generation)
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise ModelUnreadable(
+            f"{path / 'config.json'} holds a value of the wrong kind ({error}); fetch the file again"
+        ) from error
 
 
 def _read_json(path: Path, *, required: bool) -> dict[str, Any]:
@@ -201,6 +206,8 @@ class _Reader:
         kind = scaling.get("rope_type", scaling.get("type", "default"))
         if kind not in _ROPE_TYPES:
             raise self._bad("rope_scaling.rope_type", kind, f"one of {', '.join(_ROPE_TYPES)}")
+        if not theta > 0:
+            raise self._bad("rope_theta", theta, "a positive number")
         if scaling.get("partial_rotary_factor", 1.0) != 1.0:
             raise self._bad("rope_parameters.partial_rotary_factor", scaling["partial_rotary_factor"], "1.0")
         if kind == "default":
@@ -215,6 +222,8 @@ class _Reader:
             if kind != "yarn":
                 raise self._bad("rope_scaling.factor", None, "a number")
             factor = max_positions / original
+        if not float(factor) > 0:
+            raise self._bad("rope_scaling.factor", factor, "a positive number")
         rope = RopeScaling(
             kind=kind,
             factor=float(factor),
@@ -237,15 +246,18 @@ class _Reader:
         window = raw.get("sliding_window")
         if family.window == "none" or window is None:
             return (None,) * num_layers
+        window = self._int("sliding_window")
         if family.window == "all":
-            return (int(window),) * num_layers
+            return (window,) * num_layers
         if not raw.get("use_sliding_window", False):
             return (None,) * num_layers
         kinds = raw.get("layer_types")
         if kinds is not None:
-            return tuple(int(window) if kind == "sliding_attention" else None for kind in kinds)
+            if len(kinds) != num_layers:
+                raise self._bad("layer_types", kinds, f"one for each of the {num_layers} layers")
+            return tuple(window if kind == "sliding_attention" else None for kind in kinds)
         first = int(raw.get("max_window_layers", 28))
-        return tuple(int(window) if layer >= first else None for layer in range(num_layers))
+        return tuple(window if layer >= first else None for layer in range(num_layers))
 
     def _eos(self, generation: dict[str, Any]) -> tuple[int, ...]:
         ids: list[int] = []

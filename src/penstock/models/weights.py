@@ -26,7 +26,7 @@ def weight_files(path: Path) -> list[Path]:
     index = path / _INDEX
     if index.is_file():
         try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            names = sorted({str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ModelUnreadable(f"{index} is not an index of shards: {error!r}; fetch the file again") from error
         for name in names:
