@@ -11,6 +11,7 @@ import httpx
 import psutil
 import pytest
 
+from penstock.kernels import describe
 from tests.commands import run, serving
 
 
@@ -24,8 +25,18 @@ def test_the_demo_model_answers_and_the_plan_is_printed() -> None:
         answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60).json()
         assert "Remove any common leading whitespace" in answer["choices"][0]["message"]["content"]
         plan = "".join(server.said)
-        for word in ("weights", "activation peak", "tokens fit", "left"):
+        for word in ("weights", "activation peak", "tokens fit", "left", f"{describe()} kernels"):
             assert word in plan
+
+
+def test_without_native_kernels_it_runs_and_says_so(
+    checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PENSTOCK_KERNELS", "reference")
+    with serving(str(checkpoint("llama"))) as server:
+        assert "no native kernels" in "".join(server.said)
+        answer = httpx.post(f"{server.url}/v1/completions", json={"prompt": "x", "max_tokens": 3}, timeout=60)
+        assert answer.status_code == 200
 
 
 def test_sigterm_finishes_what_runs(checkpoint: Callable[[str], Path]) -> None:

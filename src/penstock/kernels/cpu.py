@@ -5,7 +5,7 @@ from torch import Tensor
 
 from penstock.kernels.layout import BatchLayout, KVBlocks
 from penstock.kernels.linear.cpu import PackedLinear
-from penstock.kernels.native import NATIVE, checked
+from penstock.kernels.native import NATIVE, checked, describe
 from penstock.kernels.ops import HeadNorms, Linear, Ops
 from penstock.kernels.paged_attention.cpu import CPUAttention
 from penstock.kernels.reference import ReferenceOps
@@ -15,6 +15,11 @@ class CPUOps:
     """See ``ops.Ops``. A token's result does not depend on what else is in the batch, to the last bit."""
 
     plan_attention = staticmethod(CPUAttention)
+
+    @property
+    def name(self) -> str:
+        """Return the instruction set in use."""
+        return describe()
 
     @staticmethod
     def activation_dtype(weights_dtype: torch.dtype) -> torch.dtype:

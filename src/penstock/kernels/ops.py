@@ -47,6 +47,10 @@ class HeadNorms:
 class Ops(Protocol):
     """What a model's forward pass is written in. Each op's contract stands in its folder's reference."""
 
+    @property
+    def name(self) -> str:
+        """Which kernels these are: avx512, avx2, portable or reference."""
+
     def activation_dtype(self, weights_dtype: torch.dtype) -> torch.dtype:
         """Return what activations are computed in beside weights of ``weights_dtype``."""
 

@@ -11,6 +11,7 @@ from penstock.kernels.rope_write_kv.reference import rope_write_kv
 class ReferenceOps:
     """The oracle in tests, and what runs in any dtype where nothing faster was made."""
 
+    name = "reference"
     prepare_linear = staticmethod(ReferenceLinear)
     prepare_gated_linear = staticmethod(ReferenceGatedLinear)
     rms_norm = staticmethod(rms_norm)

@@ -44,6 +44,7 @@ def build_engine(settings: Settings) -> Engine:
         )
     num_parameters = count_parameters(path, config)
     weights_dtype = getattr(torch, dtype)
+    ops = ops_for(weights_dtype)
     plan = plan_memory(
         ModelShape(
             weights_bytes=num_parameters * weights_dtype.itemsize,
@@ -54,7 +55,7 @@ def build_engine(settings: Settings) -> Engine:
             num_kv_heads=config.num_kv_heads,
             head_dim=config.head_dim,
             vocab_size=config.vocab_size,
-            activation_element_bytes=ops_for(weights_dtype).activation_dtype(weights_dtype).itemsize,
+            activation_element_bytes=ops.activation_dtype(weights_dtype).itemsize,
             kv_element_bytes=weights_dtype.itemsize,
         ),
         block_size=settings.cache.block_size,
@@ -65,7 +66,7 @@ def build_engine(settings: Settings) -> Engine:
         memory_bytes=settings.cache.memory_bytes,
         memory_share=settings.cache.memory_share,
     )
-    model = load_model(path, dtype=settings.runner.dtype)
+    model = load_model(path, dtype=settings.runner.dtype, ops=ops)
     info = ModelInfo(
         name=settings.model.name,
         source=str(path),
@@ -76,6 +77,7 @@ def build_engine(settings: Settings) -> Engine:
         max_model_tokens=max_model_tokens,
         eos_token_ids=config.eos_token_ids,
         memory=plan,
+        kernels=ops.name,
     )
     engine_config = EngineConfig(scheduler=settings.scheduler, cache=settings.cache, runner=settings.runner)
     return assemble_engine(model, tokenizer, engine_config, info=info)

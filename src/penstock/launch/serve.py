@@ -148,8 +148,14 @@ class _Server:
         url = f"http://{host}:{self._listener.getsockname()[1]}"
         name = server.served_names[0] if server.served_names else model.name
         self._say(format_memory_plan(model.memory))
+        if model.kernels == "reference":
+            self._say(
+                "\nno native kernels for this: plain torch ops run, several times slower. If none were built, install\n"
+                "a C++ compiler (apt install g++) and penstock again; float16 has none (--dtype bfloat16 does)"
+            )
         self._say(
-            f"\n{name} ({model.num_parameters / 1e6:.3g}M parameters, {model.dtype}) is ready at {url}; try\n"
+            f"\n{name} ({model.num_parameters / 1e6:.3g}M parameters, {model.dtype}, {model.kernels} kernels) "
+            f"is ready at {url}; try\n"
             f"  curl {url}/v1/chat/completions -H 'content-type: application/json' -d '"
             f'{{"model": "{name}", "messages": [{{"role": "user", "content": "What does textwrap.dedent do?"}}]}}\'\n'
         )

@@ -64,6 +64,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Most tokens, prompt and answer together, one request may hold."""
     eos_token_ids: tuple[int, ...]
     memory: MemoryPlan
+    kernels: str = "reference"
+    """What it computes with: avx512, avx2, portable, or reference for plain torch."""
 
 
 class EngineCounters(msgspec.Struct, frozen=True, kw_only=True):
