@@ -1,6 +1,7 @@
 """Talk to an OpenAI-compatible server: ours or anybody's."""
 
 import json
+import math
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any, Self
 
@@ -14,12 +15,14 @@ from penstock.errors import (
     UnavailableError,
     error_from_code,
 )
+from penstock.http.sse import Event, EventReader
 
 _CONNECT_TIMEOUT_S = 10.0
 _SILENCE_TIMEOUT_S = 600.0
 """A queued request may wait long for its first token; longer than this and nobody is there."""
-_LINE_BYTES = 1 << 20
-"""One event of a stream is one line; log probabilities make it long."""
+_MAX_EVENT_BYTES = 16 << 20
+"""Log probabilities and long answers in one piece make an event large; this one is a fault."""
+_DONE = b"[DONE]"
 
 
 class OpenAIClient:
@@ -38,7 +41,6 @@ class OpenAIClient:
             headers=self._headers,
             timeout=timeout,
             connector=aiohttp.TCPConnector(limit=0),
-            read_bufsize=_LINE_BYTES,
         )
         return self
 
@@ -49,7 +51,10 @@ class OpenAIClient:
     async def model_names(self) -> list[str]:
         """Return the names the server lists, its default first."""
         body = await self._get("/models")
-        return [str(model["id"]) for model in body.get("data", [])]
+        try:
+            return [str(model["id"]) for model in body["data"]]
+        except (LookupError, TypeError) as error:
+            raise self._not_understood(error) from error
 
     async def first_model_name(self) -> str:
         """Return the name of the server's default model. Raises UnavailableError where it serves none."""
@@ -61,50 +66,78 @@ class OpenAIClient:
     async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """POST ``body`` and yield each event's JSON until ``[DONE]``; closing early disconnects."""
         assert self._session is not None
+        has_begun = False
         try:
             async with self._session.post(self.base_url + path, json={**body, "stream": True}) as response:
                 if response.status != 200:
-                    raise self._refusal(response.status, await response.text())
-                async for line in response.content:
-                    if not line.startswith(b"data:"):
-                        continue
-                    data = line[len(b"data:") :].strip()
-                    if data == b"[DONE]":
-                        return
-                    event = json.loads(data)
-                    if "error" in event:
-                        raise self._refusal(response.status, data.decode())
-                    yield event
-        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            raise self._unreachable(error) from error
-        raise UnavailableError(f"{self.base_url} ended the stream before it was done; see the server's log")
+                    raise self._refusal(response.status, await response.text(errors="replace"), response.headers)
+                has_begun = True
+                reader = EventReader(_MAX_EVENT_BYTES)
+                async for piece in response.content.iter_any():
+                    for event in reader.feed(piece):
+                        if event.data == _DONE:
+                            return
+                        yield self._content(event)
+                if any(event.data == _DONE for event in reader.end()):
+                    return
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise (self._broken_off(error) if has_begun else self._unreachable(error)) from error
+        except ValueError as error:
+            # Before that it is an address that names no host.
+            raise (self._not_understood(error) if has_begun else self._unreachable(error)) from error
+        raise self._broken_off(None)
+
+    def _content(self, event: Event) -> dict[str, Any]:
+        """Return an event's JSON. Raises the error it carries, or ``ValueError`` if it is none of a stream's events."""
+        try:
+            content = json.loads(event.data)
+        except RecursionError:
+            raise ValueError("an event nested too deeply") from None
+        if not isinstance(content, dict):
+            raise ValueError(f"an event that holds {type(content).__name__}")
+        if content.get("error") is not None or event.name == "error":
+            raise self._refusal(None, event.data.decode(errors="replace"), {})
+        return content
 
     async def _get(self, path: str) -> Any:
         assert self._session is not None
         try:
             async with self._session.get(self.base_url + path) as response:
-                text = await response.text()
+                text = await response.text(errors="replace")
                 if response.status != 200:
-                    raise self._refusal(response.status, text)
-                return json.loads(text)
+                    raise self._refusal(response.status, text, response.headers)
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise self._unreachable(error) from error
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise self._not_understood(error) from error
 
     def _unreachable(self, error: Exception) -> UnavailableError:
-        reason = str(error) or type(error).__name__
         return UnavailableError(
-            f"no OpenAI-compatible server answers at {self.base_url} ({reason}); "
+            f"no OpenAI-compatible server answers at {self.base_url} ({_reason(error)}); "
             "check the address, or start one with `penstock serve`"
         )
 
-    def _refusal(self, status: int, text: str) -> PenstockError:
-        """Return the server's own error where it is one of ours, else the nearest by status."""
+    def _not_understood(self, error: Exception) -> UnavailableError:
+        return UnavailableError(
+            f"what answers at {self.base_url} does not speak OpenAI's API ({_reason(error)}); check the address"
+        )
+
+    def _broken_off(self, error: Exception | None) -> UnavailableError:
+        reason = "" if error is None else f" ({_reason(error)})"
+        return UnavailableError(f"{self.base_url} ended the stream before it was done{reason}; see the server's log")
+
+    def _refusal(self, status: int | None, text: str, headers: Mapping[str, str]) -> PenstockError:
+        """Return the server's own error where it is one of ours, else the nearest by status; None: within a stream."""
         try:
             error = json.loads(text)["error"]
             code, message, param = error.get("code"), error.get("message") or text, error.get("param")
-        except (ValueError, LookupError, TypeError, AttributeError):
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             code, message, param = None, text[:200] or "no message", None
-        known = error_from_code(str(code), str(message), param=param)
+        param = None if param is None else str(param)
+        retry_after_s = _seconds(headers.get("retry-after", ""))
+        known = error_from_code(str(code), str(message), param=param, retry_after_s=retry_after_s)
         if known.code == code:
             return known
         kind: type[PenstockError] = UnavailableError
@@ -112,9 +145,23 @@ class OpenAIClient:
             kind = Overloaded
         elif status == 404:
             kind = ModelNotFound
-        elif 400 <= status < 500:
+        elif status is not None and 400 <= status < 500:
             kind = InvalidRequest
-        return kind(f"{self.base_url} answered {status}: {message}", param=param)
+        answered = "broke off its answer" if status is None else f"answered {status}"
+        return kind(f"{self.base_url} {answered}: {message}", param=param, retry_after_s=retry_after_s)
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
+def _seconds(retry_after: str) -> float | None:
+    """Return what a Retry-After header says in seconds; its other form, a date, is left alone."""
+    try:
+        seconds = float(retry_after)
+    except ValueError:
+        return None
+    return seconds if math.isfinite(seconds) and seconds >= 0 else None
 
 
 def api_root(url: str) -> str:

@@ -1,8 +1,10 @@
-"""Server-sent events, and answers that end when their client leaves."""
+"""Server-sent events, written and read, and answers that end when their client leaves."""
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Coroutine, Mapping
+import re
+from collections.abc import AsyncGenerator, Coroutine, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -13,11 +15,83 @@ T = TypeVar("T")
 
 DONE = b"data: [DONE]\n\n"
 
+# The only line ends of the format. Others that Unicode knows, such as U+2028, are text.
+_LINE_END = re.compile(rb"\r\n|\n|\r")
+
 
 def event(data: bytes, name: str | None = None) -> bytes:
-    """Return one event; ``data`` is a single line."""
+    """Return one event. ``data`` may have several lines, whose ends a reader sees as ``\\n``; ``name`` has one."""
+    assert name is None or not _LINE_END.search(name.encode()), "a line end would begin another field"
     prefix = b"" if name is None else b"event: " + name.encode() + b"\n"
-    return prefix + b"data: " + data + b"\n\n"
+    if b"\n" not in data and b"\r" not in data:
+        return prefix + b"data: " + data + b"\n\n"
+    return prefix + b"".join(b"data: " + line + b"\n" for line in _LINE_END.split(data)) + b"\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event as its reader sees it."""
+
+    data: bytes
+    name: str | None = None
+
+
+class EventTooLarge(ValueError):
+    """An event is longer than its reader is willing to hold."""
+
+
+class EventReader:
+    """Puts events together from a stream's bytes, however they were cut into pieces.
+
+    Comments, ids and retry times are skipped, and so is an event without data (HTML Living Standard, 9.2.6).
+    """
+
+    def __init__(self, max_event_bytes: int) -> None:
+        self._max_event_bytes = max_event_bytes
+        self._tail: list[bytes] = []
+        """The line that is not complete, in pieces."""
+        self._data: list[bytes] = []
+        self._name: str | None = None
+        self._num_bytes = 0
+
+    def feed(self, piece: bytes) -> list[Event]:
+        """Take the next bytes in; return the events they complete. Raises ``EventTooLarge``."""
+        self._num_bytes += len(piece)
+        if b"\n" not in piece and b"\r" not in piece and not (self._tail and self._tail[-1].endswith(b"\r")):
+            if self._num_bytes > self._max_event_bytes:
+                raise EventTooLarge(f"an event is larger than {self._max_event_bytes} bytes")
+            self._tail.append(piece)
+            return []
+        self._tail.append(piece)
+        data = b"".join(self._tail)
+        # A carriage return at the end may be half of a line end.
+        half = b"\r" if data.endswith(b"\r") else b""
+        *lines, tail = _LINE_END.split(data[: len(data) - len(half)])
+        self._tail = [tail + half]
+        events = [done for line in lines if (done := self._take(line)) is not None]
+        self._num_bytes = len(tail) + sum(map(len, self._data))
+        if self._num_bytes > self._max_event_bytes:
+            raise EventTooLarge(f"an event is larger than {self._max_event_bytes} bytes")
+        return events
+
+    def end(self) -> list[Event]:
+        """Return the last event where the stream ended without the empty line that closes it."""
+        events = self.feed(b"\n\n")
+        self._tail = []
+        return events
+
+    def _take(self, line: bytes) -> Event | None:
+        if not line:
+            data, name = self._data, self._name
+            self._data, self._name = [], None
+            return Event(b"\n".join(data), name) if data else None
+        field, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        if field == b"data":
+            self._data.append(value)
+        elif field == b"event":
+            self._name = value.decode(errors="replace")
+        return None
 
 
 class ClientLeft(Exception):
@@ -54,7 +128,7 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[bytes], headers: Mapping[str, str] | None = None) -> None:
+    def __init__(self, events: AsyncGenerator[bytes, None], headers: Mapping[str, str] | None = None) -> None:
         super().__init__(None, headers={"cache-control": "no-cache", **(headers or {})})
         del self.headers["content-length"]
         self._events = events
@@ -65,6 +139,8 @@ class EventStream(Response):
         await _first_of(asyncio.create_task(self._send_all(send)), receive)
 
     async def _send_all(self, send: Send) -> None:
-        async for data in self._events:
-            await send({"type": "http.response.body", "body": data, "more_body": True})
+        # Leaving may find this task sending instead of waiting for an event; the iterator has to end all the same.
+        async with contextlib.aclosing(self._events) as events:
+            async for data in events:
+                await send({"type": "http.response.body", "body": data, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
