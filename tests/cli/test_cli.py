@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import select
+import signal
 import statistics
 import subprocess
 import termios
@@ -80,13 +81,19 @@ class Terminal:
 
     def __init__(self, *arguments: str) -> None:
         self._master, slave = pty.openpty()
+
+        def take_terminal() -> None:
+            fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
+            # Who starts the tests in the background has them ignore Ctrl-C, and with them all they start.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+
         self.process = subprocess.Popen(
             [*PENSTOCK, "chat", *arguments],
             stdin=slave,
             stdout=slave,
             stderr=slave,
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(slave, termios.TIOCSCTTY, 0),
+            preexec_fn=take_terminal,
         )
         os.close(slave)
         self._seen = ""

@@ -69,14 +69,46 @@ def test_gated_equals_the_reference(isa: str, dtype: torch.dtype, num_inputs: in
                 torch.testing.assert_close(packed(x).double(), expected(x.double()), atol=4e-6, rtol=1e-5)
 
 
+def quantized(weight: Tensor) -> Tensor:
+    """Return what 8-bit codes with a scale for each output keep of ``weight``, in float64."""
+    scale = weight.float().abs().amax(1, keepdim=True) / 127
+    return ((weight.float() / scale).round() * scale).double()
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("isa", instruction_sets())
-def test_neighbours_change_no_bit(isa: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("num_inputs", "num_outputs"), SIZES)
+def test_int8_equals_the_reference_on_quantized_weights(
+    isa: str, dtype: torch.dtype, num_inputs: int, num_outputs: int
+) -> None:
     torch.manual_seed(0)
-    packed = PackedLinear(torch.randn(100, 700).to(dtype), torch.randn(100))
+    gate, up = ((torch.randn(num_outputs, num_inputs) / num_inputs**0.5).to(dtype) for _ in range(2))
+    bias = torch.randn(num_outputs)
+    with using(isa, 2):
+        plain = PackedLinear(gate, bias, to_int8=True)
+        gated = PackedLinear(gate, bias, up, -bias, to_int8=True)
+        for num_tokens in NUM_TOKENS:
+            x = between_poison(torch.randn(num_tokens, num_inputs))
+            expected = ReferenceLinear(quantized(gate), bias.double())(x.double())
+            torch.testing.assert_close(plain(x).double(), expected, atol=1e-5, rtol=1e-5)
+            both = ReferenceGatedLinear(quantized(gate), quantized(up), bias.double(), -bias.double())(x.double())
+            torch.testing.assert_close(gated(x).double(), both, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("isa", instruction_sets())
+def test_int8_of_zeros_is_zero(isa: str) -> None:
+    with using(isa):
+        assert torch.equal(PackedLinear(torch.zeros(5, 7), None, to_int8=True)(torch.randn(3, 7)), torch.zeros(3, 5))
+
+
+@pytest.mark.parametrize("to_int8", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("isa", instruction_sets())
+def test_neighbours_change_no_bit(isa: str, dtype: torch.dtype, to_int8: bool) -> None:
+    torch.manual_seed(0)
     x = torch.randn(200, 700)
     with using(isa, 3):
-        packed = PackedLinear(torch.randn(100, 700).to(dtype), torch.randn(100))
+        packed = PackedLinear(torch.randn(100, 700).to(dtype), torch.randn(100), to_int8=to_int8)
         alone = torch.cat([packed(row.unsqueeze(0)) for row in x])
         for size in NUM_TOKENS:
             together = torch.cat([packed(part.contiguous()) for part in torch.split(x, size)])

@@ -39,6 +39,15 @@ def test_without_native_kernels_it_runs_and_says_so(
         assert answer.status_code == 200
 
 
+@pytest.mark.skipif(describe() == "reference", reason="the native kernels were not built")
+def test_quantized_the_demo_model_still_knows_its_answers() -> None:
+    with serving("--quantize", "int8") as server:
+        body = {"temperature": 0, "messages": [{"role": "user", "content": "What does textwrap.dedent do?"}]}
+        answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60).json()
+        assert "Remove any common leading whitespace" in answer["choices"][0]["message"]["content"]
+        assert "int8" in "".join(server.said)
+
+
 def test_sigterm_finishes_what_runs(checkpoint: Callable[[str], Path]) -> None:
     with serving(str(checkpoint("llama"))) as server:
         body = {"prompt": "abc", "max_tokens": 400, "ignore_eos": True, "stream": True}
@@ -124,6 +133,7 @@ def test_kill_9_of_the_engine_mid_stream(checkpoint: Callable[[str], Path]) -> N
         (["--max-model-len", "4096"], "was made for 2048"),
         (["--cache-memory", "1KiB"], "needs"),
         (["--dtype", "int3"], "dtype is 'int3'"),
+        (["--quantize", "int3"], "quantize is 'int3'"),
         (["--log-level", "loud"], "log.level is 'loud'"),
         (["--cache-memory", "many"], "cache.memory_bytes"),
     ],

@@ -1,8 +1,11 @@
 """The backend of compiled kernels: float32 activations, weights and cache in float32 or bfloat16."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
+from penstock.errors import InvalidSetting, KernelUnsupported
 from penstock.kernels.layout import BatchLayout, KVBlocks
 from penstock.kernels.linear.cpu import PackedLinear
 from penstock.kernels.native import NATIVE, checked, describe
@@ -11,8 +14,12 @@ from penstock.kernels.paged_attention.cpu import CPUAttention
 from penstock.kernels.reference import ReferenceOps
 
 
+@dataclass(frozen=True, slots=True)
 class CPUOps:
     """See ``ops.Ops``. A token's result does not depend on what else is in the batch, to the last bit."""
+
+    quantize: str | None = None
+    """``int8`` keeps projections in 8 bits with a scale for each output; activations stay as they are."""
 
     plan_attention = staticmethod(CPUAttention)
 
@@ -33,15 +40,15 @@ class CPUOps:
         """Return keys [N, G, D, P] and values [N, G, P, D]: see ``native/kernels.h``."""
         return (num_blocks, num_kv_heads, head_dim, block_size), (num_blocks, num_kv_heads, block_size, head_dim)
 
-    @staticmethod
-    def prepare_linear(weight: Tensor, bias: Tensor | None) -> Linear:
+    def prepare_linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
         """Pack."""
-        return PackedLinear(weight, bias)
+        return PackedLinear(weight, bias, to_int8=self.quantize == "int8")
 
-    @staticmethod
-    def prepare_gated_linear(gate: Tensor, up: Tensor, gate_bias: Tensor | None, up_bias: Tensor | None) -> Linear:
+    def prepare_gated_linear(
+        self, gate: Tensor, up: Tensor, gate_bias: Tensor | None, up_bias: Tensor | None
+    ) -> Linear:
         """Pack both into one."""
-        return PackedLinear(gate, gate_bias, up, up_bias)
+        return PackedLinear(gate, gate_bias, up, up_bias, to_int8=self.quantize == "int8")
 
     @staticmethod
     def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -95,8 +102,21 @@ class CPUOps:
         return qkv.view(T, H + 2 * G, D)[:, :H]
 
 
-def ops_for(weights_dtype: torch.dtype) -> Ops:
-    """Return the fastest backend there is for weights of ``weights_dtype``."""
+QUANTIZATIONS = ("int8",)
+
+
+def ops_for(weights_dtype: torch.dtype, quantize: str | None = None) -> Ops:
+    """Return the fastest backend there is for weights of ``weights_dtype``, to be kept as ``quantize`` says.
+
+    Raises ``InvalidSetting`` for a precision nobody knows and ``KernelUnsupported`` where native kernels are missing.
+    """
+    if quantize not in (None, *QUANTIZATIONS):
+        raise InvalidSetting(f"quantize is {quantize!r}; it can be {', '.join(QUANTIZATIONS)}", param="runner.quantize")
     if NATIVE is not None and weights_dtype in (torch.float32, torch.bfloat16):
-        return CPUOps()
+        return CPUOps(quantize)
+    if quantize is not None:
+        raise KernelUnsupported(
+            f"weights of {weights_dtype} cannot be kept in {quantize} here: that takes native kernels, which read "
+            "bfloat16 and float32; install a C++ compiler and penstock again, or choose --dtype bfloat16"
+        )
     return ReferenceOps()

@@ -17,6 +17,7 @@ try:
     from penstock.engine.config import EngineConfig
     from penstock.engine.engine import Engine
     from penstock.kernels import ops_for, use_threads
+    from penstock.models.config import ModelConfig
     from penstock.models.decoder import count_parameters, load_model, run_dtype
 except ImportError as error:
     raise MissingExtra(
@@ -44,10 +45,10 @@ def build_engine(settings: Settings) -> Engine:
         )
     num_parameters = count_parameters(path, config)
     weights_dtype = getattr(torch, dtype)
-    ops = ops_for(weights_dtype)
+    ops = ops_for(weights_dtype, settings.runner.quantize)
     plan = plan_memory(
         ModelShape(
-            weights_bytes=num_parameters * weights_dtype.itemsize,
+            weights_bytes=_weights_bytes(config, num_parameters, weights_dtype, settings.runner.quantize),
             num_layers=config.num_layers,
             hidden_size=config.hidden_size,
             intermediate_size=config.intermediate_size,
@@ -71,7 +72,7 @@ def build_engine(settings: Settings) -> Engine:
         name=settings.model.name,
         source=str(path),
         architecture=config.architecture,
-        dtype=dtype,
+        dtype=settings.runner.quantize or dtype,
         num_parameters=model.num_parameters,
         vocab_size=config.vocab_size,
         max_model_tokens=max_model_tokens,
@@ -81,3 +82,15 @@ def build_engine(settings: Settings) -> Engine:
     )
     engine_config = EngineConfig(scheduler=settings.scheduler, cache=settings.cache, runner=settings.runner)
     return assemble_engine(model, tokenizer, engine_config, info=info)
+
+
+def _weights_bytes(config: ModelConfig, num_parameters: int, dtype: torch.dtype, quantize: str | None) -> int:
+    """Return what weights take: all in ``dtype``, or the embedding in it and the rest in codes of a byte.
+
+    A tied embedding is held twice then, as a table and as the head's codes. Scales are a few thousandths.
+    """
+    if quantize is None:
+        return num_parameters * dtype.itemsize
+    embedding = config.vocab_size * config.hidden_size
+    num_codes = num_parameters - (0 if config.tie_word_embeddings else embedding)
+    return embedding * dtype.itemsize + num_codes

@@ -15,7 +15,7 @@ constexpr int kMaxRows = (NUM_REGISTERS - 4) / 2;
 constexpr int64_t kInputs = 4096 / kPanel;
 // Rows at a time, whose activations (96 KiB at 256 inputs) stay in the second-level cache while panels pass.
 constexpr int64_t kRows = 96;
-// From here on, widening bfloat16 once for all rows is cheaper than once for each tile of them.
+// From here on, widening bfloat16 or codes once for all rows is cheaper than once for each tile of them.
 constexpr int64_t kWidenFrom = 2 * kMaxRows;
 
 struct F32Panel {
@@ -34,6 +34,21 @@ struct BF16Panel {
         const vi pairs = load_bits(weights + input * W);
         first = as_floats(pairs << 16);
         second = as_floats(pairs & (int32_t)0xffff0000u);
+    }
+};
+
+struct Int8Panel {
+    const int8_t* codes;
+    Int8Panel at(int64_t input) const { return {codes + input * kPanel}; }
+    void get(int64_t input, vf& first, vf& second) const {
+        first = widened(codes + input * kPanel);
+        second = widened(codes + input * kPanel + W);
+    }
+    static vf widened(const int8_t* from) {
+        typedef int8_t bytes __attribute__((vector_size(W)));
+        bytes v;
+        __builtin_memcpy(&v, from, sizeof v);
+        return __builtin_convertvector(__builtin_convertvector(v, vi), vf);
     }
 };
 
@@ -77,7 +92,8 @@ void rows_or_fewer(int64_t num_rows, const float* x, int64_t x_stride, const Pan
     }
 }
 
-void widen(const BF16Panel& panel, int64_t num_inputs, float* to) {
+template <class Panel>
+void widen(const Panel& panel, int64_t num_inputs, float* to) {
     for (int64_t k = 0; k < num_inputs; ++k) {
         vf first, second;
         panel.get(k, first, second);
@@ -86,7 +102,7 @@ void widen(const BF16Panel& panel, int64_t num_inputs, float* to) {
     }
 }
 
-// What a panel's sums become: with bias, gate and addition, at their place in `out`.
+// What a panel's sums become: with scale, bias, gate and addition, at their place in `out`.
 void finish(const LinearCall& call, int64_t panel, int64_t first_row, int64_t num_rows, const float* sums) {
     const PackedWeight& weight = *call.weight;
     const int64_t width = weight.gated ? W : kPanel;
@@ -94,6 +110,10 @@ void finish(const LinearCall& call, int64_t panel, int64_t first_row, int64_t nu
     const int64_t num_outputs = min(width, weight.num_outputs - first);
     for (int64_t r = 0; r < num_rows; ++r) {
         vf halves[2] = {load(sums + r * kPanel), load(sums + r * kPanel + W)};
+        if (weight.scales) {
+            halves[0] *= load(weight.scales + panel * kPanel);
+            halves[1] *= load(weight.scales + panel * kPanel + W);
+        }
         if (weight.bias) {
             halves[0] += load(weight.bias + panel * kPanel);
             halves[1] += load(weight.bias + panel * kPanel + W);
@@ -128,6 +148,11 @@ F32Panel panel_of(const PackedWeight& weight, int64_t panel) {
 template <>
 BF16Panel panel_of(const PackedWeight& weight, int64_t panel) {
     return {static_cast<const uint32_t*>(weight.panels) + panel * weight.num_inputs * W};
+}
+
+template <>
+Int8Panel panel_of(const PackedWeight& weight, int64_t panel) {
+    return {static_cast<const int8_t*>(weight.panels) + panel * weight.num_inputs * kPanel};
 }
 
 // Few rows: the weights' way from memory is what takes time, and several panels at once keep enough in flight.
@@ -165,7 +190,7 @@ void many_rows(const LinearCall& call, int64_t first_row, int64_t num_rows, int6
                     rows_or_fewer<kMaxRows, 1>(min(kMaxRows, num_rows - r), x + r * call.x_stride + k, call.x_stride,
                                                &part, num_inputs, k == 0, sums + r * kPanel, 0);
             };
-            if constexpr (__is_same(Panel, BF16Panel)) {
+            if constexpr (!__is_same(Panel, F32Panel)) {
                 if (num_rows >= kWidenFrom) {
                     widen(panel.at(k), num_inputs, widened);
                     all_rows(F32Panel{widened});
@@ -202,36 +227,77 @@ int64_t linear_scratch_floats() { return kRows * kPanel + kInputs * kPanel; }
 
 void linear(const LinearCall& call, int64_t first_row, int64_t end_row, int64_t first_panel, int64_t end_panel,
             float* scratch) {
-    if (call.weight->kind == Weight::kFloat32)
-        linear_of<F32Panel>(call, first_row, end_row, first_panel, end_panel, scratch);
-    else
-        linear_of<BF16Panel>(call, first_row, end_row, first_panel, end_panel, scratch);
+    switch (call.weight->kind) {
+        case Weight::kFloat32:
+            return linear_of<F32Panel>(call, first_row, end_row, first_panel, end_panel, scratch);
+        case Weight::kBFloat16:
+            return linear_of<BF16Panel>(call, first_row, end_row, first_panel, end_panel, scratch);
+        case Weight::kInt8:
+            return linear_of<Int8Panel>(call, first_row, end_row, first_panel, end_panel, scratch);
+    }
 }
 
-void pack_panel(const PackedWeight& to, const void* weight, const void* up, int64_t panel) {
+namespace {
+
+// The rows of a source matrix, one of which is at each place of a panel.
+struct Rows {
+    const void* of[kPanel];  // null where the panel is wider than the matrix
+    Weight kind;
+
+    float at(int64_t place, int64_t k) const {
+        if (!of[place]) return 0.0f;
+        return kind == Weight::kFloat32 ? static_cast<const float*>(of[place])[k]
+                                        : to_float(static_cast<const bf16*>(of[place])[k]);
+    }
+};
+
+void quantize_panel(const PackedWeight& to, const Rows& rows, int64_t panel) {
     const int64_t K = to.num_inputs;
-    // Row of the source for each place in the panel: of `weight`, or from the middle on of `up`.
-    const void* sources[kPanel];
-    int64_t rows[kPanel];
+    int8_t* const out = static_cast<int8_t*>(to.panels) + panel * K * kPanel;
     for (int64_t i = 0; i < kPanel; ++i) {
-        const bool second = i >= W;
-        sources[i] = to.gated && second ? up : weight;
-        rows[i] = to.gated ? panel * W + i % W : panel * kPanel + i;
-        if (rows[i] >= to.num_outputs) sources[i] = nullptr;
-    }
-    if (to.kind == Weight::kFloat32) {
-        float* const out = static_cast<float*>(to.panels) + panel * K * kPanel;
+        float greatest = 0.0f;
+        for (int64_t k = 0; k < K; ++k) {
+            const float magnitude = __builtin_fabsf(rows.at(i, k));
+            greatest = magnitude > greatest ? magnitude : greatest;
+        }
+        const float scale = greatest / 127.0f;
+        to.scales[panel * kPanel + i] = scale;
+        const float divisor = scale > 0.0f ? scale : 1.0f;
+        // Adding 1.5 * 2^23 rounds to the nearest integer, ties to even.
         for (int64_t k = 0; k < K; ++k)
-            for (int64_t i = 0; i < kPanel; ++i)
-                out[k * kPanel + i] = sources[i] ? static_cast<const float*>(sources[i])[rows[i] * K + k] : 0.0f;
-        return;
+            out[k * kPanel + i] = (int8_t)((rows.at(i, k) / divisor + 12582912.0f) - 12582912.0f);
     }
-    uint32_t* const out = static_cast<uint32_t*>(to.panels) + panel * K * W;
-    const auto bits = [&](int64_t i, int64_t k) -> uint32_t {
-        return sources[i] ? static_cast<const uint16_t*>(sources[i])[rows[i] * K + k] : 0;
-    };
-    for (int64_t k = 0; k < K; ++k)
-        for (int64_t i = 0; i < W; ++i) out[k * W + i] = bits(i, k) | bits(i + W, k) << 16;
+}
+
+}  // namespace
+
+void pack_panel(const PackedWeight& to, const void* weight, const void* up, Weight from, int64_t panel) {
+    const int64_t K = to.num_inputs, row_bytes = K * (from == Weight::kFloat32 ? 4 : 2);
+    Rows rows{{}, from};
+    for (int64_t i = 0; i < kPanel; ++i) {
+        const void* const source = to.gated && i >= W ? up : weight;
+        const int64_t row = to.gated ? panel * W + i % W : panel * kPanel + i;
+        rows.of[i] = row < to.num_outputs ? static_cast<const char*>(source) + row * row_bytes : nullptr;
+    }
+    switch (to.kind) {
+        case Weight::kFloat32: {
+            float* const out = static_cast<float*>(to.panels) + panel * K * kPanel;
+            for (int64_t k = 0; k < K; ++k)
+                for (int64_t i = 0; i < kPanel; ++i) out[k * kPanel + i] = rows.at(i, k);
+            break;
+        }
+        case Weight::kBFloat16: {
+            uint32_t* const out = static_cast<uint32_t*>(to.panels) + panel * K * W;
+            const auto bits = [&](int64_t i, int64_t k) -> uint32_t {
+                return rows.of[i] ? static_cast<const bf16*>(rows.of[i])[k].bits : 0;
+            };
+            for (int64_t k = 0; k < K; ++k)
+                for (int64_t i = 0; i < W; ++i) out[k * W + i] = bits(i, k) | bits(i + W, k) << 16;
+            break;
+        }
+        case Weight::kInt8:
+            quantize_panel(to, rows, panel);
+    }
 }
 
 }  // namespace penstock::PENSTOCK_ISA

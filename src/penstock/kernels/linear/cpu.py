@@ -11,9 +11,18 @@ class PackedLinear:
     """A weight laid out once for the vector unit. See ``cpu.cpp`` for the layout."""
 
     def __init__(
-        self, weight: Tensor, bias: Tensor | None, up: Tensor | None = None, up_bias: Tensor | None = None
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        up: Tensor | None = None,
+        up_bias: Tensor | None = None,
+        *,
+        to_int8: bool = False,
     ) -> None:
-        """Pack a copy of ``weight`` [N, K] and, if it is gated, of ``up`` [N, K]; biases [N] likewise."""
+        """Pack a copy of ``weight`` [N, K] and, if it is gated, of ``up`` [N, K]; biases [N] likewise.
+
+        ``to_int8`` keeps codes of 8 bits and a float32 scale for each output: its greatest magnitude by 127.
+        """
         assert NATIVE is not None
         if weight.dtype not in (torch.float32, torch.bfloat16) or weight.ndim != 2 or 0 in weight.shape:
             raise KernelUnsupported(f"no native product with a {weight.dtype} weight of {list(weight.shape)}")
@@ -27,6 +36,7 @@ class PackedLinear:
             up_bias = torch.zeros(self.num_outputs)
         self._packed = NATIVE.PackedLinear(
             weight.dtype is torch.bfloat16,
+            to_int8,
             self.num_outputs,
             self.num_inputs,
             weight.data_ptr(),

@@ -8,7 +8,16 @@ def set_num_threads(num_threads: int) -> None: ...
 
 class PackedLinear:
     def __init__(
-        self, is_bf16: bool, num_outputs: int, num_inputs: int, weight: int, up: int, bias: int, up_bias: int, /
+        self,
+        is_bf16: bool,
+        to_int8: bool,
+        num_outputs: int,
+        num_inputs: int,
+        weight: int,
+        up: int,
+        bias: int,
+        up_bias: int,
+        /,
     ) -> None: ...
     def run(self, x: int, x_stride: int, num_rows: int, out: int, out_stride: int, added: int, /) -> None: ...
 

@@ -8,7 +8,7 @@ namespace penstock {
 
 class Pool;
 
-enum class Weight : int { kFloat32 = 0, kBFloat16 = 1 };
+enum class Weight : int { kFloat32 = 0, kBFloat16 = 1, kInt8 = 2 };
 enum class Cache : int { kFloat32 = 0, kBFloat16 = 1 };
 
 // A matrix [N, K] laid out for a vector unit: panels of `panel_width` outputs, each [K, panel_width] with the inputs in
@@ -22,6 +22,8 @@ struct PackedWeight {
     void* panels;
     // [panels * panel_width] in the panels' order, or null
     float* bias;
+    // [panels * panel_width] likewise: what each output's codes stand for one of; null unless kInt8
+    float* scales;
 };
 
 struct LinearCall {
@@ -94,8 +96,9 @@ struct Kernels {
     const char* name;
     int64_t panel_width;
 
-    // `weight` [rows, K] float32 or bfloat16 into panel `panel`; `up` is null unless gated.
-    void (*pack_panel)(const PackedWeight& to, const void* weight, const void* up, int64_t panel);
+    // `weight` [rows, K], of kind `from`, into panel `panel`; `up` is null unless gated. Into kInt8 it is quantized: each
+    // output has its own scale, its greatest magnitude by 127.
+    void (*pack_panel)(const PackedWeight& to, const void* weight, const void* up, Weight from, int64_t panel);
     int64_t (*linear_scratch_floats)();
     // Rows [first_row, end_row) by panels [first_panel, end_panel).
     void (*linear)(const LinearCall& call, int64_t first_row, int64_t end_row, int64_t first_panel, int64_t end_panel,

@@ -141,18 +141,24 @@ class HugePages {
 
 class PackedLinear {
    public:
-    PackedLinear(bool is_bf16, int64_t num_outputs, int64_t num_inputs, Address weight, Address up, Address bias,
-                 Address up_bias)
+    PackedLinear(bool is_bf16, bool to_int8, int64_t num_outputs, int64_t num_inputs, Address weight, Address up,
+                 Address bias, Address up_bias)
         : kernels_(Machine::get().kernels()),
           panel_outputs_(up ? kernels_.panel_width / 2 : kernels_.panel_width),
           num_panels_(ceil_div(num_outputs, panel_outputs_)),
-          memory_(num_panels_ * num_inputs * kernels_.panel_width * (is_bf16 ? 2 : 4)) {
-        packed_.kind = is_bf16 ? Weight::kBFloat16 : Weight::kFloat32;
+          memory_(num_panels_ * num_inputs * kernels_.panel_width * (to_int8 ? 1 : is_bf16 ? 2 : 4)) {
+        const Weight from = is_bf16 ? Weight::kBFloat16 : Weight::kFloat32;
+        packed_.kind = to_int8 ? Weight::kInt8 : from;
         packed_.num_outputs = num_outputs;
         packed_.num_inputs = num_inputs;
         packed_.gated = up != 0;
         packed_.panels = memory_.data();
         packed_.bias = nullptr;
+        packed_.scales = nullptr;
+        if (to_int8) {
+            scales_.resize(num_panels_ * kernels_.panel_width);
+            packed_.scales = scales_.data();
+        }
         if (bias) {
             bias_.resize(num_panels_ * kernels_.panel_width);
             for (int64_t n = 0; n < num_outputs; ++n) {
@@ -163,7 +169,7 @@ class PackedLinear {
             packed_.bias = bias_.data();
         }
         Machine::get().each(num_panels_, 0, [&](int64_t panel, float*) {
-            kernels_.pack_panel(packed_, at<const void>(weight), up ? at<const void>(up) : nullptr, panel);
+            kernels_.pack_panel(packed_, at<const void>(weight), up ? at<const void>(up) : nullptr, from, panel);
         });
     }
 
@@ -193,7 +199,7 @@ class PackedLinear {
     int64_t panel_outputs_;
     int64_t num_panels_;
     HugePages memory_;
-    std::vector<float> bias_;
+    std::vector<float> bias_, scales_;
     PackedWeight packed_;
 };
 
@@ -335,7 +341,7 @@ NB_MODULE(_native, m) {
     m.def("num_threads", [] { return Machine::get().num_threads(); });
     m.def("set_num_threads", [](int n) { Machine::get().set_num_threads(n); }, nb::arg("num_threads"), Unlocked());
     nb::class_<PackedLinear>(m, "PackedLinear")
-        .def(nb::init<bool, int64_t, int64_t, Address, Address, Address, Address>(), Unlocked())
+        .def(nb::init<bool, bool, int64_t, int64_t, Address, Address, Address, Address>(), Unlocked())
         .def("run", &PackedLinear::run, Unlocked());
     nb::class_<AttentionPlan>(m, "AttentionPlan")
         .def(nb::init<int64_t, Address, Address, Address, int64_t, Address, int64_t, int64_t, int64_t, int64_t, int64_t>())

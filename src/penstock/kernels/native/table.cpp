@@ -7,7 +7,7 @@
 
 namespace penstock::PENSTOCK_ISA {
 
-void pack_panel(const PackedWeight& to, const void* weight, const void* up, int64_t panel);
+void pack_panel(const PackedWeight& to, const void* weight, const void* up, Weight from, int64_t panel);
 int64_t linear_scratch_floats();
 void linear(const LinearCall& call, int64_t first_row, int64_t end_row, int64_t first_panel, int64_t end_panel,
             float* scratch);
