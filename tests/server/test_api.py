@@ -1,10 +1,8 @@
-"""The API as the openai client and curl see it, over a real engine."""
+"""The API beyond OpenAI's own, over a real engine; ``test_openai_client`` has the rest."""
 
 import asyncio
 import json
 import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,46 +10,8 @@ import openai
 import pytest
 
 from tests.servers import RunningServer
-from tests.tiny_models import reference_greedy
 
 MESSAGES: list[Any] = [{"role": "user", "content": "hello"}]
-GREEDY: dict[str, Any] = {"temperature": 0, "extra_body": {"ignore_eos": True}}
-
-
-def test_models_are_listed_under_every_name(client: openai.OpenAI) -> None:
-    assert [model.id for model in client.models.list()] == ["tiny", "alias"]
-    assert client.models.retrieve("alias").id == "alias"
-    with pytest.raises(openai.NotFoundError, match="no model 'other'"):
-        client.models.retrieve("other")
-
-
-def test_completion_equals_the_reference(
-    client: openai.OpenAI, server: RunningServer, checkpoint: Callable[[str], Path]
-) -> None:
-    prompt = list(b"def f(x):")
-    answer = client.completions.create(model="tiny", prompt=prompt, max_tokens=10, logprobs=0, **GREEDY)
-    expected = reference_greedy(checkpoint("llama"), prompt, 10)
-    text = httpx.post(f"{server.url}/detokenize", json={"tokens": expected}).json()["prompt"]
-    assert answer.choices[0].text == text
-    assert answer.choices[0].finish_reason == "length"
-    assert answer.usage is not None
-    assert answer.usage.completion_tokens == 10
-    assert answer.choices[0].logprobs is not None
-    assert len(answer.choices[0].logprobs.tokens or []) == 10
-
-
-def test_streamed_text_is_the_whole_text(client: openai.OpenAI) -> None:
-    request: dict[str, Any] = {"model": "tiny", "messages": MESSAGES, "max_tokens": 30, **GREEDY}
-    whole = client.chat.completions.create(**request)
-    chunks = list(client.chat.completions.create(**request, stream=True, stream_options={"include_usage": True}))
-    assert chunks[0].choices[0].delta.role == "assistant"
-    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
-    assert text == whole.choices[0].message.content
-    reasons = [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices]
-    assert reasons.count("length") == 1
-    assert [reason for reason in reasons if reason] == ["length"]
-    assert chunks[-1].usage is not None
-    assert chunks[-1].usage.completion_tokens == 30
 
 
 async def test_the_async_client_streams_many_at_once(server: RunningServer) -> None:
@@ -68,78 +28,10 @@ async def test_the_async_client_streams_many_at_once(server: RunningServer) -> N
     assert answers[0] != answers[1]
 
 
-def test_prompts_times_choices_have_their_own_indices(client: openai.OpenAI) -> None:
-    answer = client.completions.create(model="tiny", prompt=["one", "two", "three"], n=2, max_tokens=4, **GREEDY)
-    assert [choice.index for choice in answer.choices] == [0, 1, 2, 3, 4, 5]
-    assert answer.choices[0].text == answer.choices[1].text
-    chunks = client.completions.create(
-        model="tiny", prompt=["one", "two", "three"], n=2, max_tokens=4, stream=True, **GREEDY
-    )
-    texts = [""] * 6
-    for chunk in chunks:
-        for choice in chunk.choices:
-            texts[choice.index] += choice.text
-    assert texts == [choice.text for choice in answer.choices]
-
-
-def test_chat_logprobs_carry_bytes_and_alternatives(client: openai.OpenAI) -> None:
-    answer = client.chat.completions.create(
-        model="tiny", messages=MESSAGES, max_tokens=5, logprobs=True, top_logprobs=3, **GREEDY
-    )
-    logprobs = answer.choices[0].logprobs
-    assert logprobs is not None
-    assert logprobs.content is not None
-    assert len(logprobs.content) == 5
-    for token in logprobs.content:
-        assert len(token.top_logprobs) == 3
-        assert token.logprob == max(other.logprob for other in token.top_logprobs)
-
-
-def test_stop_strings_end_the_text_before_them(client: openai.OpenAI) -> None:
-    request: dict[str, Any] = {"model": "tiny", "prompt": "abc", "max_tokens": 60, **GREEDY}
-    whole = client.completions.create(**request).choices[0].text
-    stop = whole[7:9]
-    cut = client.completions.create(**request, stop=[stop, "never"]).choices[0]
-    assert cut.finish_reason == "stop"
-    assert cut.text == whole[: whole.index(stop)]
-
-
 def test_a_timeline_comes_back_when_asked_for(server: RunningServer) -> None:
     body = {"messages": MESSAGES, "max_tokens": 3, "penstock": {"timeline": True, "priority": "P1", "tenant": "a"}}
     (timeline,) = httpx.post(f"{server.url}/v1/chat/completions", json=body).json()["penstock"]["timeline"]
     assert 0 <= timeline["admitted_s"] <= timeline["first_token_s"] <= timeline["finished_s"]
-
-
-@pytest.mark.parametrize(
-    ("change", "param", "message"),
-    [
-        ({"tools": []}, "tools", "not supported yet"),
-        ({"guided_json": {}}, "guided_json", "not supported yet"),
-        ({"nonsense": 1}, "nonsense", "unknown parameter"),
-        ({"temperature": 3}, "temperature", "less than or equal to 2"),
-        ({"temperature": "hot"}, "temperature", "valid number"),
-        ({"n": 5}, "n", "at most 4"),
-        ({"messages": []}, "messages", "at least 1"),
-        ({"messages": [{"role": "user"}]}, "messages.0.content", "missing"),
-        ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
-        ({"max_tokens": 100_000}, "max_tokens", "lower max_tokens"),
-        ({"top_logprobs": 2}, "top_logprobs", "needs logprobs"),
-        ({"logprobs": True, "top_logprobs": 6}, "top_logprobs", "at most 5"),
-        ({"stop": ""}, "stop", "empty"),
-        ({"stop": ["a"] * 17}, "stop", "17 stop strings"),
-        ({"logit_bias": {"99999": 1}}, "logit_bias", "not in the vocabulary"),
-        ({"stream_options": {"include_usage": True}}, "stream_options", "stream"),
-        ({"penstock": {"priority": "P9"}}, "penstock.priority", "P0"),
-        ({"response_format": {"type": "json_object"}}, "response_format.type", "text"),
-    ],
-)
-def test_bad_parameters_are_named(server: RunningServer, change: dict[str, Any], param: str, message: str) -> None:
-    response = httpx.post(f"{server.url}/v1/chat/completions", json={"messages": MESSAGES, **change})
-    assert response.status_code == 400
-    error = response.json()["error"]
-    assert error["param"] == param
-    assert message in error["message"]
-    assert error["type"] == "invalid_request_error"
 
 
 def test_other_faults_have_the_same_shape(server: RunningServer) -> None:
@@ -167,12 +59,6 @@ def test_other_faults_have_the_same_shape(server: RunningServer) -> None:
         assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
     assert answers["long"].json()["error"]["code"] == "context_length_exceeded"
     assert int(answers["deadline"].headers["retry-after"]) >= 1
-
-
-def test_request_ids_are_echoed_or_made(server: RunningServer) -> None:
-    url = f"{server.url}/version"
-    assert httpx.get(url, headers={"x-request-id": "mine-1"}).headers["x-request-id"] == "mine-1"
-    assert httpx.get(url, headers={"x-request-id": "bad id"}).headers["x-request-id"] != "bad id"
 
 
 def test_tokenize_and_back(server: RunningServer) -> None:

@@ -1,8 +1,10 @@
 """Pure ASGI middleware: request ids, body limits, one summary event and metrics for each request."""
 
+import asyncio
 import contextlib
 import re
 import time
+import traceback
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -13,17 +15,20 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from penstock.errors import OverLimit
-from penstock.http.errors import CLIENT_LEFT, error_body
+from penstock.errors import InternalError, OverLimit, PenstockError
+from penstock.http.errors import CLIENT_LEFT, error_body, status_of
 from penstock.http.sse import ClientLeft
+from penstock.http.trace import continue_trace
 from penstock.telemetry import BoundedLabels
 
 _log = structlog.get_logger("penstock.request")
 
+# Nothing that could end a header or a line of a log, and no more than a log should carry.
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
-"""W3C Trace Context, level 1, section 3.2: version, trace id, parent id, flags."""
 _SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+
+_LINGER_S = 5.0
+"""How long a client whose body is refused may go on sending it."""
 
 
 class HTTPMetrics:
@@ -61,11 +66,22 @@ class Waited:
 
 
 class RequestMiddleware:
-    """The outermost layer: gives each request an id, measures it, and says in one event what became of it.
+    """The outermost layer: names each request, measures it, and says in one event what became of it.
 
-    Inner layers add facts for that event to ``scope["state"]["summary"]``, and to ``scope["state"]["waited"]``
-    (see ``Waited``) what was not this process's doing. The header ``x-penstock-overhead-ms`` is the rest, up to the
-    answer's head: what this process added to the time its client and the engine took.
+    Every answer carries
+
+    - ``x-request-id``: the caller's, if it is up to 128 letters, digits and ``. _ : -``; else one made here.
+    - ``traceparent``, if the request had a valid one: the caller's trace id with this request's own span.
+    - ``x-penstock-overhead-ms``: what this process added to the time its client and the engine took, in milliseconds.
+      That is the time from the request's head to the answer's, less what was spent waiting for the body to arrive
+      and for the engine's tokens: parsing, checking, rendering, tokenizing, encoding, and waiting for this process's
+      event loop and threads to get to them. A whole answer's head goes out with its body, a stream's with its first
+      event; later events are not counted. Neither is the time between the engine's delivery of a token and the event
+      loop's noticing it, which cannot be told from waiting for the engine.
+
+    Inner layers add facts for the event to ``scope["state"]["summary"]``, and to ``scope["state"]["waited"]`` (see
+    ``Waited``) what was not this process's doing. A fault that nobody caught is answered 500 and logged with its
+    traceback, or, where an answer has begun, passed on, so that the server breaks the answer off.
     """
 
     def __init__(self, app: ASGIApp, metrics: HTTPMetrics) -> None:
@@ -81,40 +97,49 @@ class RequestMiddleware:
         headers = Headers(scope=scope)
         offered = headers.get("x-request-id", "")
         request_id = offered if _SANE_ID.fullmatch(offered) else uuid.uuid4().hex
-        summary: dict[str, Any] = {}
+        trace = continue_trace(headers.getlist("traceparent"))
+        summary: dict[str, Any] = {} if trace is None else {"trace_id": trace.trace_id, "span_id": trace.span_id}
         waited = Waited()
         scope.setdefault("state", {}).update(summary=summary, request_id=request_id, waited=waited)
-        status = 500
+        status: int | None = None
 
-        async def send_with_id(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                overhead_ms = (time.perf_counter() - started_s - waited.seconds) * 1e3
+                overhead_s = max(0.0, time.perf_counter() - started_s - waited.seconds)
                 answered = MutableHeaders(scope=message)
                 answered["x-request-id"] = request_id
-                answered["x-penstock-overhead-ms"] = f"{overhead_ms:.3f}"
+                answered["x-penstock-overhead-ms"] = f"{overhead_s * 1e3:.3f}"
+                if trace is not None:
+                    answered["traceparent"] = trace.traceparent
             await send(message)
 
         self._metrics.in_flight.inc()
         try:
-            await self._app(scope, receive, send_with_id)
+            await self._app(scope, receive, send_with_headers)
         except ClientLeft:
             status = CLIENT_LEFT
+        except Exception:  # nobody is left to answer for it but this layer
+            summary["error"] = InternalError.code
+            # As text: a renderer that shows frames would show what is in them, prompts included.
+            _log.error("request_broke", request_id=request_id, exception=traceback.format_exc())
+            if status is not None:
+                raise
+            await send_error(
+                send_with_headers, InternalError("the server failed on this request; its log has the details")
+            )
         finally:
             self._metrics.in_flight.dec()
-            self._finish(scope, headers, request_id, status, time.perf_counter() - started_s, summary)
+            self._finish(scope, request_id, 500 if status is None else status, time.perf_counter() - started_s, summary)
 
-    def _finish(
-        self, scope: Scope, headers: Headers, request_id: str, status: int, seconds: float, summary: dict[str, Any]
-    ) -> None:
+    def _finish(self, scope: Scope, request_id: str, status: int, seconds: float, summary: dict[str, Any]) -> None:
         route = self._metrics.label(getattr(scope.get("route"), "path", "unmatched"))
         method = self._metrics.label(scope["method"])
         self._metrics.requests.labels(route, method, str(status)).inc()
         self._metrics.seconds.labels(route).observe(seconds)
         is_probe = route.startswith(("/health", "/metrics", "/ping", "/readyz"))
         log = _log.debug if is_probe else _log.info
-        trace = _TRACEPARENT.fullmatch(headers.get("traceparent", ""))
         log(
             "request",
             request_id=request_id,
@@ -122,7 +147,6 @@ class RequestMiddleware:
             route=route,
             status=status,
             seconds=round(seconds, 6),
-            **({"trace_id": trace[1]} if trace else {}),
             **summary,
         )
 
@@ -139,11 +163,12 @@ class BodyLimit:
         if scope["type"] != "http" or scope["method"] not in ("POST", "PUT", "PATCH", "DELETE"):
             await self._app(scope, receive, send)
             return
-        declared = Headers(scope=scope).get("content-length", "0")
+        declared = Headers(scope=scope).get("content-length", "")
         pieces: list[bytes] = []
         size = 0
         more = True
-        too_large = declared.isdigit() and int(declared) > self._max_body_bytes
+        # No other digits than ASCII's, and no more of them than an integer may have; what is no number is not believed.
+        too_large = declared.isascii() and declared.isdigit() and int(declared[:20]) > self._max_body_bytes
         waited = scope["state"]["waited"]
         while more and not too_large:
             with waited.waiting():
@@ -155,7 +180,7 @@ class BodyLimit:
             more = message.get("more_body", False)
             too_large = size > self._max_body_bytes
         if too_large:
-            await self._refuse(send)
+            await self._refuse(scope, receive, send, more)
             return
         whole: Message | None = {"type": "http.request", "body": b"".join(pieces), "more_body": False}
 
@@ -168,13 +193,23 @@ class BodyLimit:
 
         await self._app(scope, replay, send)
 
-    async def _refuse(self, send: Send) -> None:
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send, more: bool) -> None:
+        """Answer 413, and go on reading for a while: a connection that is closed on unread bytes is reset, and its
+        client, still sending, would never see the answer.
+        """
         error = OverLimit(f"the body is larger than the {self._max_body_bytes} bytes this server reads; send less")
-        body = msgspec.json.encode(error_body(error))
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(body)).encode()),
-            (b"connection", b"close"),
-        ]
-        await send({"type": "http.response.start", "status": 413, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        scope["state"]["summary"]["error"] = error.code
+        await send_error(send, error, (b"connection", b"close"), is_end=False)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LINGER_S):
+                while more:
+                    more = (await receive()).get("more_body", False)
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def send_error(send: Send, error: PenstockError, *headers: tuple[bytes, bytes], is_end: bool = True) -> None:
+    """Answer with an error where no framework is at hand to do it."""
+    body = msgspec.json.encode(error_body(error))
+    own = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status_of(error), "headers": [*own, *headers]})
+    await send({"type": "http.response.body", "body": body, "more_body": not is_end})

@@ -1,17 +1,22 @@
 """What an engine's deltas become on the wire, for both endpoints, whole and streamed."""
 
+import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+import traceback
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+import structlog
 
-from penstock.errors import PenstockError
+from penstock.errors import InternalError, PenstockError
 from penstock.http import sse
 from penstock.http.errors import error_body
 from penstock.protocol import Candidate, FinishReason, Timeline, TokenDelta, TokenLogprobs
 from penstock.text import Tokenizer
+
+_log = structlog.get_logger(__name__)
 
 Deltas = AsyncGenerator[tuple[int, TokenDelta], None]
 """(which prompt, delta)"""
@@ -65,24 +70,36 @@ class Answer:
         choices = [self._whole_choice(index, choice) for index, choice in sorted(self._choices.items())]
         return {**self._head, "object": kind, "choices": choices, "usage": self._usage(), **self._extra()}
 
-    async def stream(self, deltas: Deltas, *, include_usage: bool) -> AsyncIterator[bytes]:
+    async def stream(self, deltas: Deltas, *, include_usage: bool) -> AsyncGenerator[bytes, None]:
         """Yield server-sent events; an error after the first byte is one ``error`` event and then the end."""
+        # With usage to come, every chunk before it says that it has none.
+        no_usage: dict[str, Any] = {"usage": None} if include_usage else {}
         try:
-            async for prompt, delta in deltas:
-                index, choice = self._take(prompt, delta)
-                if self._is_chat and choice.num_chars == 0:
-                    choice.num_chars = 1
-                    yield self._event([self._chunk(index, {"role": "assistant", "content": ""}, None, None, None)])
-                if delta.text or delta.logprobs or delta.finish_reason:
-                    yield self._event([self._streamed_choice(index, choice, delta)])
+            async with contextlib.aclosing(deltas):
+                async for prompt, delta in deltas:
+                    index, choice = self._take(prompt, delta)
+                    if self._is_chat and choice.num_chars == 0:
+                        choice.num_chars = 1
+                        begin = {"role": "assistant", "content": ""}
+                        yield self._event([self._chunk(index, begin, None, None, None)], **no_usage)
+                    if delta.text or delta.logprobs or delta.finish_reason:
+                        yield self._event([self._streamed_choice(index, choice, delta)], **no_usage)
         except PenstockError as error:
-            self._summary["error"] = error.code
-            yield sse.event(msgspec.json.encode(error_body(error)))
+            yield self._error_event(error)
+            return
+        except Exception:  # the status has been sent: this event is the only way left to say it
+            # As text: a renderer that shows frames would show what is in them, prompts included.
+            _log.error("stream_broke", answer_id=self._head["id"], exception=traceback.format_exc())
+            yield self._error_event(InternalError("the server failed on this request; its log has the details"))
             return
         if include_usage or self._wants_timeline:
             usage = {"usage": self._usage()} if include_usage else {}
             yield self._event([], **usage, **self._extra())
         yield sse.DONE
+
+    def _error_event(self, error: PenstockError) -> bytes:
+        self._summary["error"] = error.code
+        return sse.event(msgspec.json.encode(error_body(error)))
 
     def _take(self, prompt: int, delta: TokenDelta) -> tuple[int, _Choice]:
         """Count a delta and return its choice and that one's index."""
@@ -128,8 +145,8 @@ class Answer:
         text = "".join(choice.text)
         common = {"index": index, "finish_reason": choice.finish_reason, "stop_reason": choice.stop_reason}
         if self._is_chat:
-            logprobs = {"content": self._chat_logprobs(choice.logprobs)} if choice.logprobs else None
-            return {**common, "message": {"role": "assistant", "content": text}, "logprobs": logprobs}
+            message = {"role": "assistant", "content": text, "refusal": None}
+            return {**common, "message": message, "logprobs": self._chat_logprobs(choice.logprobs)}
         return {
             **common,
             "text": text,
@@ -139,7 +156,7 @@ class Answer:
     def _streamed_choice(self, index: int, choice: _Choice, delta: TokenDelta) -> dict[str, Any]:
         logprobs: dict[str, Any] | None = None
         if delta.logprobs and self._is_chat:
-            logprobs = {"content": self._chat_logprobs(delta.logprobs)}
+            logprobs = self._chat_logprobs(delta.logprobs)
         elif delta.logprobs:
             logprobs = self._text_logprobs(delta.logprobs, choice.num_chars)
             choice.num_chars += sum(map(len, logprobs["tokens"]))
@@ -168,16 +185,19 @@ class Answer:
         kind = "chat.completion.chunk" if self._is_chat else "text_completion"
         return sse.event(msgspec.json.encode({**self._head, "object": kind, "choices": choices, **extra}))
 
-    def _chat_logprobs(self, logprobs: Sequence[TokenLogprobs]) -> list[dict[str, Any]]:
-        return [
+    def _chat_logprobs(self, logprobs: Sequence[TokenLogprobs]) -> dict[str, Any] | None:
+        if not logprobs:
+            return None
+        content = [
             {**self._candidate(one.chosen), "top_logprobs": [self._candidate(other) for other in one.top]}
             for one in logprobs
         ]
+        return {"content": content, "refusal": None}
 
     def _candidate(self, candidate: Candidate) -> dict[str, Any]:
         return {
             "token": self._tokenizer.token_text(candidate.token_id),
-            "logprob": max(candidate.logprob, -9999.0),
+            "logprob": _finite(candidate.logprob),
             "bytes": list(self._tokenizer.token_bytes(candidate.token_id)),
         }
 
@@ -190,10 +210,19 @@ class Answer:
             offset += len(token)
         return {
             "tokens": tokens,
-            "token_logprobs": [max(one.chosen.logprob, -9999.0) for one in logprobs],
-            "top_logprobs": [
-                {self._tokenizer.token_text(other.token_id): max(other.logprob, -9999.0) for other in one.top}
-                for one in logprobs
-            ],
+            "token_logprobs": [_finite(one.chosen.logprob) for one in logprobs],
+            "top_logprobs": [self._alternatives(one) for one in logprobs],
             "text_offset": offsets,
         }
+
+    def _alternatives(self, one: TokenLogprobs) -> dict[str, float]:
+        """Return log probabilities by text, the chosen token among them; of tokens that look alike, the likeliest."""
+        by_text: dict[str, float] = {}
+        for candidate in sorted((*one.top, one.chosen), key=lambda candidate: candidate.rank):
+            by_text.setdefault(self._tokenizer.token_text(candidate.token_id), _finite(candidate.logprob))
+        return by_text
+
+
+def _finite(logprob: float) -> float:
+    """JSON has no infinity; this is what OpenAI sends for it."""
+    return max(logprob, -9999.0)

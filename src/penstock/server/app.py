@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable
 from typing import Any, TypeVar
 
 import msgspec
@@ -15,22 +15,22 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 import penstock
-from penstock.errors import InternalError, InvalidRequest, PenstockError
+from penstock.errors import InvalidRequest, PenstockError
 from penstock.http import errors as http_errors
 from penstock.http.middleware import BodyLimit, HTTPMetrics, RequestMiddleware, Waited
 from penstock.http.sse import ClientLeft, EventStream, until_client_leaves
 from penstock.protocol import EngineClient, EngineState, GenerateRequest, TokenDelta
 from penstock.server.answers import Answer, Deltas
+from penstock.server.complaints import explain
 from penstock.server.config import ServerConfig
 from penstock.server.prepare import check_model, generate_request
 from penstock.server.schemas import (
-    LATER,
     ChatCompletionRequest,
     CompletionRequest,
     DetokenizeRequest,
     ErrorResponse,
     TokenizeChatRequest,
-    TokenizeTextRequest,
+    TokenizeRequest,
 )
 from penstock.text import ChatTemplate, Tokenizer
 
@@ -38,6 +38,8 @@ T = TypeVar("T")
 
 _LONG_TEXT_CHARS = 4096
 """Longer text is rendered and tokenized on a thread, so that others' streams do not wait for it."""
+_MESSAGE_CHARS = 32
+"""What a message costs a template, in characters of text, however short it is."""
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse, "description": description}
@@ -106,7 +108,7 @@ class _API:
             )
             return self.tokenizer.encode(text, add_special_tokens=body.add_special_tokens)
 
-        return await _off_loop(run, sum(len(message["content"]) for message in messages))
+        return await _off_loop(run, sum(len(message["content"]) + _MESSAGE_CHARS for message in messages))
 
     async def text_tokens(self, texts: list[str], *, add_special_tokens: bool) -> list[list[int]]:
         """Return each text's tokens."""
@@ -154,7 +156,7 @@ class _API:
             is_chat=is_chat,
             answer_id=answer_id,
             model=check_model(body.model, self.names),
-            num_choices=body.n,
+            num_choices=body.num_choices,
             tokenizer=self.tokenizer,
             wants_timeline=body.penstock.timeline,
             summary=summary,
@@ -196,14 +198,16 @@ def _add_generation(app: FastAPI, api: _API) -> None:
 
 def _add_tokenizing(app: FastAPI, api: _API) -> None:
     @app.post("/tokenize", responses=_ERRORS)
-    async def tokenize(body: TokenizeTextRequest | TokenizeChatRequest) -> Response:
+    async def tokenize(body: TokenizeRequest) -> Response:
         """Return the tokens of a prompt or a conversation."""
         check_model(body.model, api.names)
         if isinstance(body, TokenizeChatRequest):
             tokens = await api.chat_tokens(body)
         else:
             tokens = (await api.text_tokens([body.prompt], add_special_tokens=body.add_special_tokens))[0]
-        strings = [api.tokenizer.token_text(token_id) for token_id in tokens] if body.return_token_strs else None
+        strings = None
+        if body.return_token_strs:
+            strings = await _off_loop(lambda: [api.tokenizer.token_text(token_id) for token_id in tokens], len(tokens))
         return json_response(
             {
                 "count": len(tokens),
@@ -223,7 +227,8 @@ def _add_tokenizing(app: FastAPI, api: _API) -> None:
                 f"token id {max(body.tokens)} is not in the vocabulary: ids go from 0 to {vocab_size - 1}",
                 param="tokens",
             )
-        return json_response({"prompt": api.tokenizer.decode(body.tokens)})
+        text = await _off_loop(lambda: api.tokenizer.decode(body.tokens), len(body.tokens))
+        return json_response({"prompt": text})
 
 
 def _add_health(app: FastAPI, client: EngineClient, registry: CollectorRegistry) -> None:
@@ -241,7 +246,8 @@ def _add_health(app: FastAPI, client: EngineClient, registry: CollectorRegistry)
     async def health() -> Response:
         """Return everything the engine says about itself."""
         status = client.status()
-        return json_response(status, 200 if status.state is EngineState.READY else 503)
+        is_ready = status.state is EngineState.READY
+        return json_response(status, 200 if is_ready else 503, {} if is_ready else {"retry-after": "1"})
 
     async def metrics() -> Response:
         """Return Prometheus metrics."""
@@ -271,7 +277,7 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     async def on_validation_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError), "registered for this class"
-        return await on_penstock_error(request, _explain(error.errors()))
+        return await on_penstock_error(request, explain(error.errors(), error.body))
 
     async def on_http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException), "registered for this class"
@@ -286,34 +292,9 @@ def _add_error_handlers(app: FastAPI) -> None:
         )
         return json_response(body, error.status_code, dict(error.headers or {}))
 
-    async def on_bug(request: Request, error: Exception) -> Response:
-        request.state.summary["error"] = "internal_error"
-        internal = InternalError("the server failed on this request; its log has the details")
-        return json_response(http_errors.error_body(internal), 500)
-
     app.add_exception_handler(PenstockError, on_penstock_error)
     app.add_exception_handler(RequestValidationError, on_validation_error)
     app.add_exception_handler(HTTPException, on_http_error)
-    app.add_exception_handler(Exception, on_bug)
-
-
-def _explain(problems: Sequence[Any]) -> InvalidRequest:
-    """Return pydantic's first complaint in words that name the parameter and what it may be."""
-    # A union reports each of its members; the deepest complaint is about the one that was meant.
-    problem = max(problems, key=lambda one: len(one["loc"]))
-    path = [str(part) for part in problem["loc"] if part != "body"]
-    param = ".".join(part for part in path if "[" not in part and not part[:1].isupper()) or None
-    kind, message = problem["type"], problem["msg"]
-    if kind == "json_invalid":
-        return InvalidRequest(f"the body is not valid JSON: {problem.get('ctx', {}).get('error', message)}")
-    if kind == "extra_forbidden" and param in LATER:
-        return InvalidRequest(f"{param} is not supported yet; leave it out", param=param)
-    if kind == "extra_forbidden":
-        return InvalidRequest(f"unknown parameter {param!r}; leave it out", param=param)
-    if kind == "missing":
-        return InvalidRequest(f"{param or 'the body'} is missing", param=param)
-    where = "the body" if param is None else param
-    return InvalidRequest(f"{where}: {message[:1].lower()}{message[1:]}", param=param)
 
 
 def _model_card(api: _API, name: str) -> dict[str, Any]:
@@ -372,7 +353,7 @@ async def _merge(client: EngineClient, requests: list[GenerateRequest]) -> Async
             async for delta in deltas:
                 yield 0, delta
         return
-    queue: asyncio.Queue[tuple[int, TokenDelta | BaseException | None]] = asyncio.Queue()
+    queue: asyncio.Queue[tuple[int, TokenDelta | Exception | None]] = asyncio.Queue()
 
     async def pump(prompt: int, request: GenerateRequest) -> None:
         try:
@@ -380,7 +361,7 @@ async def _merge(client: EngineClient, requests: list[GenerateRequest]) -> Async
                 async for delta in deltas:
                     queue.put_nowait((prompt, delta))
             queue.put_nowait((prompt, None))
-        except PenstockError as error:
+        except Exception as error:  # whoever reads the queue raises it; nothing else would ever come
             queue.put_nowait((prompt, error))
 
     tasks = [asyncio.create_task(pump(i, request)) for i, request in enumerate(requests)]
@@ -388,7 +369,7 @@ async def _merge(client: EngineClient, requests: list[GenerateRequest]) -> Async
     try:
         while num_left:
             prompt, item = await queue.get()
-            if isinstance(item, BaseException):
+            if isinstance(item, Exception):
                 raise item
             if item is None:
                 num_left -= 1

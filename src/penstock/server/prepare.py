@@ -31,6 +31,8 @@ def generate_request(
     room = model.max_model_tokens - len(prompt_token_ids)
     longest = config.max_prompt_tokens
     prompt_param = "messages" if isinstance(body, ChatCompletionRequest) else "prompt"
+    if not prompt_token_ids:
+        raise InvalidRequest("the prompt is empty: it must hold at least one token", param=prompt_param)
     if longest is not None and len(prompt_token_ids) > longest:
         raise ContextTooLong(
             f"the prompt has {len(prompt_token_ids)} tokens and this server takes {longest}; shorten it",
@@ -42,12 +44,21 @@ def generate_request(
             "answer together; shorten it",
             param=prompt_param,
         )
+    max_tokens_param = "max_tokens"
     if isinstance(body, ChatCompletionRequest):
+        if body.max_completion_tokens is not None:
+            max_tokens_param = "max_completion_tokens"
         max_tokens = body.max_completion_tokens or body.max_tokens or room
         logprobs = _chat_logprobs(body)
     else:
         max_tokens = body.max_tokens or min(DEFAULT_COMPLETION_TOKENS, room)
         logprobs = body.logprobs
+    if max_tokens > room:
+        raise ContextTooLong(
+            f"{len(prompt_token_ids)} prompt tokens and {max_tokens} to generate are more than the "
+            f"{model.max_model_tokens} this model holds; shorten the prompt or lower {max_tokens_param}",
+            param=max_tokens_param,
+        )
     options = body.penstock
     return GenerateRequest(
         request_id=request_id,
@@ -73,7 +84,7 @@ def _sampling(
     model: ModelInfo,
     config: ServerConfig,
 ) -> SamplingParams:
-    if body.n > config.max_choices:
+    if body.num_choices > config.max_choices:
         raise InvalidRequest(f"n is {body.n}; this server makes at most {config.max_choices} choices", param="n")
     if logprobs is not None and logprobs > config.max_logprobs:
         param = "top_logprobs" if isinstance(body, ChatCompletionRequest) else "logprobs"
@@ -92,7 +103,7 @@ def _sampling(
     return SamplingParams(
         max_tokens=max_tokens,
         min_tokens=body.min_tokens,
-        n=body.n,
+        n=body.num_choices,
         temperature=1.0 if body.temperature is None else body.temperature,
         top_k=max(body.top_k, 0),
         top_p=1.0 if body.top_p is None else body.top_p,

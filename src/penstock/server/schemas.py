@@ -2,7 +2,16 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 LATER = frozenset(
     {
@@ -38,12 +47,34 @@ LATER = frozenset(
 )
 """Parameters that exist elsewhere and are not supported yet."""
 
+_MOST_FIELDS = 300
+"""Of one object. Each one that is wrong is reported, and a body has room for a million."""
+
+
+def _few_fields(value: Any) -> Any:
+    if isinstance(value, dict) and len(value) > _MOST_FIELDS:
+        raise PydanticCustomError(
+            "too_many_fields",
+            "There are {seen} fields; at most {most} are read",
+            {"seen": len(value), "most": _MOST_FIELDS},
+        )
+    return value
+
+
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Text = Annotated[str, Field(max_length=16_000_000)]
+# Long lists end at their first fault, for the reason above.
+TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
+Texts = Annotated[list[Text], Field(fail_fast=True)]
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_fields(cls, value: Any) -> Any:
+        return _few_fields(value)
 
 
 class PenstockOptions(_Strict):
@@ -71,25 +102,26 @@ class _Sampling(_Strict):
     """What both endpoints take."""
 
     model: str | None = Field(None, max_length=512)
-    n: int = Field(1, ge=1)
+    n: int | None = Field(1, ge=1)
     max_tokens: int | None = Field(None, ge=1, lt=2**31)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    logit_bias: (
-        dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]] | None
-    ) = Field(None, max_length=300)
+    logit_bias: Annotated[
+        dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]] | None,
+        BeforeValidator(_few_fields),
+    ] = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: str | list[str] | None = None
+    stop: str | Texts | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = Field(None, max_length=512)
-    metadata: dict[str, str] | None = None
+    metadata: Annotated[dict[str, str] | None, BeforeValidator(_few_fields)] = None
     top_k: int = Field(0, ge=-1, lt=2**31)
     min_p: float = Field(0.0, ge=0, le=1)
     repetition_penalty: float = Field(1.0, gt=0, le=10)
-    stop_token_ids: list[TokenId] | None = Field(None, max_length=64)
+    stop_token_ids: TokenIds | None = Field(None, max_length=64)
     min_tokens: int = Field(0, ge=0, lt=2**31)
     ignore_eos: bool = False
     skip_special_tokens: bool = True
@@ -97,11 +129,39 @@ class _Sampling(_Strict):
     cache_salt: str = Field("", max_length=512)
     penstock: PenstockOptions = Field(default_factory=lambda: PenstockOptions.model_validate({}))
 
+    @property
+    def num_choices(self) -> int:
+        """Choices for each prompt; null is OpenAI's word for the default."""
+        return self.n or 1
+
+
+def _prompt_kind(value: Any) -> str | None:
+    if isinstance(value, str):
+        return "[text]"
+    if not isinstance(value, list):
+        return None
+    first = value[0] if value else ""
+    return "[ids]" if isinstance(first, int) else "[lists]" if isinstance(first, list) else "[texts]"
+
+
+Prompt = Annotated[
+    Annotated[Text, Tag("[text]")]
+    | Annotated[Texts, Tag("[texts]")]
+    | Annotated[TokenIds, Tag("[ids]")]
+    | Annotated[list[TokenIds], Field(fail_fast=True), Tag("[lists]")],
+    Discriminator(
+        _prompt_kind,
+        custom_error_type="prompt_type",
+        custom_error_message="It can be a string, a list of strings, a list of token ids or a list of such lists",
+    ),
+]
+"""Told apart by its first item, so that complaints are about the kind that was meant."""
+
 
 class CompletionRequest(_Sampling):
     """POST /v1/completions."""
 
-    prompt: Text | list[Text] | list[TokenId] | list[list[TokenId]]
+    prompt: Prompt
     logprobs: int | None = Field(None, ge=0)
     add_special_tokens: bool = True
 
@@ -117,8 +177,10 @@ class Message(_Strict):
     """One turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[TextPart]
+    content: Text | Annotated[list[TextPart], Field(fail_fast=True)]
     name: str | None = Field(None, max_length=256)
+    refusal: None = None
+    """Comes back with answers that clients repeat as they got them."""
 
     def as_template_input(self) -> dict[str, Any]:
         """Return the turn as chat templates expect it, with its text in one piece."""
@@ -128,7 +190,7 @@ class Message(_Strict):
 
 
 class _Conversation(_Strict):
-    messages: list[Message] = Field(min_length=1, max_length=4096)
+    messages: Annotated[list[Message], Field(fail_fast=True)] = Field(min_length=1, max_length=4096)
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     chat_template_kwargs: dict[str, Any] | None = None
@@ -160,10 +222,21 @@ class TokenizeChatRequest(_Conversation):
     return_token_strs: bool = False
 
 
+def _tokenize_kind(value: Any) -> str:
+    return "[chat]" if isinstance(value, dict) and "messages" in value else "[text]"
+
+
+TokenizeRequest = Annotated[
+    Annotated[TokenizeTextRequest, Tag("[text]")] | Annotated[TokenizeChatRequest, Tag("[chat]")],
+    Discriminator(_tokenize_kind),
+]
+"""Told apart by ``messages``, so that complaints are about the one that was meant."""
+
+
 class DetokenizeRequest(_Strict):
     """POST /detokenize."""
 
-    tokens: list[TokenId]
+    tokens: TokenIds
     model: str | None = Field(None, max_length=512)
 
 

@@ -1,0 +1,119 @@
+"""An engine that says what a test tells it to, and clients of a server over it, without sockets."""
+
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from typing import Any
+
+import httpx
+import openai
+from prometheus_client import CollectorRegistry
+
+from penstock.errors import NotReady
+from penstock.protocol import (
+    EngineState,
+    EngineStatus,
+    FinishReason,
+    GenerateRequest,
+    MemoryPlan,
+    ModelInfo,
+    TokenDelta,
+    Usage,
+)
+from penstock.server import ServerConfig
+from penstock.server.app import create_app
+from penstock.text import ChatTemplate, Tokenizer
+from tests.fakes.tokenizer_files import CHAT_TEMPLATE, byte_level_tokenizer
+
+TOKENIZER = Tokenizer(byte_level_tokenizer())
+Script = Callable[[GenerateRequest], AsyncGenerator[TokenDelta, None]]
+
+MODEL = ModelInfo(
+    name="fake",
+    source="nowhere",
+    architecture="none",
+    dtype="float32",
+    num_parameters=0,
+    vocab_size=TOKENIZER.vocab_size,
+    max_model_tokens=1000,
+    eos_token_ids=(),
+    memory=MemoryPlan(
+        weights_bytes=0, activation_peak_bytes=0, block_bytes=1, num_blocks=1, block_size=1, available_bytes=1
+    ),
+)
+
+
+def delta(request: GenerateRequest, text: str, finish_reason: FinishReason | None = None, **more: object) -> TokenDelta:
+    """Return a delta of one token with ``text``; the last one carries usage."""
+    usage = Usage(num_prompt_tokens=len(request.prompt_token_ids), num_cached_tokens=0, num_output_tokens=1)
+    return TokenDelta(
+        request_id=request.request_id,
+        text=text,
+        token_ids=(0,),
+        finish_reason=finish_reason,
+        usage=usage if finish_reason else None,
+        **more,  # type: ignore[arg-type]
+    )
+
+
+class FakeEngine:
+    """An ``EngineClient`` that runs ``script`` for each request and remembers them."""
+
+    def __init__(self, script: Script, state: EngineState = EngineState.READY) -> None:
+        self.script = script
+        self.state = state
+        self.requests: list[GenerateRequest] = []
+        self.num_open = 0
+
+    async def start(self) -> None:
+        """Nothing to load."""
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[TokenDelta, None]:
+        """Yield what the script does."""
+        self.requests.append(request)
+        self.num_open += 1
+        try:
+            async with contextlib.aclosing(self.script(request)) as deltas:
+                async for one in deltas:
+                    yield one
+        finally:
+            self.num_open -= 1
+
+    def status(self) -> EngineStatus:
+        """Return the state."""
+        return EngineStatus(state=self.state)
+
+    def model(self) -> ModelInfo:
+        """Return a model, unless there is none yet."""
+        if self.state is EngineState.LOADING:
+            raise NotReady("the model is still loading; retry in a moment", retry_after_s=2.5)
+        return MODEL
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Nothing to wait for."""
+        return True
+
+    async def stop(self) -> None:
+        """Nothing to stop."""
+
+
+@contextlib.asynccontextmanager
+async def http_over(engine: FakeEngine, config: ServerConfig | None = None) -> AsyncIterator[httpx.AsyncClient]:
+    """Yield a client of a server over ``engine``."""
+    app = create_app(
+        client=engine,
+        tokenizer=TOKENIZER,
+        template=ChatTemplate({"default": CHAT_TEMPLATE}),
+        config=config or ServerConfig(),
+        registry=CollectorRegistry(),
+    )
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://fake") as client:
+        yield client
+
+
+@contextlib.asynccontextmanager
+async def openai_over(engine: FakeEngine, config: ServerConfig | None = None) -> AsyncIterator[openai.AsyncOpenAI]:
+    """Yield OpenAI's client of a server over ``engine``."""
+    async with http_over(engine, config) as client:
+        # Some versions of the SDK declare a fork of httpx; either is taken.
+        transport: Any = client
+        yield openai.AsyncOpenAI(base_url="http://fake/v1", api_key="none", max_retries=0, http_client=transport)
