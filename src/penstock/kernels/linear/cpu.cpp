@@ -44,11 +44,17 @@ struct Int8Panel {
         first = widened(codes + input * kPanel);
         second = widened(codes + input * kPanel + W);
     }
+    // Compilers make no one instruction of a conversion from bytes to words.
     static vf widened(const int8_t* from) {
-        typedef int8_t bytes __attribute__((vector_size(W)));
-        bytes v;
-        __builtin_memcpy(&v, from, sizeof v);
-        return __builtin_convertvector(__builtin_convertvector(v, vi), vf);
+#if defined(PENSTOCK_AVX512)
+        return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)from)));
+#elif defined(PENSTOCK_AVX2)
+        return (vf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)from)));
+#else
+        vi v;
+        for (int i = 0; i < W; ++i) v[i] = from[i];
+        return __builtin_convertvector(v, vf);
+#endif
     }
 };
 
