@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from penstock.kernels import use_threads
+from penstock.kernels import QUANTIZATIONS, use_threads
 from penstock.kernels.linear.cpu import PackedLinear
 
 SIZES = [(512, 256), (1536, 256), (6144, 256), (2048, 768), (768, 2048), (4864, 896)]
@@ -43,8 +43,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=3)
     threads = parser.parse_args().threads
-    print("| N x K | rows | oneDNN, us | float32, us | bfloat16, us | int8, us | GFLOP/s, float32 | oneDNN / float32 |")
-    print("|---|---|---|---|---|---|---|---|")
+    names = "oneDNN, us | float32, us | bfloat16, us | int8, us | int4, us"
+    print(f"| N x K | rows | {names} | GFLOP/s, float32 | oneDNN / float32 |")
+    print("|---|---|---|---|---|---|---|---|---|")
     torch.manual_seed(0)
     for N, K in SIZES:
         weight = torch.randn(N, K) / K**0.5
@@ -53,7 +54,8 @@ def main() -> None:
             "oneDNN": one_dnn(weight),
             "float32": PackedLinear(weight, None),
             "bfloat16": PackedLinear(weight.bfloat16(), None),
-            "int8": PackedLinear(weight, None, to_int8=True),
+            "int8": PackedLinear(weight, None, quantization=QUANTIZATIONS["int8"]),
+            "int4": PackedLinear(weight, None, quantization=QUANTIZATIONS["int4"]),
         }
         for num_rows in NUM_ROWS:
             x = torch.randn(num_rows, K)

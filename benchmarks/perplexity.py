@@ -9,7 +9,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from penstock.kernels import Ops, ReferenceOps, ops_for
+from penstock.kernels import QUANTIZATIONS, Ops, ReferenceOps, ops_for
 from penstock.models import resolve_model
 from penstock.models.decoder import load_model
 from tests.packing import layout_of
@@ -21,8 +21,7 @@ PRECISIONS: dict[str, tuple[str, Ops]] = {
     "float32, torch reference": ("float32", ReferenceOps()),
     "float32": ("float32", ops_for(torch.float32)),
     "bfloat16 weights and cache (the checkpoint's own)": ("bfloat16", ops_for(torch.bfloat16)),
-    "int8 weights, bfloat16 cache": ("bfloat16", ops_for(torch.bfloat16, "int8")),
-}
+} | {f"{name}, bfloat16 cache": ("bfloat16", ops_for(torch.bfloat16, name)) for name in QUANTIZATIONS}
 
 
 @torch.inference_mode()

@@ -1,11 +1,21 @@
 """Every way to multiply by a weight against the reference, with poison around what may be read."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from penstock.errors import KernelUnsupported
+from penstock.kernels import QUANTIZATIONS, Quantization, WeightCodes
 from penstock.kernels.linear.cpu import PackedLinear
-from penstock.kernels.linear.reference import ReferenceGatedLinear, ReferenceLinear
+from penstock.kernels.linear.reference import (
+    ReferenceGatedLinear,
+    ReferenceLinear,
+    dequantize,
+    round_activations,
+)
 from tests.kernels.backends import instruction_sets, needs_native, using
 
 pytestmark = needs_native
@@ -69,60 +79,146 @@ def test_gated_equals_the_reference(isa: str, dtype: torch.dtype, num_inputs: in
                 torch.testing.assert_close(packed(x).double(), expected(x.double()), atol=4e-6, rtol=1e-5)
 
 
-def quantized(weight: Tensor) -> Tensor:
-    """Return what 8-bit codes with a scale for each output keep of ``weight``, in float64."""
-    scale = weight.float().abs().amax(1, keepdim=True) / 127
-    return ((weight.float() / scale).round() * scale).double()
+FORMS = [
+    Quantization(bits=bits, group=group, int8_activations=int8_activations)
+    for bits, group in ((8, 512), (8, 32), (4, 32), (4, 64), (4, 96), (4, 128))
+    for int8_activations in (False, True)
+]
+
+
+def named(form: Quantization) -> str:
+    return f"w{form.bits}a{8 if form.int8_activations else 32}-{form.group}"
+
+
+def draw_codes(num_outputs: int, num_inputs: int, form: Quantization, *, has_zeros: bool) -> WeightCodes:
+    """Return codes of every value there is."""
+    shape, num_groups = (num_outputs, num_inputs), -(-num_inputs // form.group)
+    return WeightCodes(
+        torch.randint(0, 2**form.bits, shape, dtype=torch.uint8),
+        (torch.rand(num_outputs, num_groups) - 0.3) / (2**form.bits * num_inputs**0.5),
+        torch.randint(0, 2**form.bits, (num_outputs, num_groups), dtype=torch.uint8) if has_zeros else None,
+    )
+
+
+@pytest.mark.parametrize("has_zeros", [False, True])
+@pytest.mark.parametrize("form", FORMS, ids=named)
+@pytest.mark.parametrize("isa", instruction_sets())
+def test_codes_equal_the_reference(isa: str, form: Quantization, has_zeros: bool) -> None:
+    torch.manual_seed(0)
+    for num_inputs, num_outputs in [*SIZES, (1100, 40)]:
+        gate, up = (draw_codes(num_outputs, num_inputs, form, has_zeros=has_zeros) for _ in range(2))
+        exact_gate, exact_up = (dequantize(codes, form).double() for codes in (gate, up))
+        bias = torch.randn(num_outputs)
+        with using(isa, 2):
+            plain = PackedLinear(gate, bias, quantization=form)
+            gated = PackedLinear(gate, bias, up, -bias, quantization=form)
+            for num_tokens in NUM_TOKENS:
+                x = between_poison(torch.randn(num_tokens, num_inputs))
+                seen = round_activations(x) if form.int8_activations else x.double()
+                expected = ReferenceLinear(exact_gate, bias.double())(seen)
+                torch.testing.assert_close(plain(x).double(), expected, atol=1e-5, rtol=1e-5)
+                both = ReferenceGatedLinear(exact_gate, exact_up, bias.double(), -bias.double())(seen)
+                torch.testing.assert_close(gated(x).double(), both, atol=1e-5, rtol=1e-5)
+
+
+def kept(weight: Tensor, form: Quantization, up: Tensor | None = None) -> Tensor:
+    """Return [N, K], what packing keeps of ``weight``: the product with each input alone."""
+    exact = replace(form, int8_activations=False)
+    return PackedLinear(weight, None, up, quantization=exact)(torch.eye(weight.shape[1])).T.contiguous()
+
+
+def in_groups(weight: Tensor, form: Quantization) -> Tensor:
+    """Return [N, B, group], padded with zeros."""
+    num_outputs, num_inputs = weight.shape
+    return F.pad(weight, (0, -num_inputs % form.group)).view(num_outputs, -1, form.group)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("isa", instruction_sets())
 @pytest.mark.parametrize(("num_inputs", "num_outputs"), SIZES)
-def test_int8_equals_the_reference_on_quantized_weights(
+def test_eight_bits_keep_a_127th_of_the_greatest(
     isa: str, dtype: torch.dtype, num_inputs: int, num_outputs: int
 ) -> None:
     torch.manual_seed(0)
-    gate, up = ((torch.randn(num_outputs, num_inputs) / num_inputs**0.5).to(dtype) for _ in range(2))
-    bias = torch.randn(num_outputs)
-    with using(isa, 2):
-        plain = PackedLinear(gate, bias, to_int8=True)
-        gated = PackedLinear(gate, bias, up, -bias, to_int8=True)
-        for num_tokens in NUM_TOKENS:
-            x = between_poison(torch.randn(num_tokens, num_inputs))
-            expected = ReferenceLinear(quantized(gate), bias.double())(x.double())
-            torch.testing.assert_close(plain(x).double(), expected, atol=1e-5, rtol=1e-5)
-            both = ReferenceGatedLinear(quantized(gate), quantized(up), bias.double(), -bias.double())(x.double())
-            torch.testing.assert_close(gated(x).double(), both, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("isa", instruction_sets())
-def test_int8_of_zeros_is_zero(isa: str) -> None:
+    form = Quantization(bits=8, group=64, int8_activations=True)
+    weight = torch.randn(num_outputs, num_inputs).to(dtype)
+    groups = in_groups(weight.float(), form)
+    scale = groups.abs().amax(-1, keepdim=True) / 127
     with using(isa):
-        assert torch.equal(PackedLinear(torch.zeros(5, 7), None, to_int8=True)(torch.randn(3, 7)), torch.zeros(3, 5))
+        error = (in_groups(kept(weight, form), form) - groups).abs()
+    assert (error <= scale * 0.5001).all()
 
 
-@pytest.mark.parametrize("to_int8", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("isa", instruction_sets())
-def test_neighbours_change_no_bit(isa: str, dtype: torch.dtype, to_int8: bool) -> None:
+@pytest.mark.parametrize(("num_inputs", "num_outputs"), SIZES)
+def test_four_bits_keep_more_than_plain_rounding(
+    isa: str, dtype: torch.dtype, num_inputs: int, num_outputs: int
+) -> None:
+    torch.manual_seed(0)
+    form = Quantization(bits=4, group=32, int8_activations=True)
+    weight = torch.randn(num_outputs, num_inputs).to(dtype)
+    groups = in_groups(weight.float(), form)
+    # Plain rounding puts the greatest magnitude at the code that is farthest from zero.
+    scale = groups.gather(-1, groups.abs().argmax(-1, keepdim=True)) / -8
+    plain = (groups / scale).round().nan_to_num().clamp(-8, 7) * scale
+    with using(isa):
+        found = in_groups(kept(weight, form), form)
+        levels = [len(group.unique()) for output in found for group in output]
+    error, plain_error = ((x - groups).square().sum(-1) for x in (found, plain))
+    assert (error <= plain_error * 1.0001).all()
+    assert max(levels) <= 16
+    if num_inputs >= 64:
+        assert error.sum() < plain_error.sum() * 0.95
+
+
+@pytest.mark.parametrize("form", [*QUANTIZATIONS.values()], ids=named)
+@pytest.mark.parametrize("isa", instruction_sets())
+def test_codes_of_zeros_are_zero(isa: str, form: Quantization) -> None:
+    with using(isa):
+        product = PackedLinear(torch.zeros(5, 7), None, quantization=form)
+        assert torch.equal(product(torch.randn(3, 7)), torch.zeros(3, 5))
+        product = PackedLinear(torch.randn(5, 7), None, quantization=form)
+        assert torch.equal(product(torch.zeros(3, 7)), torch.zeros(3, 5))
+
+
+def test_forms_that_no_kernel_has_are_refused() -> None:
+    weight = torch.randn(4, 64)
+    for bits, group in ((3, 64), (4, 48), (4, 0), (8, 1024)):
+        with pytest.raises(KernelUnsupported, match=f"codes of {bits} bits in groups of {group}"):
+            PackedLinear(weight, None, quantization=Quantization(bits=bits, group=group, int8_activations=True))
+    form = Quantization(bits=4, group=32, int8_activations=True)
+    codes = draw_codes(4, 64, form, has_zeros=True)
+    with pytest.raises(KernelUnsupported, match=r"\[4, 2\], not a dense"):
+        PackedLinear(replace(codes, scales=torch.ones(4, 1)), None, quantization=form)
+    with pytest.raises(KernelUnsupported, match="up projection"):
+        PackedLinear(weight, None, torch.randn(5, 64))
+
+
+@pytest.mark.parametrize("form", [None, *QUANTIZATIONS.values()], ids=lambda form: named(form) if form else "as it is")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("isa", instruction_sets())
+def test_neighbours_change_no_bit(isa: str, dtype: torch.dtype, form: Quantization | None) -> None:
     torch.manual_seed(0)
     x = torch.randn(200, 700)
     with using(isa, 3):
-        packed = PackedLinear(torch.randn(100, 700).to(dtype), torch.randn(100), to_int8=to_int8)
+        packed = PackedLinear(torch.randn(100, 700).to(dtype), torch.randn(100), quantization=form)
         alone = torch.cat([packed(row.unsqueeze(0)) for row in x])
         for size in NUM_TOKENS:
             together = torch.cat([packed(part.contiguous()) for part in torch.split(x, size)])
             assert torch.equal(together, alone)
 
 
+@pytest.mark.parametrize("form", [None, *QUANTIZATIONS.values()], ids=lambda form: named(form) if form else "as it is")
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.parametrize("isa", instruction_sets())
-def test_what_is_not_a_number_stays_in_its_row(isa: str) -> None:
+def test_what_is_not_a_number_stays_in_its_row(isa: str, value: float, form: Quantization | None) -> None:
     with using(isa):
-        packed = PackedLinear(torch.randn(40, 30), None)
+        packed = PackedLinear(torch.randn(40, 30), None, quantization=form)
         x = torch.randn(9, 30)
         expected = packed(x)
-        x[4, 7] = torch.nan
+        x[4, 7] = value
         out = packed(x)
-    assert out[4].isnan().all()
+    assert not out[4].isfinite().any()
     others = [row for row in range(9) if row != 4]
     assert torch.equal(out[others], expected[others])

@@ -76,7 +76,7 @@ def serve(
     ] = None,
     revision: Annotated[Optional[str], typer.Option(help="Branch, tag or commit of a hub id.")] = None,  # noqa: UP045
     dtype: Annotated[Optional[str], typer.Option(help="auto, float32, bfloat16 or float16.")] = None,  # noqa: UP045
-    quantize: Annotated[Optional[str], typer.Option(help="int8: quantize weights while loading.")] = None,  # noqa: UP045
+    quantize: Annotated[Optional[str], typer.Option(help="int8, int4, w8a16 or w4a16: quantize while loading.")] = None,  # noqa: UP045
     max_model_len: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option("--max-model-len", "--max-model-tokens", help="Most tokens of a request, prompt and answer."),

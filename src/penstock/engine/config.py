@@ -41,8 +41,8 @@ class RunnerConfig:
     """``auto``, ``float32``, ``bfloat16`` or ``float16``: what weights and cache are kept in. ``auto`` takes the
     checkpoint's own where kernels take it, and float32, which loses nothing, elsewhere."""
     quantize: str | None = None
-    """``int8`` quantizes projections at load: a quarter of float32's memory and nearly the same answers. Activations
-    stay float32."""
+    """``int8`` or ``int4`` rounds projections to codes of so many bits at load, and activations to 8: the fastest, at a
+    half and a quarter of bfloat16's memory. ``w8a16`` and ``w4a16`` round only the weights: slower, a little closer."""
     threads: int | None = None
     """Threads one step uses; None takes all cores but one. A thread without a core of its own stalls the others."""
     max_model_tokens: int | None = None

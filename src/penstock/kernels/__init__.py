@@ -2,11 +2,13 @@
 
 from penstock.kernels.cpu import CPUOps, ops_for
 from penstock.kernels.layout import BatchLayout, KVBlocks
+from penstock.kernels.linear.quantization import QUANTIZATIONS, Quantization, WeightCodes
 from penstock.kernels.native import describe, use_threads
 from penstock.kernels.ops import Attention, HeadNorms, Linear, Ops
 from penstock.kernels.reference import ReferenceOps
 
 __all__ = [
+    "QUANTIZATIONS",
     "Attention",
     "BatchLayout",
     "CPUOps",
@@ -14,7 +16,9 @@ __all__ = [
     "KVBlocks",
     "Linear",
     "Ops",
+    "Quantization",
     "ReferenceOps",
+    "WeightCodes",
     "describe",
     "ops_for",
     "use_threads",

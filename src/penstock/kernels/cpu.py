@@ -8,6 +8,7 @@ from torch import Tensor
 from penstock.errors import InvalidSetting, KernelUnsupported
 from penstock.kernels.layout import BatchLayout, KVBlocks
 from penstock.kernels.linear.cpu import PackedLinear
+from penstock.kernels.linear.quantization import QUANTIZATIONS, Quantization
 from penstock.kernels.native import NATIVE, checked, describe
 from penstock.kernels.ops import HeadNorms, Linear, Ops
 from penstock.kernels.paged_attention.cpu import CPUAttention
@@ -18,8 +19,8 @@ from penstock.kernels.reference import ReferenceOps
 class CPUOps:
     """See ``ops.Ops``. A token's result does not depend on what else is in the batch, to the last bit."""
 
-    quantize: str | None = None
-    """``int8`` keeps projections in 8 bits with a scale for each output; activations stay as they are."""
+    quantization: Quantization | None = None
+    """What projections are kept in; None leaves them as they come."""
 
     plan_attention = staticmethod(CPUAttention)
 
@@ -42,13 +43,13 @@ class CPUOps:
 
     def prepare_linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
         """Pack."""
-        return PackedLinear(weight, bias, to_int8=self.quantize == "int8")
+        return PackedLinear(weight, bias, quantization=self.quantization)
 
     def prepare_gated_linear(
         self, gate: Tensor, up: Tensor, gate_bias: Tensor | None, up_bias: Tensor | None
     ) -> Linear:
         """Pack both into one."""
-        return PackedLinear(gate, gate_bias, up, up_bias, to_int8=self.quantize == "int8")
+        return PackedLinear(gate, gate_bias, up, up_bias, quantization=self.quantization)
 
     @staticmethod
     def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -102,9 +103,6 @@ class CPUOps:
         return qkv.view(T, H + 2 * G, D)[:, :H]
 
 
-QUANTIZATIONS = ("int8",)
-
-
 def ops_for(weights_dtype: torch.dtype, quantize: str | None = None) -> Ops:
     """Return the fastest backend there is for weights of ``weights_dtype``, to be kept as ``quantize`` says.
 
@@ -113,7 +111,7 @@ def ops_for(weights_dtype: torch.dtype, quantize: str | None = None) -> Ops:
     if quantize not in (None, *QUANTIZATIONS):
         raise InvalidSetting(f"quantize is {quantize!r}; it can be {', '.join(QUANTIZATIONS)}", param="runner.quantize")
     if NATIVE is not None and weights_dtype in (torch.float32, torch.bfloat16):
-        return CPUOps(quantize)
+        return CPUOps(QUANTIZATIONS[quantize] if quantize else None)
     if quantize is not None:
         raise KernelUnsupported(
             f"weights of {weights_dtype} cannot be kept in {quantize} here: that takes native kernels, which read "

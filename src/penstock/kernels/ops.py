@@ -49,7 +49,7 @@ class Ops(Protocol):
 
     @property
     def name(self) -> str:
-        """Which kernels these are: avx512, avx2, portable or reference."""
+        """Which kernels these are: an instruction set's, or reference."""
 
     def activation_dtype(self, weights_dtype: torch.dtype) -> torch.dtype:
         """Return what activations are computed in beside weights of ``weights_dtype``."""

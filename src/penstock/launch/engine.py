@@ -16,7 +16,7 @@ try:
     from penstock.engine.assemble import assemble_engine
     from penstock.engine.config import EngineConfig
     from penstock.engine.engine import Engine
-    from penstock.kernels import ops_for, use_threads
+    from penstock.kernels import QUANTIZATIONS, ops_for, use_threads
     from penstock.models.config import ModelConfig
     from penstock.models.decoder import count_parameters, load_model, run_dtype
 except ImportError as error:
@@ -85,12 +85,12 @@ def build_engine(settings: Settings) -> Engine:
 
 
 def _weights_bytes(config: ModelConfig, num_parameters: int, dtype: torch.dtype, quantize: str | None) -> int:
-    """Return what weights take: all in ``dtype``, or the embedding in it and the rest in codes of a byte.
+    """Return what weights take: all in ``dtype``, or the embedding in it and the rest in codes.
 
-    A tied embedding is held twice then, as a table and as the head's codes. Scales are a few thousandths.
+    A tied embedding is held twice then, as a table and as the head's codes.
     """
     if quantize is None:
         return num_parameters * dtype.itemsize
     embedding = config.vocab_size * config.hidden_size
     num_codes = num_parameters - (0 if config.tie_word_embeddings else embedding)
-    return embedding * dtype.itemsize + num_codes
+    return embedding * dtype.itemsize + int(num_codes * QUANTIZATIONS[quantize].weight_bytes)

@@ -65,7 +65,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     eos_token_ids: tuple[int, ...]
     memory: MemoryPlan
     kernels: str = "reference"
-    """What it computes with: avx512, avx2, portable, or reference for plain torch."""
+    """What it computes with: an instruction set, or reference for plain torch."""
 
 
 class EngineCounters(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,48 +1,62 @@
-"""T tokens, K inputs, N outputs, F feed-forward width; activations float32, weights float32 or bfloat16."""
+"""T tokens, K inputs, N outputs, B groups of inputs; activations float32, weights float32, bfloat16 or codes."""
 
 import torch
 from torch import Tensor
 
 from penstock.errors import KernelUnsupported
+from penstock.kernels.linear.quantization import Quantization, WeightCodes
 from penstock.kernels.native import NATIVE, checked
+
+_FLOAT32, _BFLOAT16 = 0, 1
+_CODES = {8: 2, 4: 3}
+_CODE_INPUTS, _MAX_GROUP = 32, 512
+"""What groups are multiples of, and the largest: ``native/kernels.h``."""
 
 
 class PackedLinear:
-    """A weight laid out once for the vector unit. See ``cpu.cpp`` for the layout."""
+    """A weight laid out once for the vector unit. See ``native/kernels.h`` for the layout."""
 
     def __init__(
         self,
-        weight: Tensor,
+        weight: Tensor | WeightCodes,
         bias: Tensor | None,
-        up: Tensor | None = None,
+        up: Tensor | WeightCodes | None = None,
         up_bias: Tensor | None = None,
         *,
-        to_int8: bool = False,
+        quantization: Quantization | None = None,
     ) -> None:
         """Pack a copy of ``weight`` [N, K] and, if it is gated, of ``up`` [N, K]; biases [N] likewise.
 
-        ``to_int8`` keeps codes of 8 bits and a float32 scale for each output: its greatest magnitude by 127.
+        ``quantization`` is the form codes have, and that floats are to be rounded to: 8 bits by the greatest magnitude
+        of each group, 4 bits by the scale that leaves the least squared error.
         """
         assert NATIVE is not None
-        if weight.dtype not in (torch.float32, torch.bfloat16) or weight.ndim != 2 or 0 in weight.shape:
-            raise KernelUnsupported(f"no native product with a {weight.dtype} weight of {list(weight.shape)}")
-        self.num_outputs, self.num_inputs = weight.shape
-        # Kept until they are packed: their addresses are all the packer gets.
-        weight, up = weight.contiguous(), None if up is None else up.contiguous()
+        form = quantization
+        source = _Source(weight, form)
+        up_source = None if up is None else _Source(up, form)
+        self.num_outputs, self.num_inputs = source.shape
+        if up_source is not None and (up_source.shape, up_source.kind) != (source.shape, source.kind):
+            raise KernelUnsupported(f"a gate of {list(source.shape)} and an up projection of {list(up_source.shape)}")
         bias, up_bias = _floats(bias), _floats(up_bias)
         if bias is None and up_bias is not None:
             bias = torch.zeros(self.num_outputs)
         if up is not None and bias is not None and up_bias is None:
             up_bias = torch.zeros(self.num_outputs)
         self._packed = NATIVE.PackedLinear(
-            weight.dtype is torch.bfloat16,
-            to_int8,
             self.num_outputs,
             self.num_inputs,
-            weight.data_ptr(),
-            0 if up is None else checked(up, weight.dtype, self.num_outputs, self.num_inputs),
+            source.kind if form is None else _CODES[form.bits],
+            0 if form is None else form.group,
+            form is not None and form.int8_activations,
+            source.kind,
+            source.values,
+            0 if up_source is None else up_source.values,
             0 if bias is None else checked(bias, torch.float32, self.num_outputs),
             0 if up_bias is None else checked(up_bias, torch.float32, self.num_outputs),
+            source.scales,
+            0 if up_source is None else up_source.scales,
+            source.zeros,
+            0 if up_source is None else up_source.zeros,
         )
 
     def __call__(self, x: Tensor, added: Tensor | None = None) -> Tensor:
@@ -52,6 +66,34 @@ class PackedLinear:
         out_address = checked(out, torch.float32, num_tokens, N)
         self._packed.run(address, self.num_inputs, num_tokens, out_address, N, 0 if added is None else out_address)
         return out
+
+
+class _Source:
+    """A matrix to pack: its kind and addresses, and what has to stay alive until it is packed."""
+
+    def __init__(self, weight: Tensor | WeightCodes, form: Quantization | None) -> None:
+        self.scales = self.zeros = 0
+        if form is not None and (
+            form.bits not in _CODES or form.group % _CODE_INPUTS or not 0 < form.group <= _MAX_GROUP
+        ):
+            raise KernelUnsupported(f"no native product with codes of {form.bits} bits in groups of {form.group}")
+        if isinstance(weight, Tensor):
+            self._values = weight.contiguous()
+            if weight.dtype not in (torch.float32, torch.bfloat16) or weight.ndim != 2 or 0 in weight.shape:
+                raise KernelUnsupported(f"no native product with a {weight.dtype} weight of {list(weight.shape)}")
+            self.kind = _BFLOAT16 if weight.dtype is torch.bfloat16 else _FLOAT32
+        else:
+            assert form is not None, "codes come with their form"
+            self._values = weight.codes
+            num_outputs, num_inputs = weight.codes.shape
+            num_groups = -(-num_inputs // form.group)
+            self.kind = _CODES[form.bits]
+            self.scales = checked(weight.scales, torch.float32, num_outputs, num_groups)
+            if weight.zeros is not None:
+                self.zeros = checked(weight.zeros, torch.uint8, num_outputs, num_groups)
+            checked(weight.codes, torch.uint8, num_outputs, num_inputs)
+        self.shape = (self._values.shape[0], self._values.shape[1])
+        self.values = self._values.data_ptr()
 
 
 def _floats(bias: Tensor | None) -> Tensor | None:

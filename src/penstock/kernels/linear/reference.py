@@ -1,7 +1,10 @@
 """T tokens, K inputs, N outputs, F feed-forward width."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from penstock.kernels.linear.quantization import Quantization, WeightCodes
 
 
 class ReferenceLinear:
@@ -30,3 +33,17 @@ class ReferenceGatedLinear:
         """Return silu(gate(x)) * up(x) [T, F] from ``x`` [T, K], plus ``added`` [T, F]."""
         out = F.silu(self._gate(x)) * self._up(x)
         return out if added is None else out + added
+
+
+def dequantize(weight: WeightCodes, form: Quantization) -> Tensor:
+    """Return [N, K] float32: what codes stand for."""
+    num_inputs = weight.codes.shape[1]
+    zeros = torch.full_like(weight.scales, 2 ** (form.bits - 1)) if weight.zeros is None else weight.zeros.float()
+    scales, zeros = (x.repeat_interleave(form.group, 1)[:, :num_inputs] for x in (weight.scales, zeros))
+    return (weight.codes.float() - zeros) * scales
+
+
+def round_activations(x: Tensor) -> Tensor:
+    """Return ``x`` [T, K] with each token's values rounded to a 127th of its greatest magnitude, in float64."""
+    greatest, most = x.abs().amax(-1, keepdim=True).clamp(min=1e-30), torch.tensor(127.0)
+    return (x * (most / greatest)).round().double() * (greatest / most).double()  # 127 / x would be 127 * (1 / x)

@@ -1,7 +1,7 @@
 """The compiled kernels, where they were built, and which instruction set they use.
 
-``PENSTOCK_KERNELS`` chooses: ``avx512``, ``avx2`` or ``portable`` code, or ``reference`` for plain torch ops. Unset,
-the best that this processor runs.
+``PENSTOCK_KERNELS`` chooses: one of ``INSTRUCTION_SETS``, or ``reference`` for plain torch ops. Unset, the best that
+this processor runs.
 """
 
 import os
@@ -13,7 +13,7 @@ from torch import Tensor
 from penstock.errors import InvalidSetting, KernelUnsupported
 
 VARIABLE = "PENSTOCK_KERNELS"
-INSTRUCTION_SETS = ("avx512", "avx2", "portable")
+INSTRUCTION_SETS = ("avx512_vnni", "avx512", "avx2_vnni", "avx2", "portable")
 
 
 def _load() -> ModuleType | None:
@@ -48,7 +48,7 @@ NATIVE = _load()
 
 
 def describe() -> str:
-    """Return which kernels run, in a word: avx512, avx2, portable or reference."""
+    """Return which kernels run, in a word: an instruction set, or reference."""
     return "reference" if NATIVE is None else str(NATIVE.isa())
 
 

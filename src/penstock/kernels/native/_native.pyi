@@ -9,14 +9,20 @@ def set_num_threads(num_threads: int) -> None: ...
 class PackedLinear:
     def __init__(
         self,
-        is_bf16: bool,
-        to_int8: bool,
         num_outputs: int,
         num_inputs: int,
+        kind: int,
+        group: int,
+        int8_activations: bool,
+        source_kind: int,
         weight: int,
         up: int,
         bias: int,
         up_bias: int,
+        scales: int,
+        up_scales: int,
+        zeros: int,
+        up_zeros: int,
         /,
     ) -> None: ...
     def run(self, x: int, x_stride: int, num_rows: int, out: int, out_stride: int, added: int, /) -> None: ...

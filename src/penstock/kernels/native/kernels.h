@@ -8,22 +8,53 @@ namespace penstock {
 
 class Pool;
 
-enum class Weight : int { kFloat32 = 0, kBFloat16 = 1, kInt8 = 2 };
+enum class Weight : int { kFloat32 = 0, kBFloat16 = 1, kInt8 = 2, kInt4 = 3 };
 enum class Cache : int { kFloat32 = 0, kBFloat16 = 1 };
 
-// A matrix [N, K] laid out for a vector unit: panels of `panel_width` outputs, each [K, panel_width] with the inputs in
-// the outer place; the last one padded with zeros. bfloat16 has two outputs to a word, half a panel apart.
+// A matrix [N, K] laid out for a vector unit: panels of `panel_width` outputs, the last one padded with zeros. Within a
+// panel inputs are outermost.
+//   float32: [K, panel_width].
+//   bfloat16: likewise, with two outputs to a word, half a panel apart.
+//   8-bit codes: [K / 4, panel_width, 4], four inputs of an output to a word, which is what a dot product of bytes takes.
+//   4-bit codes: [K / 8, panel_width, 4], the next four inputs in the upper halves of the same bytes.
+// A code c stands for scale * (c - zero), with a scale and a zero for each output and group of inputs.
 struct PackedWeight {
     Weight kind;
     int64_t num_outputs;
     int64_t num_inputs;
+    // What codes are padded to, with zeros: a multiple of kCodeInputs. Others: num_inputs.
+    int64_t padded_inputs;
+    // Inputs that share a scale: a multiple of kCodeInputs up to kMaxGroup.
+    int64_t group;
+    // Codes only: activations are rounded to 8 bits, with a scale for each row, and multiplied as integers.
+    bool int8_activations;
     // First half of each panel gate outputs, second half the up outputs they multiply; num_outputs counts pairs.
     bool gated;
     void* panels;
     // [panels * panel_width] in the panels' order, or null
     float* bias;
-    // [panels * panel_width] likewise: what each output's codes stand for one of; null unless kInt8
+    // [panels, groups, panel_width]; null unless codes
     float* scales;
+    // Likewise, or null: every zero is 128 of 8 bits or 8 of 4.
+    uint8_t* zeros;
+
+    bool has_codes() const { return kind == Weight::kInt8 || kind == Weight::kInt4; }
+    int64_t num_groups() const { return (padded_inputs + group - 1) / group; }
+};
+
+constexpr int64_t kCodeInputs = 32;
+constexpr int64_t kMaxGroup = 512;
+
+// A matrix as it comes: `weight` [N, K] of `kind`, and `up` likewise if the product is gated. Codes are a byte each,
+// whatever their bits, with `scales` and `zeros` [N, groups] as in PackedWeight.
+struct WeightSource {
+    Weight kind;
+    const void* weight;
+    const void* up;
+    const float* scales;
+    const float* up_scales;
+    const uint8_t* zeros;
+    const uint8_t* up_zeros;
 };
 
 struct LinearCall {
@@ -34,6 +65,7 @@ struct LinearCall {
     float* out;         // [M, N], rows out_stride apart
     int64_t out_stride;
     const float* added; // [M, N] as `out`, which it may be; null: nothing is added
+    uint8_t* rounded;   // [M, rounded_row_bytes()], where the weight wants activations rounded to 8 bits
 };
 
 // One layer's cache, [N, G, D, P] keys and [N, G, P, D] values: a vector of keys meets one query element at a time, a
@@ -96,9 +128,11 @@ struct Kernels {
     const char* name;
     int64_t panel_width;
 
-    // `weight` [rows, K], of kind `from`, into panel `panel`; `up` is null unless gated. Into kInt8 it is quantized: each
-    // output has its own scale, its greatest magnitude by 127.
-    void (*pack_panel)(const PackedWeight& to, const void* weight, const void* up, Weight from, int64_t panel);
+    // Floats into codes are quantized: 8 bits by the greatest magnitude of each group, 4 bits by the scale that leaves the
+    // least squared error.
+    void (*pack_panel)(const PackedWeight& to, const WeightSource& from, int64_t panel);
+    int64_t (*rounded_row_bytes)(const PackedWeight& weight);
+    void (*round_activations)(const LinearCall& call, int64_t first_row, int64_t end_row);
     int64_t (*linear_scratch_floats)();
     // Rows [first_row, end_row) by panels [first_panel, end_panel).
     void (*linear)(const LinearCall& call, int64_t first_row, int64_t end_row, int64_t first_panel, int64_t end_panel,
@@ -119,7 +153,13 @@ extern const Kernels kernels;
 namespace avx2 {
 extern const Kernels kernels;
 }
+namespace avx2_vnni {
+extern const Kernels kernels;
+}
 namespace avx512 {
+extern const Kernels kernels;
+}
+namespace avx512_vnni {
 extern const Kernels kernels;
 }
 

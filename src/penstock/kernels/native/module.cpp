@@ -29,23 +29,38 @@ T* at(Address address) {
     return reinterpret_cast<T*>(address);
 }
 
-bool runs(const std::string& isa) {
-    if (isa == "portable") return true;
+struct InstructionSet {
+    const Kernels* kernels;
+    bool runs;  // on this processor
+};
+
+// The fastest first.
+const std::vector<InstructionSet>& instruction_sets() {
+    static const std::vector<InstructionSet> all = [] {
+        std::vector<InstructionSet> sets;
 #if defined(PENSTOCK_X86)
-    if (isa == "avx2") return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    if (isa == "avx512")
-        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+        const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+        const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+#if defined(PENSTOCK_AVX512VNNI)
+        sets.push_back({&avx512_vnni::kernels, avx512 && __builtin_cpu_supports("avx512vnni")});
 #endif
-    return false;
+        sets.push_back({&avx512::kernels, avx512});
+#if defined(PENSTOCK_AVXVNNI)
+        sets.push_back({&avx2_vnni::kernels, avx2 && __builtin_cpu_supports("avxvnni")});
+#endif
+        sets.push_back({&avx2::kernels, avx2});
+#endif
+        sets.push_back({&portable::kernels, true});
+        return sets;
+    }();
+    return all;
 }
 
-const Kernels* find(const std::string& isa) {
-#if defined(PENSTOCK_X86)
-    if (isa == "avx512") return &avx512::kernels;
-    if (isa == "avx2") return &avx2::kernels;
-#endif
-    return isa == "portable" ? &portable::kernels : nullptr;
+const InstructionSet* find(const std::string& name) {
+    for (const InstructionSet& set : instruction_sets())
+        if (set.kernels->name == name) return &set;
+    return nullptr;
 }
 
 // The kernels, the threads they run on and their scratch. One op at a time.
@@ -59,11 +74,11 @@ class Machine {
     const Kernels& kernels() const { return *kernels_; }
 
     void choose(const std::string& isa) {
-        const Kernels* found = find(isa);
-        if (!found) throw std::invalid_argument("no kernels named " + isa);
-        if (!runs(isa)) throw std::invalid_argument("this processor cannot run the " + isa + " kernels");
+        const InstructionSet* found = find(isa);
+        if (!found) throw std::invalid_argument("the " + isa + " kernels were not built");
+        if (!found->runs) throw std::invalid_argument("this processor cannot run the " + isa + " kernels");
         std::lock_guard lock(mutex_);
-        kernels_ = found;
+        kernels_ = found->kernels;
         scratch_.clear();
         scratch_.resize(pool_->num_threads());
     }
@@ -106,8 +121,8 @@ class Machine {
     };
 
     Machine() : pool_(std::make_unique<Pool>(1)), scratch_(1) {
-        for (const char* isa : {"avx512", "avx2", "portable"})
-            if (!kernels_ && find(isa) && runs(isa)) kernels_ = find(isa);
+        for (const InstructionSet& set : instruction_sets())
+            if (!kernels_ && set.runs) kernels_ = set.kernels;
     }
 
     const Kernels* kernels_ = nullptr;
@@ -118,6 +133,12 @@ class Machine {
 };
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Rows a task takes when each has `width` elements to look at.
+int64_t rows_each(int64_t num_rows, int64_t width) {
+    const int64_t least = std::max<int64_t>(1, 16384 / std::max<int64_t>(width, 1));
+    return std::max(least, ceil_div(num_rows, Machine::get().num_threads() * 4));
+}
 
 // Memory that asks for huge pages: weights are read from front to back once a step, and translating 4 KiB addresses
 // halves the speed of that.
@@ -141,26 +162,34 @@ class HugePages {
 
 class PackedLinear {
    public:
-    PackedLinear(bool is_bf16, bool to_int8, int64_t num_outputs, int64_t num_inputs, Address weight, Address up,
-                 Address bias, Address up_bias)
+    PackedLinear(int64_t num_outputs, int64_t num_inputs, int kind, int64_t group, bool int8_activations,
+                 int source_kind, Address weight, Address up, Address bias, Address up_bias, Address scales,
+                 Address up_scales, Address zeros, Address up_zeros)
         : kernels_(Machine::get().kernels()),
           panel_outputs_(up ? kernels_.panel_width / 2 : kernels_.panel_width),
           num_panels_(ceil_div(num_outputs, panel_outputs_)),
-          memory_(num_panels_ * num_inputs * kernels_.panel_width * (to_int8 ? 1 : is_bf16 ? 2 : 4)) {
-        const Weight from = is_bf16 ? Weight::kBFloat16 : Weight::kFloat32;
-        packed_.kind = to_int8 ? Weight::kInt8 : from;
+          padded_inputs_(group ? ceil_div(num_inputs, kCodeInputs) * kCodeInputs : num_inputs),
+          memory_(num_panels_ * kernels_.panel_width * padded_inputs_ * bits_of(kind) / 8),
+          packed_{} {
+        packed_.kind = static_cast<Weight>(kind);
         packed_.num_outputs = num_outputs;
         packed_.num_inputs = num_inputs;
+        packed_.padded_inputs = padded_inputs_;
+        packed_.group = group;
+        packed_.int8_activations = int8_activations;
         packed_.gated = up != 0;
         packed_.panels = memory_.data();
-        packed_.bias = nullptr;
-        packed_.scales = nullptr;
-        if (to_int8) {
-            scales_.resize(num_panels_ * kernels_.panel_width);
+        const int64_t num_places = num_panels_ * kernels_.panel_width;
+        if (group) {
+            scales_.resize(num_places * packed_.num_groups());
             packed_.scales = scales_.data();
         }
+        if (zeros || up_zeros) {
+            zeros_.resize(scales_.size());
+            packed_.zeros = zeros_.data();
+        }
         if (bias) {
-            bias_.resize(num_panels_ * kernels_.panel_width);
+            bias_.resize(num_places);
             for (int64_t n = 0; n < num_outputs; ++n) {
                 const int64_t place = n / panel_outputs_ * kernels_.panel_width + n % panel_outputs_;
                 bias_[place] = at<float>(bias)[n];
@@ -168,16 +197,32 @@ class PackedLinear {
             }
             packed_.bias = bias_.data();
         }
-        Machine::get().each(num_panels_, 0, [&](int64_t panel, float*) {
-            kernels_.pack_panel(packed_, at<const void>(weight), up ? at<const void>(up) : nullptr, from, panel);
-        });
+        const WeightSource source{static_cast<Weight>(source_kind), at<const void>(weight), at<const void>(up),
+                                  at<const float>(scales), at<const float>(up_scales), at<const uint8_t>(zeros),
+                                  at<const uint8_t>(up_zeros)};
+        Machine::get().each(num_panels_, 0, [&](int64_t panel, float*) { kernels_.pack_panel(packed_, source, panel); });
     }
 
     void run(Address x, int64_t x_stride, int64_t num_rows, Address out, int64_t out_stride, Address added) const {
         constexpr int64_t kRowsEach = 96;
-        const LinearCall call{&packed_,        at<const float>(x), x_stride, num_rows, at<float>(out), out_stride,
-                              at<const float>(added)};
+        LinearCall call{&packed_,   at<const float>(x),     x_stride, num_rows, at<float>(out),
+                        out_stride, at<const float>(added), nullptr};
         Machine& machine = Machine::get();
+        if (packed_.int8_activations) {
+            thread_local std::vector<uint8_t> rounded;
+            const size_t needed = num_rows * kernels_.rounded_row_bytes(packed_);
+            if (rounded.size() < needed) rounded.resize(needed);
+            call.rounded = rounded.data();
+            const int64_t each = rows_each(num_rows, packed_.num_inputs);
+            // What one task has to do is sooner done than handed out.
+            if (each >= num_rows) {
+                kernels_.round_activations(call, 0, num_rows);
+            } else {
+                machine.each(ceil_div(num_rows, each), 0, [&](int64_t task, float*) {
+                    kernels_.round_activations(call, task * each, std::min((task + 1) * each, num_rows));
+                });
+            }
+        }
         const int64_t row_parts = ceil_div(num_rows, kRowsEach);
         // Several tasks a thread, so that one that is held up does not hold up all; but none so small that handing
         // it out costs more than doing it.
@@ -195,11 +240,27 @@ class PackedLinear {
     }
 
    private:
+    static int64_t bits_of(int kind) {
+        switch (static_cast<Weight>(kind)) {
+            case Weight::kFloat32:
+                return 32;
+            case Weight::kBFloat16:
+                return 16;
+            case Weight::kInt8:
+                return 8;
+            case Weight::kInt4:
+                return 4;
+        }
+        throw std::invalid_argument("no such kind of weight");
+    }
+
     const Kernels& kernels_;
     int64_t panel_outputs_;
     int64_t num_panels_;
+    int64_t padded_inputs_;
     HugePages memory_;
     std::vector<float> bias_, scales_;
+    std::vector<uint8_t> zeros_;
     PackedWeight packed_;
 };
 
@@ -300,12 +361,6 @@ class AttentionPlan {
     std::vector<float> partials_;
 };
 
-// Rows a task takes when each has `width` elements to look at.
-int64_t rows_each(int64_t num_rows, int64_t width) {
-    const int64_t least = std::max<int64_t>(1, 16384 / std::max<int64_t>(width, 1));
-    return std::max(least, ceil_div(num_rows, Machine::get().num_threads() * 4));
-}
-
 void rms_norm(Address x, Address weight, Address out, int64_t num_rows, int64_t width, float eps) {
     const Kernels& kernels = Machine::get().kernels();
     const int64_t each = rows_each(num_rows, width);
@@ -337,11 +392,13 @@ NB_MODULE(_native, m) {
     using Unlocked = nb::call_guard<nb::gil_scoped_release>;
     m.def("isa", [] { return std::string(Machine::get().kernels().name); });
     m.def("choose", [](const std::string& isa) { Machine::get().choose(isa); }, nb::arg("isa"));
-    m.def("runs", [](const std::string& isa) { return find(isa) && runs(isa); }, nb::arg("isa"));
+    m.def("runs", [](const std::string& isa) { return find(isa) && find(isa)->runs; }, nb::arg("isa"));
     m.def("num_threads", [] { return Machine::get().num_threads(); });
     m.def("set_num_threads", [](int n) { Machine::get().set_num_threads(n); }, nb::arg("num_threads"), Unlocked());
     nb::class_<PackedLinear>(m, "PackedLinear")
-        .def(nb::init<bool, bool, int64_t, int64_t, Address, Address, Address, Address>(), Unlocked())
+        .def(nb::init<int64_t, int64_t, int, int64_t, bool, int, Address, Address, Address, Address, Address, Address,
+                      Address, Address>(),
+             Unlocked())
         .def("run", &PackedLinear::run, Unlocked());
     nb::class_<AttentionPlan>(m, "AttentionPlan")
         .def(nb::init<int64_t, Address, Address, Address, int64_t, Address, int64_t, int64_t, int64_t, int64_t, int64_t>())

@@ -7,7 +7,9 @@
 
 namespace penstock::PENSTOCK_ISA {
 
-void pack_panel(const PackedWeight& to, const void* weight, const void* up, Weight from, int64_t panel);
+void pack_panel(const PackedWeight& to, const WeightSource& from, int64_t panel);
+int64_t rounded_row_bytes(const PackedWeight& weight);
+void round_activations(const LinearCall& call, int64_t first_row, int64_t end_row);
 int64_t linear_scratch_floats();
 void linear(const LinearCall& call, int64_t first_row, int64_t end_row, int64_t first_panel, int64_t end_panel,
             float* scratch);
@@ -22,6 +24,8 @@ const Kernels kernels = {
     PENSTOCK_TEXT(PENSTOCK_ISA),
     2 * W,
     pack_panel,
+    rounded_row_bytes,
+    round_activations,
     linear_scratch_floats,
     linear,
     rms_norm,

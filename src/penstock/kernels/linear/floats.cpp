@@ -1,0 +1,213 @@
+// Products of packed weights with rows of activations.
+//
+// A vector holds W outputs, and every output is one chain of multiply-adds over the inputs in their order. So a row's
+// result is the same whatever other rows are computed beside it, and in whichever tile.
+#include "panels.h"
+
+namespace penstock::PENSTOCK_ISA {
+namespace {
+
+constexpr int64_t kInputs = kPanelBytes / 4 / kPanel;
+// From here on, widening bfloat16 once for all rows is cheaper than once for each tile of them.
+constexpr int64_t kWidenFrom = 2 * kMaxRows;
+
+struct F32Panel {
+    const float* weights;
+    F32Panel at(int64_t input) const { return {weights + input * kPanel}; }
+    void get(int64_t input, vf& first, vf& second) const {
+        first = load(weights + input * kPanel);
+        second = load(weights + input * kPanel + W);
+    }
+};
+
+struct BF16Panel {
+    const uint32_t* weights;
+    BF16Panel at(int64_t input) const { return {weights + input * W}; }
+    void get(int64_t input, vf& first, vf& second) const {
+        const vi pairs = load_bits(weights + input * W);
+        first = as_floats(pairs << 16);
+        second = as_floats(pairs & (int32_t)0xffff0000u);
+    }
+};
+
+// sums[row][panel] (+)= x[row] * panel over `num_inputs` inputs.
+template <int ROWS, int PANELS, class Panel>
+void tile(const float* x, int64_t x_stride, const Panel* panels, int64_t num_inputs, bool from_zero, float* sums,
+          int64_t sums_stride) {
+    vf acc[ROWS][PANELS][2];
+    for (int r = 0; r < ROWS; ++r)
+        for (int p = 0; p < PANELS; ++p)
+            for (int h = 0; h < 2; ++h)
+                acc[r][p][h] = from_zero ? vf{} : load(sums + p * sums_stride + r * kPanel + h * W);
+    for (int64_t k = 0; k < num_inputs; ++k) {
+        vf weights[PANELS][2];
+#pragma GCC unroll 8
+        for (int p = 0; p < PANELS; ++p) panels[p].get(k, weights[p][0], weights[p][1]);
+#pragma GCC unroll 16
+        for (int r = 0; r < ROWS; ++r) {
+            const vf input = splat(x[r * x_stride + k]);
+#pragma GCC unroll 8
+            for (int p = 0; p < PANELS; ++p) {
+                acc[r][p][0] = fma(input, weights[p][0], acc[r][p][0]);
+                acc[r][p][1] = fma(input, weights[p][1], acc[r][p][1]);
+            }
+        }
+    }
+    for (int r = 0; r < ROWS; ++r)
+        for (int p = 0; p < PANELS; ++p)
+            for (int h = 0; h < 2; ++h) store(sums + p * sums_stride + r * kPanel + h * W, acc[r][p][h]);
+}
+
+template <int ROWS, int PANELS, class Panel>
+void rows_or_fewer(int64_t num_rows, const float* x, int64_t x_stride, const Panel* panels, int64_t num_inputs,
+                   bool from_zero, float* sums, int64_t sums_stride) {
+    if constexpr (ROWS > 0) {
+        if (num_rows == ROWS) {
+            tile<ROWS, PANELS>(x, x_stride, panels, num_inputs, from_zero, sums, sums_stride);
+        } else {
+            rows_or_fewer<ROWS - 1, PANELS>(num_rows, x, x_stride, panels, num_inputs, from_zero, sums, sums_stride);
+        }
+    }
+}
+
+template <class Panel>
+void widen(const Panel& panel, int64_t num_inputs, float* to) {
+    for (int64_t k = 0; k < num_inputs; ++k) {
+        vf first, second;
+        panel.get(k, first, second);
+        store(to + k * kPanel, first);
+        store(to + k * kPanel + W, second);
+    }
+}
+
+template <class Panel>
+Panel panel_of(const PackedWeight& weight, int64_t panel) {
+    return {reinterpret_cast<decltype(Panel::weights)>(panel_at(weight, panel))};
+}
+
+// Few rows: the weights' way from memory is what takes time, and several panels at once keep enough in flight.
+template <int ROWS, int PANELS, class Panel>
+void few_rows_of(const LinearCall& call, int64_t first_row, int64_t first_panel, int64_t end_panel, float* sums) {
+    const int64_t K = call.weight->num_inputs;
+    const float* x = call.x + first_row * call.x_stride;
+    int64_t p = first_panel;
+    for (; p + PANELS <= end_panel; p += PANELS) {
+        Panel panels[PANELS];
+        for (int i = 0; i < PANELS; ++i) panels[i] = panel_of<Panel>(*call.weight, p + i);
+        tile<ROWS, PANELS>(x, call.x_stride, panels, K, true, sums, ROWS * kPanel);
+        for (int i = 0; i < PANELS; ++i) finish(call, p + i, first_row, ROWS, sums + i * ROWS * kPanel, nullptr);
+    }
+    for (; p < end_panel; ++p) {
+        const Panel panel = panel_of<Panel>(*call.weight, p);
+        tile<ROWS, 1>(x, call.x_stride, &panel, K, true, sums, ROWS * kPanel);
+        finish(call, p, first_row, ROWS, sums, nullptr);
+    }
+}
+
+template <class Panel>
+void all_rows(const Panel& panel, const float* x, int64_t x_stride, int64_t num_rows, int64_t num_inputs,
+              bool from_zero, float* sums) {
+    for (int64_t r = 0; r < num_rows; r += kMaxRows)
+        rows_or_fewer<kMaxRows, 1>(min(kMaxRows, num_rows - r), x + r * x_stride, x_stride, &panel, num_inputs,
+                                   from_zero, sums + r * kPanel, 0);
+}
+
+void many_rows(const LinearCall& call, int64_t first_row, int64_t num_rows, int64_t first_panel, int64_t end_panel,
+               float* scratch) {
+    const PackedWeight& weight = *call.weight;
+    const int64_t K = weight.num_inputs;
+    float* const sums = scratch;
+    float* const widened = scratch + kRows * kPanel;
+    for (int64_t p = first_panel; p < end_panel; ++p) {
+        for (int64_t k = 0; k < K; k += kInputs) {
+            const int64_t num_inputs = min(kInputs, K - k);
+            const float* const x = call.x + first_row * call.x_stride + k;
+            const auto with = [&](auto panel) {
+                all_rows(panel, x, call.x_stride, num_rows, num_inputs, k == 0, sums);
+            };
+            if (weight.kind == Weight::kFloat32) {
+                with(panel_of<F32Panel>(weight, p).at(k));
+            } else if (weight.has_codes()) {
+                widen_codes(weight, p, k, num_inputs, widened);
+                with(F32Panel{widened});
+            } else if (num_rows < kWidenFrom) {
+                with(panel_of<BF16Panel>(weight, p).at(k));
+            } else {
+                widen(panel_of<BF16Panel>(weight, p).at(k), num_inputs, widened);
+                with(F32Panel{widened});
+            }
+        }
+        finish(call, p, first_row, num_rows, sums, nullptr);
+    }
+}
+
+template <int ROWS, int PANELS>
+void few_rows(const LinearCall& call, int64_t first_row, int64_t first_panel, int64_t end_panel, float* scratch) {
+    if (call.weight->kind == Weight::kFloat32) {
+        few_rows_of<ROWS, PANELS, F32Panel>(call, first_row, first_panel, end_panel, scratch);
+    } else if (call.weight->kind == Weight::kBFloat16) {
+        few_rows_of<ROWS, PANELS, BF16Panel>(call, first_row, first_panel, end_panel, scratch);
+    } else {
+        many_rows(call, first_row, ROWS, first_panel, end_panel, scratch);
+    }
+}
+
+}  // namespace
+
+int64_t linear_scratch_floats() { return kRows * kPanel + kInputs * kPanel; }
+
+void finish(const LinearCall& call, int64_t panel, int64_t first_row, int64_t num_rows, const float* sums,
+            const float* row_scales) {
+    const PackedWeight& weight = *call.weight;
+    const int64_t width = weight.gated ? W : kPanel;
+    const int64_t first = panel * width;
+    const int64_t num_outputs = min(width, weight.num_outputs - first);
+    for (int64_t r = 0; r < num_rows; ++r) {
+        vf halves[2] = {load(sums + r * kPanel), load(sums + r * kPanel + W)};
+        if (row_scales) {
+            halves[0] *= splat(row_scales[r]);
+            halves[1] *= splat(row_scales[r]);
+        }
+        if (weight.bias) {
+            halves[0] += load(weight.bias + panel * kPanel);
+            halves[1] += load(weight.bias + panel * kPanel + W);
+        }
+        if (weight.gated) halves[0] = silu(halves[0]) * halves[1];
+        float* out = call.out + (first_row + r) * call.out_stride + first;
+        const float* added = call.added ? call.added + (first_row + r) * call.out_stride + first : nullptr;
+        if (num_outputs == width) {
+            if (added) {
+                halves[0] += load(added);
+                if (!weight.gated) halves[1] += load(added + W);
+            }
+            store(out, halves[0]);
+            if (!weight.gated) store(out + W, halves[1]);
+        } else {
+            float values[kPanel];
+            store(values, halves[0]);
+            store(values + W, halves[1]);
+            for (int64_t n = 0; n < num_outputs; ++n) out[n] = values[n] + (added ? added[n] : 0.0f);
+        }
+    }
+}
+
+void linear(const LinearCall& call, int64_t first_row, int64_t end_row, int64_t first_panel, int64_t end_panel,
+            float* scratch) {
+    if (call.weight->int8_activations)
+        return linear_of_codes(call, first_row, end_row, first_panel, end_panel, scratch);
+    for (int64_t row = first_row; row < end_row; row += kRows) {
+        const int64_t num_rows = min(kRows, end_row - row);
+        switch (num_rows) {
+            case 1:
+                few_rows<1, 4>(call, row, first_panel, end_panel, scratch);
+                break;
+            case 2:
+                few_rows<2, 2>(call, row, first_panel, end_panel, scratch);
+                break;
+            default:
+                many_rows(call, row, num_rows, first_panel, end_panel, scratch);
+        }
+    }
+}
+
+}  // namespace penstock::PENSTOCK_ISA

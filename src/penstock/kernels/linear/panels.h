@@ -1,0 +1,48 @@
+// What every way to multiply by a packed weight shares.
+#pragma once
+
+#include "../native/kernels.h"
+#include "../native/simd.h"
+
+namespace penstock::PENSTOCK_ISA {
+
+constexpr int64_t kPanel = 2 * W;
+// Rows of a tile: two vectors of outputs for each, two of weights and one of activations have to fit. Codes take up to
+// four vectors; that a few sums are kept in memory then costs less than fewer rows do.
+constexpr int kMaxRows = (NUM_REGISTERS - 4) / 2;
+// Rows at a time, whose activations (96 KiB at 256 inputs) stay in the second-level cache while panels pass.
+constexpr int64_t kRows = 96;
+// Bytes of a panel at a time, which stay in the first-level cache while all rows pass.
+constexpr int64_t kPanelBytes = 16384;
+
+// What is smaller is taken for zero where it would be divided by.
+constexpr float kLeast = 1e-30f;
+
+inline int64_t panel_bytes(const PackedWeight& weight) {
+    constexpr int64_t kBits[] = {32, 16, 8, 4};
+    return weight.padded_inputs * kPanel * kBits[static_cast<int>(weight.kind)] / 8;
+}
+
+inline char* panel_at(const PackedWeight& weight, int64_t panel) {
+    return static_cast<char*>(weight.panels) + panel * panel_bytes(weight);
+}
+
+// Scales, or zeros, of the group that `input` is in, for all outputs of a panel.
+inline int64_t group_at(const PackedWeight& weight, int64_t panel, int64_t input) {
+    return (panel * weight.num_groups() + input / weight.group) * kPanel;
+}
+
+inline int zero_of(Weight kind) { return kind == Weight::kInt8 ? 128 : 8; }
+
+// What a panel's sums become, with row scale, bias, gate and addition, at their place in `out`. `row_scales` may be null.
+void finish(const LinearCall& call, int64_t panel, int64_t first_row, int64_t num_rows, const float* sums,
+            const float* row_scales);
+
+// Inputs [first, first + num_inputs) of a panel of codes as floats [num_inputs, kPanel].
+void widen_codes(const PackedWeight& weight, int64_t panel, int64_t first, int64_t num_inputs, float* to);
+
+// Rows [first_row, end_row) by panels [first_panel, end_panel), activations rounded to 8 bits.
+void linear_of_codes(const LinearCall& call, int64_t first_row, int64_t end_row, int64_t first_panel, int64_t end_panel,
+                     float* scratch);
+
+}  // namespace penstock::PENSTOCK_ISA

@@ -1,0 +1,47 @@
+"""How a weight is kept in codes, and what they mean.
+
+A code c stands for scale * (c - zero), with a scale and a zero for each output and group of inputs.
+N outputs, K inputs, B = ceil(K / group) groups.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quantization:
+    """A form that packed weights can have."""
+
+    bits: int
+    """8 or 4"""
+    group: int
+    """Inputs that share a scale: a multiple of 32 up to 512"""
+    int8_activations: bool
+    """Activations are rounded to 8 bits, with a scale for each token, and multiplied as integers"""
+
+    @property
+    def weight_bytes(self) -> float:
+        """Bytes a weight takes with its share of a scale."""
+        return self.bits / 8 + 4 / self.group
+
+
+@dataclass(frozen=True, slots=True)
+class WeightCodes:
+    """A matrix that comes in codes: what the codes of GPTQ, AWQ, compressed-tensors and GGUF map to."""
+
+    codes: Tensor
+    """[N, K] uint8, a byte each whatever their bits"""
+    scales: Tensor
+    """[N, B] float32"""
+    zeros: Tensor | None = None
+    """[N, B] uint8; None: 128 for codes of 8 bits, 8 for those of 4"""
+
+
+QUANTIZATIONS = {
+    "int8": Quantization(bits=8, group=512, int8_activations=True),
+    "int4": Quantization(bits=4, group=64, int8_activations=True),
+    "w8a16": Quantization(bits=8, group=512, int8_activations=False),
+    "w4a16": Quantization(bits=4, group=64, int8_activations=False),
+}
+"""What ``--quantize`` knows. Down to 64 inputs a smaller group helps 4-bit codes; 8-bit ones need none."""
