@@ -1,10 +1,12 @@
 """The memory a process may take is the smallest of what the machine and its control groups allow."""
 
+import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
-from penstock.estimate import available_memory_bytes
+from penstock.estimate import available_memory_bytes, usable_cores
 
 MIB = 1024**2
 
@@ -65,3 +67,50 @@ def test_a_group_over_its_limit_leaves_nothing(proc: Path, tmp_path: Path) -> No
 
 def test_this_machine() -> None:
     assert 0 < available_memory_bytes() < 1 << 50
+
+
+@pytest.fixture
+def topology(tmp_path: Path) -> Path:
+    """Four cores of two processors each: 0 and 4, 1 and 5, ..."""
+    for cpu in range(8):
+        directory = tmp_path / "cpu" / f"cpu{cpu}" / "topology"
+        directory.mkdir(parents=True)
+        (directory / "thread_siblings_list").write_text(f"{cpu % 4},{cpu % 4 + 4}\n")
+    return tmp_path / "cpu"
+
+
+@pytest.mark.parametrize(("cpus", "num_cores"), [(range(8), 4), (range(4), 4), ([0, 4], 1), ([1, 4, 5], 2)])
+def test_processors_of_one_core_count_once(
+    proc: Path, tmp_path: Path, topology: Path, cpus: Iterable[int], num_cores: int
+) -> None:
+    assert usable_cores(cpus=set(cpus), proc=proc, cgroups=tmp_path / "none", topology=topology) == num_cores
+
+
+def test_without_a_topology_every_processor_is_a_core(proc: Path, tmp_path: Path) -> None:
+    assert usable_cores(cpus={0, 1, 2}, proc=proc, cgroups=tmp_path / "none", topology=tmp_path / "none") == 3
+
+
+@pytest.mark.parametrize(("quota", "num_cores"), [("250000", 2), ("50000", 1), ("900000", 4), ("max", 4)])
+def test_a_containers_time_is_so_many_cores(
+    proc: Path, tmp_path: Path, topology: Path, quota: str, num_cores: int
+) -> None:
+    (proc / "self" / "cgroup").write_text("0::/pod/box\n")
+    (tmp_path / "pod" / "box").mkdir(parents=True)
+    (tmp_path / "pod" / "cpu.max").write_text(f"{quota} 100000\n")
+    assert usable_cores(cpus=set(range(8)), proc=proc, cgroups=tmp_path, topology=topology) == num_cores
+
+
+@pytest.mark.parametrize(("quota", "num_cores"), [("150000", 1), ("-1", 4)])
+def test_a_containers_time_in_version_one(
+    proc: Path, tmp_path: Path, topology: Path, quota: str, num_cores: int
+) -> None:
+    (proc / "self" / "cgroup").write_text("5:cpu,cpuacct:/pod\n4:memory:/pod\n")
+    group = tmp_path / "cpu,cpuacct" / "pod"
+    group.mkdir(parents=True)
+    (group / "cpu.cfs_quota_us").write_text(f"{quota}\n")
+    (group / "cpu.cfs_period_us").write_text("100000\n")
+    assert usable_cores(cpus=set(range(8)), proc=proc, cgroups=tmp_path, topology=topology) == num_cores
+
+
+def test_this_machine_has_cores() -> None:
+    assert 1 <= usable_cores() <= len(os.sched_getaffinity(0))

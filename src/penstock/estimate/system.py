@@ -1,5 +1,7 @@
 """What this machine has to give, as the kernel tells it."""
 
+import os
+from collections.abc import Iterator, Set
 from pathlib import Path
 
 _NO_LIMIT = 1 << 62
@@ -13,19 +15,48 @@ def available_memory_bytes(*, proc: Path = Path("/proc"), cgroups: Path = Path("
     used, where file pages that can be dropped do not count as used.
     """
     found = [_machine_available_bytes(proc)]
-    for line in (proc / "self" / "cgroup").read_text().splitlines() if (proc / "self" / "cgroup").exists() else ():
-        _, controllers, path = line.split(":", 2)
-        if not controllers:
-            found += _limits_bytes(cgroups, path, limit="memory.max", usage="memory.current", idle="inactive_file")
-        elif "memory" in controllers.split(","):
-            found += _limits_bytes(
-                cgroups / "memory",
-                path,
-                limit="memory.limit_in_bytes",
-                usage="memory.usage_in_bytes",
-                idle="total_inactive_file",
-            )
+    names = ("memory.max", "memory.current", "inactive_file")
+    for group in _groups(proc, cgroups, ""):
+        found += _memory_left(group, *names)
+    names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    for group in _groups(proc, cgroups, "memory"):
+        found += _memory_left(group, *names)
     return max(0, min(found))
+
+
+def usable_cores(
+    *,
+    cpus: Set[int] | None = None,
+    proc: Path = Path("/proc"),
+    cgroups: Path = Path("/sys/fs/cgroup"),
+    topology: Path = Path("/sys/devices/system/cpu"),
+) -> int:
+    """Return how many cores this process may keep busy at once, at least one.
+
+    Of the processors it may run on, ``cpus`` (default: the scheduler's mask), those that share a core count once,
+    because two threads of vector code on one are no faster than one. A control group's time per period, which is how
+    containers are limited, counts as that many cores, rounded down: more threads would be stopped in the middle of a
+    step.
+    """
+    seen: set[str] = set()
+    for cpu in os.sched_getaffinity(0) if cpus is None else cpus:
+        siblings = topology / f"cpu{cpu}" / "topology" / "thread_siblings_list"
+        seen.add(siblings.read_text().strip() if siblings.exists() else str(cpu))
+    cores = [len(seen)]
+    for group in _groups(proc, cgroups, ""):
+        cores += _quota(group / "cpu.max")
+    for group in _groups(proc, cgroups, "cpu"):
+        cores += _quota(group / "cpu.cfs_quota_us", group / "cpu.cfs_period_us")
+    return max(1, min(cores))
+
+
+def _quota(*files: Path) -> list[int]:
+    """Return the whole cores that a group's time, "microseconds period", makes; nothing if it has no limit."""
+    try:
+        quota, period = " ".join(file.read_text() for file in files).split()
+    except (OSError, ValueError):
+        return []
+    return [] if quota in ("max", "-1") else [int(quota) // int(period)]
 
 
 def _machine_available_bytes(proc: Path) -> int:
@@ -36,23 +67,30 @@ def _machine_available_bytes(proc: Path) -> int:
     raise RuntimeError(f"{proc / 'meminfo'} has no MemAvailable line; Linux 3.14 or later writes one")
 
 
-def _limits_bytes(root: Path, path: str, *, limit: str, usage: str, idle: str) -> list[int]:
-    """Return what each limited group from ``path`` up to the root still allows.
+def _groups(proc: Path, cgroups: Path, controller: str) -> Iterator[Path]:
+    """Yield this process's group and its ancestors up to the root: of version 1's ``controller``, "" for version 2.
 
-    Inside a container ``path`` may name a group that only the host sees; the root is then the container's own.
+    Inside a container the path may name a group that only the host sees; the root is then the container's own.
     """
-    own = root / path.lstrip("/")
-    groups = [group for group in (own, *own.parents) if group.is_relative_to(root)] or [root]
-    allowed = []
-    for group in groups:
-        try:
-            text = (group / limit).read_text().strip()
-            used = int((group / usage).read_text())
-            stat = (group / "memory.stat").read_text()
-        except OSError:
+    file = proc / "self" / "cgroup"
+    for line in file.read_text().splitlines() if file.exists() else ():
+        _, controllers, path = line.split(":", 2)
+        if controller not in controllers.split(","):
             continue
-        if text == "max" or int(text) > _NO_LIMIT:
-            continue
-        idle_bytes = next((int(line.split()[1]) for line in stat.splitlines() if line.startswith(f"{idle} ")), 0)
-        allowed.append(int(text) - used + idle_bytes)
-    return allowed
+        root = cgroups / controllers if (cgroups / controllers).is_dir() else cgroups / controller
+        own = root / path.lstrip("/")
+        yield from [group for group in (own, *own.parents) if group.is_relative_to(root)] or [root]
+
+
+def _memory_left(group: Path, limit: str, usage: str, idle: str) -> list[int]:
+    """Return the bytes that a group still allows; nothing if it has no limit."""
+    try:
+        text = (group / limit).read_text().strip()
+        used = int((group / usage).read_text())
+        stat = (group / "memory.stat").read_text()
+    except OSError:
+        return []
+    if text == "max" or int(text) > _NO_LIMIT:
+        return []
+    idle_bytes = next((int(line.split()[1]) for line in stat.splitlines() if line.startswith(f"{idle} ")), 0)
+    return [int(text) - used + idle_bytes]

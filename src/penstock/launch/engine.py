@@ -1,10 +1,8 @@
 """From settings to a loaded engine. What would not fit is found out before anything is loaded."""
 
-import os
-
 from penstock.errors import InvalidSetting, MissingExtra
 from penstock.estimate.memory import ModelShape, plan_memory
-from penstock.estimate.system import available_memory_bytes
+from penstock.estimate.system import available_memory_bytes, usable_cores
 from penstock.launch.settings import Settings
 from penstock.models import read_config, resolve_model
 from penstock.protocol import ModelInfo
@@ -30,8 +28,8 @@ def build_engine(settings: Settings) -> Engine:
 
     Raises ``ModelUnreadable``, ``NotEnoughMemory`` or ``InvalidSetting``, each before memory was taken for nothing.
     """
-    # All cores this process may run on but one, which the API's process needs.
-    use_threads(settings.runner.threads or max(1, len(os.sched_getaffinity(0)) - 1))
+    # All cores but one, which the API's process needs.
+    use_threads(settings.runner.threads or max(1, usable_cores() - 1))
     path = resolve_model(settings.model.name, settings.model.revision)
     config = read_config(path)
     tokenizer = Tokenizer.load(path)
