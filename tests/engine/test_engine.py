@@ -124,10 +124,12 @@ class TestOutput:
         assert "".join(pieces) == "an END"
         assert "".join(self.text(tokenizer, "an EN", stop=("END",))[0]) == "an EN"
 
-    def test_stops_wait_for_the_minimum(self, tokenizer: Tokenizer) -> None:
-        pieces, reason, _ = self.text(tokenizer, "a.b.c", stop=(".",), min_tokens=3)
-        assert reason == "stop"
-        assert "".join(pieces).endswith("b")
+    def test_stops_wait_for_the_minimum_and_nothing_is_lost(self, tokenizer: Tokenizer) -> None:
+        pieces, reason, stop = self.text(tokenizer, "a.b.c", stop=(".",), min_tokens=3)
+        assert ("".join(pieces), reason, stop) == ("a.b", "stop", ".")
+        pieces, reason, stop = self.text(tokenizer, "a##b#", stop=("##b", "##"), min_tokens=3)
+        assert ("".join(pieces), reason, stop) == ("a", "stop", "##b"), "one that ends later may begin before"
+        assert "".join(self.text(tokenizer, "a.b.c", stop=(".",), min_tokens=5)[0]) == "a.b.c"
 
     def test_end_tokens(self, tokenizer: Tokenizer) -> None:
         assert self.text(tokenizer, "hi<|im_end|>x")[1:] == ("stop", None)
@@ -135,3 +137,8 @@ class TestOutput:
         assert self.text(tokenizer, "hi<|im_end|>x", ignore_eos=True, skip_special_tokens=False)[0][2] == "<|im_end|>"
         x = tokenizer.encode("x", add_special_tokens=False)[0]
         assert self.text(tokenizer, "hix", stop_token_ids=(x,))[1:] == ("stop", x)
+
+    def test_an_end_token_that_is_shown_comes_after_what_was_held_back(self, tokenizer: Tokenizer) -> None:
+        x = tokenizer.encode("x", add_special_tokens=False)[0]
+        pieces, *_ = self.text(tokenizer, "a#x", stop=("##",), stop_token_ids=(x,), include_stop_str_in_output=True)
+        assert "".join(pieces) == "a#x"

@@ -76,6 +76,13 @@ def test_includes_the_stop_string_on_request() -> None:
     assert matcher.push("\ntwo") == ("\n\n", "\n\n")
 
 
+def test_what_may_not_match_is_text_like_any_other() -> None:
+    matcher = StopMatcher(("ab",), False)
+    early, matched = matcher.push("1 ab 2 a", may_match=False)
+    assert (early, matched) == ("1 ab 2 ", None)
+    assert matcher.push("b") == ("", "ab"), "this one ends where it may"
+
+
 def test_no_stop_strings_hold_nothing_back() -> None:
     matcher = StopMatcher((), False)
     assert matcher.push("text") == ("text", None)

@@ -33,7 +33,7 @@ class ChoiceOutput:
         may_stop = self._num_tokens > params.min_tokens
         if may_stop and token_id in self._stop_token_ids:
             shown = self._detokenizer.push(token_id) if params.include_stop_str_in_output else ""
-            return OutputStep(shown + self.flush(), "stop", token_id)
+            return OutputStep(self.flush(shown), "stop", token_id)
         if may_stop and token_id in self._eos_token_ids:
             return OutputStep(self.flush(), "stop")
         text = self._detokenizer.push(token_id)
@@ -41,16 +41,16 @@ class ChoiceOutput:
         if is_last:
             text += self._detokenizer.flush()
         if self._stop is not None:
-            text, matched = self._stop.push(text)
-            if matched is not None and may_stop:
+            text, matched = self._stop.push(text, may_match=may_stop)
+            if matched is not None:
                 return OutputStep(text, "stop", matched)
             if is_last:
                 text += self._stop.flush()
         return OutputStep(text, "length" if is_last else None)
 
-    def flush(self) -> str:
-        """Return the text that was held back, when nothing can follow it."""
-        rest = self._detokenizer.flush()
+    def flush(self, text: str = "") -> str:
+        """Return the text that was held back and ``text`` behind it, when nothing can follow."""
+        rest = text + self._detokenizer.flush()
         if self._stop is None:
             return rest
         certain, _ = self._stop.push(rest)

@@ -34,7 +34,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: int
     """Most tokens to generate, at least 1."""
     min_tokens: int = 0
-    """End of sequence and stop tokens are impossible before this many tokens."""
+    """Before this many tokens, end of sequence and stop tokens are impossible and stop strings are plain text."""
     n: int = 1
     """Independent choices for the one prompt."""
     temperature: float = 1.0

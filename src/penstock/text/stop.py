@@ -66,8 +66,11 @@ class StopMatcher:
         self._state = 0
         self._held = ""
 
-    def push(self, text: str) -> tuple[str, str | None]:
-        """Add ``text``; return the text that is now certain and the stop string that ended it, if one did."""
+    def push(self, text: str, *, may_match: bool = True) -> tuple[str, str | None]:
+        """Add ``text``; return the text that is now certain and the stop string that ended it, if one did.
+
+        Without ``may_match``, a stop string that ends in ``text`` is text like any other.
+        """
         automaton = self._automaton
         if not self._state and automaton.next[0].keys().isdisjoint(text):
             return text, None
@@ -78,7 +81,7 @@ class StopMatcher:
                 state = automaton.fail[state]
             state = automaton.next[state].get(character, 0)
             matched = automaton.match[state]
-            if matched is not None:
+            if matched is not None and may_match:
                 self._held, self._state = "", 0
                 return held[: position if self._include else position - len(matched)], matched
         self._state = state
