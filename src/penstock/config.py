@@ -29,6 +29,11 @@ ENV_PREFIX = "PENSTOCK__"
 CONFIG_FILE_VARIABLE = "PENSTOCK_CONFIG"
 DEFAULT_CONFIG_FILE = "penstock.toml"
 
+# What most settings may be.
+Count = Annotated[int, msgspec.Meta(ge=1)]
+Seconds = Annotated[float, msgspec.Meta(ge=0)]
+Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Flag:

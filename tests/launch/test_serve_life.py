@@ -136,6 +136,7 @@ def test_kill_9_of_the_engine_mid_stream(checkpoint: Callable[[str], Path]) -> N
         (["--quantize", "int3"], "quantize is 'int3'"),
         (["--log-level", "loud"], "log.level is 'loud'"),
         (["--cache-memory", "many"], "cache.memory_bytes"),
+        (["--port", "99999"], "server.port cannot be 99999 (flag --port)"),
     ],
 )
 def test_what_cannot_start_says_why_and_leaves_nothing(arguments: list[str], message: str) -> None:

@@ -2,20 +2,22 @@
 
 from dataclasses import dataclass, field
 
+from penstock.config import Count, Seconds, Share
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SchedulerConfig:
     """How requests share the engine's steps."""
 
-    step_tokens: int = 512
+    step_tokens: Count = 512
     """Tokens one step may process. Up: faster prefill. Down: steadier time between tokens of others."""
-    max_running: int = 256
+    max_running: Count = 256
     """Sequences that may hold cache blocks at once. Up: more throughput. Down: faster tokens for each."""
-    max_waiting: int = 1024
+    max_waiting: Count = 1024
     """Requests that may queue. Up: longer waits. Down: earlier refusals."""
-    max_waiting_tokens: int = 1_000_000
+    max_waiting_tokens: Count = 1_000_000
     """Prompt tokens that may queue. Up: longer waits and more memory. Down: earlier refusals."""
-    starvation_s: float = 60.0
+    starvation_s: Seconds = 60.0
     """A request that waited this long is held back by no class. Up: stricter classes. Down: fairer ones."""
 
 
@@ -23,11 +25,11 @@ class SchedulerConfig:
 class CacheConfig:
     """The pool of KV cache blocks."""
 
-    block_size: int = 16
+    block_size: Count = 16
     """Tokens per block. Up: less bookkeeping. Down: finer prefix reuse and less waste at the end."""
-    memory_bytes: int | None = None
+    memory_bytes: Count | None = None
     """Bytes for all blocks; None sizes the pool from free memory."""
-    memory_share: float = 0.8
+    memory_share: Share = 0.8
     """Share of free memory the engine may use when ``memory_bytes`` is not given. Up: more tokens fit."""
     prefix_caching: bool = True
     """Keep computed blocks for later requests that begin alike."""
@@ -43,9 +45,9 @@ class RunnerConfig:
     quantize: str | None = None
     """``int8`` or ``int4`` rounds projections to codes of so many bits at load, and activations to 8: the fastest, at a
     half and a quarter of bfloat16's memory. ``w8a16`` and ``w4a16`` round only the weights: slower, a little closer."""
-    threads: int | None = None
+    threads: Count | None = None
     """Threads one step uses; None takes all cores but one. A thread without a core of its own stalls the others."""
-    max_model_tokens: int | None = None
+    max_model_tokens: Count | None = None
     """Most tokens one request may hold, prompt and answer; None takes what the model was made for."""
 
 

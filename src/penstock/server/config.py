@@ -1,6 +1,14 @@
 """What an operator may tell the server. Each note says what turning the value up and down does."""
 
 from dataclasses import dataclass
+from typing import Annotated
+
+import msgspec
+
+from penstock.config import Count, Seconds
+
+Limit = Annotated[int, msgspec.Meta(ge=0)]
+"""Most of what a request may have; 0 allows none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -9,23 +17,23 @@ class ServerConfig:
 
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 for all interfaces."""
-    port: int = 8000
-    """Port to listen on."""
+    port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 8000
+    """Port to listen on; 0 takes any that is free."""
     served_names: tuple[str, ...] = ()
     """Names clients may call the model by; empty: the name it was started with."""
-    max_body_bytes: int = 8 * 1024 * 1024
+    max_body_bytes: Count = 8 * 1024 * 1024
     """Largest request body. Up: longer prompts in one request. Down: less memory a stranger can claim."""
-    max_prompt_tokens: int | None = None
+    max_prompt_tokens: Count | None = None
     """Longest prompt; None: as long as the model's context."""
-    max_prompts: int = 64
+    max_prompts: Count = 64
     """Most prompts in one completion request. Up: bigger batches by one client. Down: fairer sharing."""
-    max_choices: int = 16
+    max_choices: Count = 16
     """Most choices (n) for one prompt. Up: more load by one request. Down: less."""
-    max_stop_strings: int = 16
+    max_stop_strings: Limit = 16
     """Most stop strings."""
-    max_stop_chars: int = 256
+    max_stop_chars: Count = 256
     """Longest stop string. Up: more text may be held back while streaming. Down: less."""
-    max_logprobs: int = 20
+    max_logprobs: Limit = 20
     """Most alternatives per token. Up: larger answers. Down: smaller ones."""
-    drain_timeout_s: float = 30.0
+    drain_timeout_s: Seconds = 30.0
     """How long shutting down waits for running requests. Up: fewer cut-off answers. Down: faster restarts."""
