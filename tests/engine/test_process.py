@@ -12,6 +12,7 @@ import pytest
 import pytest_asyncio
 
 from penstock.engine import ProcessClient
+from penstock.engine.process import STALL_S
 from penstock.errors import Draining, ModelUnreadable, NotReady, WorkerDied
 from penstock.protocol import EngineState, TokenDelta
 from tests.engines import greedy, tokens_of
@@ -114,6 +115,28 @@ async def test_draining_finishes_what_runs_and_takes_nothing_new(client: Process
     rest = [delta async for delta in stream]
     assert rest[-1].finish_reason == "length"
     assert await drained
+
+
+async def test_work_without_a_step_is_a_stall_and_rest_is_not(checkpoint: Callable[[str], Path]) -> None:
+    now_s = 0.0
+    client = ProcessClient(COMMAND, str(checkpoint("llama")).encode(), clock=lambda: now_s)
+    await client.start()
+    assert client.pid is not None
+    os.kill(client.pid, signal.SIGSTOP)
+    try:
+        now_s += 3600
+        assert client.status().state is EngineState.READY, "nothing to do for an hour"
+        first = asyncio.create_task(collect(client, "first", 1))
+        await asyncio.sleep(0)
+        assert client.status().state is EngineState.READY, "it has only just come"
+        now_s += STALL_S + 1
+        assert client.status().state is EngineState.STALLED
+        assert "31 s" in str(client.status().reason)
+    finally:
+        os.kill(client.pid, signal.SIGCONT)
+    await first
+    assert client.status().state is EngineState.READY
+    await client.stop()
 
 
 async def test_a_model_that_cannot_load_says_why(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ import structlog
 import zmq
 import zmq.asyncio
 
-from penstock.engine.messages import FromEngine, Loaded, LoadFailed, Stepped, ToEngine
+from penstock.engine.messages import FromEngine, Loaded, LoadFailed, Stepped, Submit, ToEngine
 from penstock.engine.metrics import EngineMetrics
 from penstock.engine.streams import RequestStreams
 from penstock.errors import (
@@ -53,7 +53,13 @@ STALL_S = 30.0
 class ProcessClient:
     """An ``EngineClient`` whose engine is a child process."""
 
-    def __init__(self, command: list[str], payload: bytes, metrics: EngineMetrics | None = None) -> None:
+    def __init__(
+        self,
+        command: list[str],
+        payload: bytes,
+        metrics: EngineMetrics | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """``command``, given the address to connect to as its last argument, runs ``run_worker``."""
         self._command = command
         self._payload = payload
@@ -65,7 +71,10 @@ class ProcessClient:
         self._reason: str | None = "the model is loading"
         self._model: ModelInfo | None = None
         self._num_restarts = 0
-        self._last_message_s = time.monotonic()
+        self._clock = clock
+        self._last_message_s = clock()
+        self._busy_since_s = self._last_message_s
+        """When a request came to an engine that had none."""
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
         self._worker: _Worker | None = None
@@ -97,9 +106,11 @@ class ProcessClient:
     def status(self) -> EngineStatus:
         """Return the engine's latest word about itself, or what became of it."""
         state, reason = self._state, self._reason
-        age_s = time.monotonic() - self._last_message_s
-        if state is EngineState.READY and len(self._streams) and age_s > STALL_S:
-            state, reason = EngineState.STALLED, f"there is work and no step has finished for {age_s:.0f} s"
+        now_s = self._clock()
+        # Silence before there was work is rest.
+        silent_s = now_s - max(self._last_message_s, self._busy_since_s)
+        if state is EngineState.READY and len(self._streams) and silent_s > STALL_S:
+            state, reason = EngineState.STALLED, f"there is work and no step has finished for {silent_s:.0f} s"
         last_step_age_s = self._status.last_step_age_s
         return msgspec.structs.replace(
             self._status,
@@ -107,7 +118,7 @@ class ProcessClient:
             reason=reason,
             model=self._model,
             num_restarts=self._num_restarts,
-            last_step_age_s=None if last_step_age_s is None else last_step_age_s + age_s,
+            last_step_age_s=None if last_step_age_s is None else last_step_age_s + now_s - self._last_message_s,
         )
 
     def model(self) -> ModelInfo:
@@ -139,6 +150,8 @@ class ProcessClient:
             self._worker = None
 
     def _send(self, message: ToEngine) -> None:
+        if isinstance(message, Submit) and len(self._streams) == 1:
+            self._busy_since_s = self._clock()
         if self._worker is not None:
             self._worker.send(self._encoder.encode(message))
 
@@ -160,7 +173,7 @@ class ProcessClient:
             return message.error
         assert isinstance(message, Loaded), "an engine's first message says whether it has loaded"
         self._model, self._status = message.model, message.status
-        self._last_message_s = time.monotonic()
+        self._last_message_s = self._clock()
         if self._state in (EngineState.LOADING, EngineState.RESTARTING):
             self._state, self._reason = EngineState.READY, None
         return None
@@ -202,7 +215,7 @@ class ProcessClient:
                 message = self._decoder.decode(received.result())
                 if isinstance(message, Stepped):
                     self._status = message.status
-                    self._last_message_s = time.monotonic()
+                    self._last_message_s = self._clock()
                     self._streams.dispatch(message.deltas)
         finally:
             died.cancel()
