@@ -136,6 +136,8 @@ def test_kill_9_of_the_engine_mid_stream(checkpoint: Callable[[str], Path]) -> N
         (["--quantize", "int3"], "quantize is 'int3'"),
         (["--log-level", "loud"], "log.level is 'loud'"),
         (["--cache-memory", "many"], "cache.memory_bytes"),
+        (["--host", "nowhere.invalid"], "address of this machine with --host"),
+        (["--host", "192.0.2.1"], "address of this machine with --host"),
         (["--port", "99999"], "server.port cannot be 99999 (flag --port)"),
     ],
 )

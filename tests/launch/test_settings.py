@@ -10,6 +10,7 @@ from penstock.launch.settings import Settings
 @pytest.mark.parametrize(
     ("name", "text", "why"),
     [
+        ("MODEL__NAME", "", "length >= 1"),
         ("SERVER__PORT", "65536", "<= 65535"),
         ("SERVER__PORT", "-1", ">= 0"),
         ("SERVER__MAX_LOGPROBS", "-1", ">= 0"),

@@ -22,11 +22,11 @@ app.add_typer(config_app, name="config")
 
 ModelArgument = Annotated[
     Optional[str],  # noqa: UP045 - typer reads this form on every Python
-    typer.Argument(metavar="[MODEL]", help="A directory, a hub id, or penstock-mini (the default)."),
+    typer.Argument(metavar="MODEL", help="A directory, a hub id, or penstock-mini (the default)."),
 ]
 TargetArgument = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Argument(metavar="[MODEL|URL]", help="A model to run here (default: penstock-mini), or a server's URL."),
+    typer.Argument(metavar="MODEL|URL", help="A model to run here (default: penstock-mini), or a server's URL."),
 ]
 ServedModelOption = Annotated[
     Optional[str],  # noqa: UP045

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import signal
 import socket
 import sys
@@ -48,10 +49,15 @@ def _listen(config: ServerConfig) -> socket.socket:
         listener.bind((config.host, config.port))
     except OSError as error:
         listener.close()
+        is_address_at_fault = isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL
+        remedy = (
+            "give an address of this machine with --host, or 0.0.0.0 for all of them"
+            if is_address_at_fault
+            else "stop what runs there, or choose another with --port"
+        )
         raise PortInUse(
-            f"cannot listen on {config.host}:{config.port}: {error.strerror or error}; stop what runs there, or choose "
-            "another with --port",
-            param="server.port",
+            f"cannot listen on {config.host}:{config.port}: {error.strerror or error}; {remedy}",
+            param="server.host" if is_address_at_fault else "server.port",
         ) from error
     listener.listen(2048)
     listener.setblocking(False)

@@ -1,6 +1,9 @@
 """All settings there are, each declared beside the component it belongs to."""
 
 from dataclasses import dataclass, field
+from typing import Annotated
+
+import msgspec
 
 from penstock.engine.config import CacheConfig, RunnerConfig, SchedulerConfig
 from penstock.server.config import ServerConfig
@@ -10,7 +13,7 @@ from penstock.server.config import ServerConfig
 class ModelSettings:
     """Which model to run."""
 
-    name: str = "penstock-mini"
+    name: Annotated[str, msgspec.Meta(min_length=1)] = "penstock-mini"
     """A directory in Hugging Face layout, a hub id, or penstock-mini, which ships with the package."""
     revision: str | None = None
     """A branch, tag or commit of a hub id."""
