@@ -4,7 +4,7 @@ from penstock.errors import InvalidSetting, MissingExtra
 from penstock.estimate.memory import ModelShape, plan_memory
 from penstock.estimate.system import available_memory_bytes, usable_cores
 from penstock.launch.settings import Settings
-from penstock.models import read_config, resolve_model
+from penstock.models import read_config, read_sampling_defaults, resolve_model
 from penstock.protocol import ModelInfo
 from penstock.text import Tokenizer
 
@@ -32,6 +32,7 @@ def build_engine(settings: Settings) -> Engine:
     use_threads(settings.runner.threads or max(1, usable_cores() - 1))
     path = resolve_model(settings.model.name, settings.model.revision)
     config = read_config(path)
+    sampling = read_sampling_defaults(path)
     tokenizer = Tokenizer.load(path)
     dtype = run_dtype(config, settings.runner.dtype)
     max_model_tokens = settings.runner.max_model_tokens or config.max_positions
@@ -76,6 +77,7 @@ def build_engine(settings: Settings) -> Engine:
         max_model_tokens=max_model_tokens,
         eos_token_ids=config.eos_token_ids,
         memory=plan,
+        sampling=sampling,
         kernels=ops.name,
     )
     engine_config = EngineConfig(scheduler=settings.scheduler, cache=settings.cache, runner=settings.runner)

@@ -12,7 +12,7 @@ from penstock.protocol.generate import (
     TokenLogprobs,
     Usage,
 )
-from penstock.protocol.status import EngineCounters, EngineState, EngineStatus, MemoryPlan, ModelInfo
+from penstock.protocol.status import EngineCounters, EngineState, EngineStatus, MemoryPlan, ModelInfo, SamplingDefaults
 from penstock.protocol.timeline import Preemption, Timeline
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "ModelInfo",
     "Preemption",
     "Priority",
+    "SamplingDefaults",
     "SamplingParams",
     "Timeline",
     "TokenDelta",

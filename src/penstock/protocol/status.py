@@ -1,6 +1,7 @@
 """What an engine says about itself."""
 
 import enum
+from typing import Annotated
 
 import msgspec
 
@@ -49,6 +50,16 @@ class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
         return self.available_bytes - self.weights_bytes - self.activation_peak_bytes - self.cache_bytes
 
 
+class SamplingDefaults(msgspec.Struct, frozen=True, kw_only=True):
+    """What holds where a request leaves a parameter out; see ``SamplingParams``."""
+
+    temperature: Annotated[float, msgspec.Meta(ge=0)] = 1.0
+    top_k: Annotated[int, msgspec.Meta(ge=-1)] = 0
+    top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
+    min_p: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    repetition_penalty: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+
+
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """The model an engine runs."""
 
@@ -64,6 +75,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Most tokens, prompt and answer together, one request may hold."""
     eos_token_ids: tuple[int, ...]
     memory: MemoryPlan
+    sampling: SamplingDefaults = SamplingDefaults()
+    """What its makers suggest."""
     kernels: str = "reference"
     """What it computes with: an instruction set, or reference for plain torch."""
 

@@ -1,9 +1,13 @@
 """From a client's parameters to what an engine takes, checking what the wire schema cannot."""
 
+from typing import TypeVar
+
 from penstock.errors import ContextTooLong, InvalidRequest, ModelNotFound
 from penstock.protocol import GenerateRequest, ModelInfo, Priority, SamplingParams
 from penstock.server.config import ServerConfig
 from penstock.server.schemas import ChatCompletionRequest, CompletionRequest
+
+T = TypeVar("T")
 
 DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's default for /v1/completions."""
@@ -100,15 +104,16 @@ def _sampling(
                 raise InvalidRequest(
                     f"token id {token_id} is not in the vocabulary: ids go from 0 to {model.vocab_size - 1}", param=name
                 )
+    suggested = model.sampling
     return SamplingParams(
         max_tokens=max_tokens,
         min_tokens=body.min_tokens,
         n=body.num_choices,
-        temperature=1.0 if body.temperature is None else body.temperature,
-        top_k=max(body.top_k, 0),
-        top_p=1.0 if body.top_p is None else body.top_p,
-        min_p=body.min_p,
-        repetition_penalty=body.repetition_penalty,
+        temperature=_first(body.temperature, suggested.temperature),
+        top_k=max(_first(body.top_k, suggested.top_k), 0),
+        top_p=_first(body.top_p, suggested.top_p),
+        min_p=_first(body.min_p, suggested.min_p),
+        repetition_penalty=_first(body.repetition_penalty, suggested.repetition_penalty),
         presence_penalty=body.presence_penalty or 0.0,
         frequency_penalty=body.frequency_penalty or 0.0,
         logit_bias=logit_bias,
@@ -120,6 +125,10 @@ def _sampling(
         logprobs=logprobs,
         skip_special_tokens=body.skip_special_tokens,
     )
+
+
+def _first(asked: T | None, suggested: T) -> T:
+    return suggested if asked is None else asked
 
 
 def _stop_strings(stop: str | list[str] | None, config: ServerConfig) -> tuple[str, ...]:

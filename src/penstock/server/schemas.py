@@ -118,9 +118,9 @@ class _Sampling(_Strict):
     stream_options: StreamOptions | None = None
     user: str | None = Field(None, max_length=512)
     metadata: Annotated[dict[str, str] | None, BeforeValidator(_few_fields)] = None
-    top_k: int = Field(0, ge=-1, lt=2**31)
-    min_p: float = Field(0.0, ge=0, le=1)
-    repetition_penalty: float = Field(1.0, gt=0, le=10)
+    top_k: int | None = Field(None, ge=-1, lt=2**31)
+    min_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, gt=0, le=10)
     stop_token_ids: TokenIds | None = Field(None, max_length=64)
     min_tokens: int = Field(0, ge=0, lt=2**31)
     ignore_eos: bool = False
