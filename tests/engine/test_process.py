@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -38,10 +38,10 @@ async def collect(client: ProcessClient, name: str, max_tokens: int) -> list[Tok
     return [delta async for delta in client.generate(greedy(name, PROMPT, max_tokens))]
 
 
-async def until(condition: Callable[[], bool], nudge: Callable[[], Awaitable[object]] | None = None) -> None:
+async def until(condition: Callable[[], bool]) -> None:
     """Wait for a state that the other process brings about; the test's own timeout bounds it."""
     while not condition():
-        await (nudge() if nudge else asyncio.sleep(0.005))
+        await asyncio.to_thread(os.sched_yield)
 
 
 def is_idle(client: ProcessClient) -> bool:
@@ -85,9 +85,7 @@ async def test_closing_a_stream_frees_its_blocks(client: ProcessClient) -> None:
     assert not is_idle(client)
     for stream in streams:
         await stream.aclose()
-    # The engine speaks when it steps: one more request makes it.
-    await collect(client, "last", 1)
-    assert is_idle(client)
+    await until(lambda: is_idle(client))
 
 
 async def test_a_thousand_disconnects_leak_nothing(client: ProcessClient) -> None:

@@ -12,11 +12,13 @@ class EngineHost:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._refusals: list[TokenDelta] = []
+        self._has_aborted = False
+        """Since the last step: what that freed has to be told even where no step is left to do."""
 
     @property
     def has_work(self) -> bool:
         """Whether ``step`` has something to do or to say."""
-        return bool(self._refusals) or self._engine.has_work
+        return bool(self._refusals) or self._has_aborted or self._engine.has_work
 
     def loaded(self) -> Loaded:
         """Return the message that says the engine takes requests."""
@@ -34,9 +36,11 @@ class EngineHost:
                     )
             case Abort(request_id):
                 self._engine.abort(request_id)
+                self._has_aborted = True
 
     def step(self) -> Stepped:
         """Run one step and return all there is to say."""
         refusals, self._refusals = self._refusals, []
+        self._has_aborted = False
         deltas = refusals + self._engine.step() if self._engine.has_work else refusals
         return Stepped(deltas, self._engine.status())
