@@ -31,7 +31,10 @@ class _Choice:
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
     timeline: Timeline | None = None
+    has_begun: bool = False
+    """Whether a chat stream has said whose turn it is."""
     num_chars: int = 0
+    """Of the tokens streamed with log probabilities, which the older endpoint counts."""
 
 
 class Answer:
@@ -78,8 +81,8 @@ class Answer:
             async with contextlib.aclosing(deltas):
                 async for prompt, delta in deltas:
                     index, choice = self._take(prompt, delta)
-                    if self._is_chat and choice.num_chars == 0:
-                        choice.num_chars = 1
+                    if self._is_chat and not choice.has_begun:
+                        choice.has_begun = True
                         begin = {"role": "assistant", "content": ""}
                         yield self._event([self._chunk(index, begin, None, None, None)], **no_usage)
                     if delta.text or delta.logprobs or delta.finish_reason:
