@@ -166,6 +166,19 @@ def test_a_template_that_is_not_jinja_is_named(tmp_path: Path) -> None:
         ChatTemplate.load(tmp_path)
 
 
+@pytest.mark.parametrize("wrong", [5, ["x"], [{"template": "x"}], [{"name": [], "template": "x"}], {"default": None}])
+def test_a_template_of_the_wrong_type_is_named(wrong: Any, tmp_path: Path) -> None:
+    with pytest.raises(ModelUnreadable, match=r"chat_template in .*tokenizer_config\.json is neither"):
+        ChatTemplate.load(write_tokenizer(tmp_path, chat_template=wrong))
+
+
+def test_templates_by_name_come_as_a_list_or_an_object(tmp_path: Path) -> None:
+    for declared in ([{"name": "default", "template": "a"}], {"default": "a"}):
+        template = ChatTemplate.load(write_tokenizer(tmp_path, chat_template=declared))
+        assert template is not None
+        assert template.render([], add_generation_prompt=False) == "a"
+
+
 def test_messages_are_left_as_they_were() -> None:
     messages = [{"role": "assistant", "content": "x"}]
     before = json.dumps(messages)

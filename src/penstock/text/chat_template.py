@@ -142,14 +142,7 @@ def _cut_at_mark(text: str) -> str:
 
 def _read_templates(path: Path) -> dict[str, str]:
     """Return the directory's templates by name; files of their own win over tokenizer_config.json."""
-    declared = read_json_object(path / "tokenizer_config.json").get("chat_template")
-    templates: dict[str, str] = {}
-    if isinstance(declared, str):
-        templates["default"] = declared
-    elif isinstance(declared, list):
-        templates |= {str(entry["name"]): str(entry["template"]) for entry in declared}
-    elif isinstance(declared, dict):
-        templates |= {str(name): str(source) for name, source in declared.items()}
+    templates = _declared_templates(path / "tokenizer_config.json")
     files = {"default": path / "chat_template.jinja"}
     files |= {file.stem: file for file in sorted((path / "additional_chat_templates").glob("*.jinja"))}
     for name, file in files.items():
@@ -159,6 +152,27 @@ def _read_templates(path: Path) -> dict[str, str]:
             except (OSError, ValueError) as error:
                 raise ModelUnreadable(f"{file} cannot be read ({error}): copy or download it again.") from error
     return templates
+
+
+def _declared_templates(file: Path) -> dict[str, str]:
+    """Return the templates in tokenizer_config.json: one, a list of named ones, or an object of them."""
+    declared = read_json_object(file).get("chat_template")
+    match declared:
+        case None:
+            return {}
+        case str():
+            return {"default": declared}
+        case list() if all(isinstance(entry, dict) for entry in declared):
+            named = [(entry.get("name"), entry.get("template")) for entry in declared]
+        case dict():
+            named = list(declared.items())
+        case _:
+            named = [(None, declared)]
+    if not all(isinstance(name, str) and isinstance(source, str) for name, source in named):
+        raise ModelUnreadable(
+            f"chat_template in {file} is neither text nor texts by name: correct it or write chat_template.jinja."
+        )
+    return dict(named)
 
 
 def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
