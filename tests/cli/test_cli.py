@@ -162,6 +162,7 @@ def test_bench_measures_a_model_and_a_server() -> None:
     with serving() as server:
         online = json.loads(run("bench", server.url, *options, "--rate", "50", "--slo", "ttft=10s").stdout)
     for report in (offline, online):
+        assert report["conditions"]["workload"]["prompt_tokens"] == {"low": 8, "high": 16}
         assert report["runs"][0]["errors"] == {}
         assert report["runs"][0]["output_tokens_per_s"] > 0
     assert online["runs"][0]["slo_share"] == 1

@@ -83,7 +83,7 @@ def run_bench(options: BenchOptions) -> int:
             "penstock": __version__,
             "command": " ".join(["penstock", *sys.argv[1:]]),
             "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-            "workload": {key: str(value) for key, value in asdict(workload).items()},
+            "workload": asdict(workload),
         },
         slo=slo,
         runs=tuple(report_run(run, slo) for run in runs),
