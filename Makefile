@@ -44,10 +44,12 @@ $(VENV)/bin/python:
 NATIVE := CMakeLists.txt $(wildcard src/penstock/kernels/*/*.cpp src/penstock/kernels/*/*.h)
 
 $(VENV)/.installed: pyproject.toml $(NATIVE) | $(VENV)/bin/python
+	@echo "installing Penstock and torch and compiling the kernels: some minutes the first time"
 	$(BIN)/python -m pip install --quiet --editable '.[engine]'
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml $(NATIVE) | $(VENV)/bin/python
+	@echo "installing Penstock, torch and the development tools and compiling the kernels: some minutes the first time"
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $(VENV)/.installed $@
 
