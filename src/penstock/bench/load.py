@@ -131,12 +131,12 @@ async def drive(
     answers with are outcomes; anything else is a fault of ours and is raised.
     """
     began = time.perf_counter()
-    slots = asyncio.Semaphore(concurrency if concurrency is not None else len(requests))
+    under_way = asyncio.Semaphore(concurrency if concurrency is not None else len(requests))
 
     async def one(index: int, request: BenchRequest) -> Outcome:
         if concurrency is None:
             await asyncio.sleep(began + request.arrival_s - time.perf_counter())
-        async with slots:
+        async with under_way:
             due_s = request.arrival_s if concurrency is None else time.perf_counter() - began
             outcome = await _send(target, request, f"{name}-{index}", began, due_s)
         on_finished()

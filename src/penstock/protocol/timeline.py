@@ -29,5 +29,5 @@ class Timeline(msgspec.Struct, frozen=True, kw_only=True):
     """Engine steps this request took part in."""
     preemptions: tuple[Preemption, ...] = ()
     waited_s: dict[str, float] = {}
-    """Seconds spent waiting, by reason: ``slots`` (as many requests ran as may), ``blocks`` (the cache was full),
+    """Seconds spent waiting, by reason: ``max_running`` (as many ran as may), ``blocks`` (the cache was full),
     ``step_tokens`` (the steps' token budgets went to others)."""

@@ -101,9 +101,9 @@ class Driver:
         assert len(scheduler.running) <= self.config.max_running
         reserved = sum(sequence.reserved_blocks for sequence in scheduler.running)
         assert scheduler._num_reserved_blocks == reserved
-        slots = sum(len(s.request.sequences) - 1 for s in scheduler.running if s.is_leader)
-        assert scheduler._num_reserved_slots == slots
-        assert len(scheduler.running) + slots <= self.config.max_running
+        places = sum(len(s.request.sequences) - 1 for s in scheduler.running if s.is_leader)
+        assert scheduler._num_reserved_places == places
+        assert len(scheduler.running) + places <= self.config.max_running
         queued = [s for s in live if s.state is SequenceState.WAITING and (s.index == 0 or s.request.has_forked)]
         assert scheduler.num_waiting == len(queued)
         assert scheduler.num_waiting_tokens == sum(sequence.num_tokens for sequence in queued)

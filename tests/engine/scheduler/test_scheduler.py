@@ -141,4 +141,4 @@ def test_waits_are_told_apart() -> None:
     driver.run_to_end(20)
     timeline = waiting.sequences[0].timeline(finished_at_s=driver.now_s)
     assert timeline.admitted_s == pytest.approx(sum(timeline.waited_s.values()))
-    assert timeline.waited_s["slots"] > 2
+    assert timeline.waited_s["max_running"] > 2

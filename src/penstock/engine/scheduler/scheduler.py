@@ -70,11 +70,11 @@ class Scheduler:
         self._sequences: dict[int, Sequence] = {}
         self._next_id = 0
         self._num_reserved_blocks = 0
-        self._num_reserved_slots = 0
-        """Slots for choices that will be split off."""
+        self._num_reserved_places = 0
+        """Among the running, for choices that will be split off."""
         self._latest_starts: list[tuple[float, int]] = []
         """Heap of (when a waiting sequence must start to meet its deadline, id); stale entries are skipped."""
-        self._wait_totals = {"slots": 0.0, "blocks": 0.0, "step_tokens": 0.0}
+        self._wait_totals = {"max_running": 0.0, "blocks": 0.0, "step_tokens": 0.0}
         self._wait_reason = "step_tokens"
         self._last_schedule_s: float | None = None
 
@@ -128,7 +128,7 @@ class Scheduler:
             for other in sequence.request.sequences[1:]:
                 self._forget(other)
             if sequence.state is SequenceState.RUNNING:
-                self._num_reserved_slots -= len(sequence.request.sequences) - 1
+                self._num_reserved_places -= len(sequence.request.sequences) - 1
             sequence.request.has_forked = True
         if sequence.state is SequenceState.RUNNING:
             self._leave_running(sequence)
@@ -248,7 +248,7 @@ class Scheduler:
     def _preempt(self, sequence: Sequence, now_s: float) -> None:
         preemption = Preemption(at_s=now_s - sequence.request.arrival_s, num_tokens_lost=sequence.num_computed_tokens)
         if sequence.is_leader:
-            self._num_reserved_slots -= len(sequence.request.sequences) - 1
+            self._num_reserved_places -= len(sequence.request.sequences) - 1
         self._leave_running(sequence)
         sequence.preemptions.append(preemption)
         sequence.num_computed_tokens = 0
@@ -258,15 +258,15 @@ class Scheduler:
     # ---- admission
 
     def _admit(self, plan: _Plan, now_s: float) -> None:
-        """Move waiting sequences in while slots, blocks and the step's tokens last. Nobody overtakes the first."""
+        """Move waiting sequences in while places, blocks and the step's tokens last. Nobody overtakes the first."""
         self._wait_reason = "step_tokens"
         while plan.tokens_left:
             sequence = self._waiting.first(now_s, self._config.starvation_s)
             if sequence is None:
                 return
-            num_slots = len(sequence.request.sequences) if sequence.is_leader else 1
-            if len(self.running) + self._num_reserved_slots + num_slots > self._max_running and self.running:
-                self._wait_reason = "slots"
+            num_places = len(sequence.request.sequences) if sequence.is_leader else 1
+            if len(self.running) + self._num_reserved_places + num_places > self._max_running and self.running:
+                self._wait_reason = "max_running"
                 return
             if not self._admit_sequence(plan, sequence, now_s):
                 self._wait_reason = "blocks"
@@ -297,7 +297,7 @@ class Scheduler:
         sequence.reserved_blocks = max(0, reserved - num_shared)
         self._num_reserved_blocks += sequence.reserved_blocks
         if sequence.is_leader:
-            self._num_reserved_slots += len(request.sequences) - 1
+            self._num_reserved_places += len(request.sequences) - 1
         sequence.table = table
         sequence.num_computed_tokens = num_cached
         if sequence.first_admitted_at_s is None:
@@ -362,7 +362,7 @@ class Scheduler:
         request = leader.request
         request.has_forked = True
         num_twins = len(request.sequences) - 1
-        self._num_reserved_slots -= num_twins
+        self._num_reserved_places -= num_twins
         share = leader.reserved_blocks // (num_twins + 1)
         leader.reserved_blocks -= share * num_twins
         for twin in request.sequences[1:]:
