@@ -58,6 +58,20 @@ def test_urgent_classes_and_early_deadlines_go_first() -> None:
     assert order == ["running", "urgent", "early", "late", "best effort"]
 
 
+def test_an_urgent_arrival_does_not_wait_for_a_long_prompt_that_runs() -> None:
+    driver = Driver(num_blocks=100, config=SchedulerConfig(step_tokens=16, max_running=6))
+    long = driver.add(request_of("long", prompt=160, max_tokens=1))
+    driver.step()
+    driver.add(request_of("equal", prompt=8, max_tokens=1))
+    urgent = driver.add(request_of("urgent", prompt=8, max_tokens=1, priority=Priority.P1, deadline_s=math.inf))
+    batch = driver.step()
+    assert batch.query_lens == [8, 8], "the urgent prompt, and the long one with what is left"
+    assert urgent.sequences[0].num_output_tokens == 1
+    assert long.sequences[0].num_computed_tokens == 16 + 8
+    assert "equal" in driver.requests, "its own class it does not overtake"
+    driver.run_to_end(50)
+
+
 def test_who_waited_too_long_goes_first_whatever_its_class() -> None:
     driver = Driver(num_blocks=100, config=SchedulerConfig(step_tokens=16, max_running=1, starvation_s=20))
     driver.add(request_of("patient", max_tokens=1))

@@ -17,7 +17,7 @@ from penstock.engine.scheduler.preemption import CheapestToRecompute, VictimPoli
 from penstock.engine.scheduler.rates import PrefillRate
 from penstock.engine.scheduler.waiting import WaitingQueue
 from penstock.errors import ContextTooLong, DeadlineUnmeetable, Overloaded
-from penstock.protocol import Preemption
+from penstock.protocol import Preemption, Priority
 
 
 @dataclass(slots=True)
@@ -37,6 +37,8 @@ class _Plan:
     entries: dict[int, tuple[Sequence, int, list[BlockCopy]]] = field(default_factory=dict)
     """By sequence id: who, how many new tokens, which copies first"""
     tokens_left: int = 0
+    has_preempted: bool = False
+    """Blocks are short, so nobody else is let in"""
 
 
 class Scheduler:
@@ -165,12 +167,8 @@ class Scheduler:
             self._wait_totals[self._wait_reason] += now_s - self._last_schedule_s
         self._last_schedule_s = now_s
         plan = _Plan(tokens_left=self._config.step_tokens)
-        preemptions_before = self.counters.num_preemptions
         self._plan_running(plan, now_s)
-        if self.counters.num_preemptions == preemptions_before:
-            self._admit(plan, now_s)
-        else:
-            self._wait_reason = "blocks"
+        self._admit(plan, now_s)
         return self._batch(plan)
 
     def commit(self, batch: ScheduledBatch, sampled: dict[int, int], now_s: float) -> None:
@@ -203,7 +201,10 @@ class Scheduler:
     # ---- running sequences
 
     def _plan_running(self, plan: _Plan, now_s: float) -> None:
-        """Give every decoding sequence its token, then the prompts their chunks, most urgent first."""
+        """Give every decoding sequence its token, then the prompts their chunks, most urgent first.
+
+        A prompt lets those in that wait in a more urgent class: it may be long, and fill many steps.
+        """
         prefilling = []
         for sequence in self.running[:]:
             if sequence.state is not SequenceState.RUNNING:
@@ -215,6 +216,7 @@ class Scheduler:
         if len(prefilling) > 1:
             prefilling.sort(key=self._ordering.key)
         for sequence in prefilling:
+            self._admit(plan, now_s, before=sequence.request.priority)
             if not plan.tokens_left:
                 break
             if sequence.state is not SequenceState.RUNNING:
@@ -234,6 +236,7 @@ class Scheduler:
             if dropped is not None:
                 plan.tokens_left += dropped[1]
             self._preempt(victim, now_s)
+            plan.has_preempted = True
             if victim is sequence:
                 return
         self._account_growth(sequence)
@@ -257,12 +260,18 @@ class Scheduler:
 
     # ---- admission
 
-    def _admit(self, plan: _Plan, now_s: float) -> None:
-        """Move waiting sequences in while places, blocks and the step's tokens last. Nobody overtakes the first."""
+    def _admit(self, plan: _Plan, now_s: float, *, before: Priority | None = None) -> None:
+        """Move waiting sequences in while places, blocks and the step's tokens last. Nobody overtakes the first.
+
+        With ``before``, only those of classes more urgent than that.
+        """
+        if plan.has_preempted:
+            self._wait_reason = "blocks"
+            return
         self._wait_reason = "step_tokens"
         while plan.tokens_left:
             sequence = self._waiting.first(now_s, self._config.starvation_s)
-            if sequence is None:
+            if sequence is None or (before is not None and sequence.request.priority >= before):
                 return
             num_places = len(sequence.request.sequences) if sequence.is_leader else 1
             if len(self.running) + self._num_reserved_places + num_places > self._max_running and self.running:
