@@ -13,14 +13,28 @@ struct Rows {
     int64_t source_row[kPanel];  // -1 where the panel is wider than the matrix
     bool is_up[kPanel];
 
-    float at(int64_t place, int64_t k) const {
-        if (source_row[place] < 0) return 0.0f;
+    template <class T>
+    const T* at(int64_t place) const {
         const void* const matrix = is_up[place] ? from->up : from->weight;
-        const int64_t element = source_row[place] * num_inputs + k;
-        return from->kind == Weight::kFloat32 ? static_cast<const float*>(matrix)[element]
-                                              : to_float(static_cast<const bf16*>(matrix)[element]);
+        return static_cast<const T*>(matrix) + source_row[place] * num_inputs;
     }
 };
+
+// Inputs [first, first + num_inputs) of all places as floats [num_inputs, kPanel], zeros where there are none.
+void gather(const Rows& rows, int64_t first, int64_t num_inputs, float* to) {
+    const int64_t num_known = min(num_inputs, rows.num_inputs - first);
+    for (int64_t i = 0; i < kPanel; ++i) {
+        int64_t k = 0;
+        if (rows.source_row[i] < 0) {
+        } else if (rows.from->kind == Weight::kFloat32) {
+            for (const float* row = rows.at<float>(i) + first; k < num_known; ++k) to[k * kPanel + i] = row[k];
+        } else {
+            for (const bf16* row = rows.at<bf16>(i) + first; k < num_known; ++k)
+                to[k * kPanel + i] = to_float(row[k]);
+        }
+        for (; k < num_inputs; ++k) to[k * kPanel + i] = 0.0f;
+    }
+}
 
 // One code of a panel, into memory that was zero.
 void put_code(const PackedWeight& to, char* panel, int64_t place, int64_t k, uint8_t code) {
@@ -43,49 +57,62 @@ vf magnitude(vf x) { return x < vf{} ? -x : x; }
 
 vf inverse_of(vf scale) { return magnitude(scale) > kLeast ? 1.0f / scale : vf{}; }
 
-// The scale of one group, W outputs at a time: x is [num_inputs, kPanel] from the first of them on.
-vf scale_of(Weight kind, const float* x, int64_t num_inputs) {
+// What values are divided by to be rounded to codes, and what the codes stand for one of.
+struct Scale {
+    vf divisor;
+    vf value;
+};
+
+// One group's, W outputs at a time: x is [num_inputs, kPanel] from the first of them on.
+Scale scale_of(Weight kind, const float* x, int64_t num_inputs) {
     vf extreme{};
     for (int64_t k = 0; k < num_inputs; ++k) {
         const vf value = load(x + k * kPanel);
         extreme = magnitude(value) > magnitude(extreme) ? value : extreme;
     }
-    if (kind == Weight::kInt8) return magnitude(extreme) / 127.0f;
+    if (kind == Weight::kInt8) return {magnitude(extreme) / 127.0f, magnitude(extreme) / 127.0f};
     // There is one more code below zero than above, so the extreme goes there. Cutting it off, or leaving codes unused,
-    // may serve the others better: of these scales the one with the least squared error is taken.
-    vf best_scale{}, least = splat(__builtin_inff());
-    for (int i = 0; i < 16; ++i) {
-        const vf scale = extreme / (-6.5f - 0.25f * (float)i), inverse = inverse_of(scale);
-        vf error{};
+    // may serve the others better: of these divisors the one whose codes c leave the least squared error is taken. With
+    // the best scale for them, sum(x c) / sum(c c), that is sum(x x) - sum(x c)^2 / sum(c c).
+    Scale best{};
+    vf most{};
+    for (int i = 0; i < 7; ++i) {
+        const vf divisor = extreme / (-7.0f - 0.5f * (float)i), inverse = inverse_of(divisor);
+        vf xc{}, cc{};
         for (int64_t k = 0; k < num_inputs; ++k) {
-            const vf value = load(x + k * kPanel);
-            const vf off = value - rounded(value, inverse, -8.0f, 7.0f) * scale;
-            error = fma(off, off, error);
+            const vf value = load(x + k * kPanel), code = rounded(value, inverse, -8.0f, 7.0f);
+            xc = fma(value, code, xc);
+            cc = fma(code, code, cc);
         }
-        best_scale = error < least ? scale : best_scale;
-        least = error < least ? error : least;
+        const vf scale = cc > vf{} ? xc / cc : vf{}, gain = xc * scale;
+        best.divisor = gain > most ? divisor : best.divisor;
+        best.value = gain > most ? scale : best.value;
+        most = gain > most ? gain : most;
     }
-    return best_scale;
+    return best;
 }
 
 void quantize_panel(const PackedWeight& to, const Rows& rows, int64_t panel) {
-    char* const out = panel_at(to, panel);
-    const float lowest = to.kind == Weight::kInt8 ? -127.0f : -8.0f;
-    const float greatest = to.kind == Weight::kInt8 ? 127.0f : 7.0f;
+    const bool is_int8 = to.kind == Weight::kInt8;
+    const int64_t inputs_per_word = is_int8 ? 4 : 8;
+    const float lowest = is_int8 ? -127.0f : -8.0f, greatest = is_int8 ? 127.0f : 7.0f;
     const vf zero = splat((float)zero_of(to.kind));
     alignas(64) float x[kMaxGroup * kPanel];
     for (int64_t first = 0; first < to.padded_inputs; first += to.group) {
         const int64_t num_inputs = min(to.group, to.padded_inputs - first);
-        for (int64_t i = 0; i < kPanel; ++i)
-            for (int64_t k = 0; k < num_inputs; ++k)
-                x[k * kPanel + i] = first + k < to.num_inputs ? rows.at(i, first + k) : 0.0f;
+        gather(rows, first, num_inputs, x);
+        char* const out = panel_at(to, panel) + first / inputs_per_word * kPanel * 4;
         for (int64_t half = 0; half < kPanel; half += W) {
-            const vf scale = scale_of(to.kind, x + half, num_inputs), inverse = inverse_of(scale);
-            store(to.scales + group_at(to, panel, first) + half, scale);
-            for (int64_t k = 0; k < num_inputs; ++k) {
-                float codes[W];
-                store(codes, rounded(load(x + k * kPanel + half), inverse, lowest, greatest) + zero);
-                for (int64_t i = 0; i < W; ++i) put_code(to, out, half + i, first + k, (uint8_t)codes[i]);
+            const Scale scale = scale_of(to.kind, x + half, num_inputs);
+            const vf inverse = inverse_of(scale.divisor);
+            store(to.scales + group_at(to, panel, first) + half, scale.value);
+            for (int64_t k = 0; k < num_inputs; k += inputs_per_word) {
+                vi words{};
+                for (int64_t j = 0; j < inputs_per_word; ++j) {
+                    const vf code = rounded(load(x + (k + j) * kPanel + half), inverse, lowest, greatest) + zero;
+                    words |= __builtin_convertvector(code, vi) << (int)(j % 4 * 8 + j / 4 * 4);
+                }
+                __builtin_memcpy(out + (k / inputs_per_word * kPanel + half) * 4, &words, sizeof words);
             }
         }
     }
@@ -95,6 +122,7 @@ void copy_codes(const PackedWeight& to, const Rows& rows, int64_t panel) {
     const WeightSource& from = *rows.from;
     char* const out = panel_at(to, panel);
     const int64_t num_groups = to.num_groups();
+    __builtin_memset(out, 0, panel_bytes(to));
     for (int64_t i = 0; i < kPanel; ++i) {
         const int64_t row = rows.source_row[i];
         const auto* codes = static_cast<const uint8_t*>(rows.is_up[i] ? from.up : from.weight);
@@ -124,22 +152,22 @@ void pack_panel(const PackedWeight& to, const WeightSource& from, int64_t panel)
         rows.source_row[i] = row < to.num_outputs ? row : -1;
         rows.is_up[i] = to.gated && i >= W;
     }
-    if (to.has_codes()) {
-        __builtin_memset(panel_at(to, panel), 0, panel_bytes(to));
-        from.kind == to.kind ? copy_codes(to, rows, panel) : quantize_panel(to, rows, panel);
-    } else if (to.kind == Weight::kFloat32) {
-        float* const out = reinterpret_cast<float*>(panel_at(to, panel));
-        for (int64_t k = 0; k < K; ++k)
-            for (int64_t i = 0; i < kPanel; ++i) out[k * kPanel + i] = rows.at(i, k);
-    } else {
-        uint32_t* const out = reinterpret_cast<uint32_t*>(panel_at(to, panel));
-        const auto bits = [&](int64_t i, int64_t k) -> uint32_t {
-            if (rows.source_row[i] < 0) return 0;
-            const auto* matrix = static_cast<const bf16*>(rows.is_up[i] ? from.up : from.weight);
-            return matrix[rows.source_row[i] * K + k].bits;
-        };
-        for (int64_t k = 0; k < K; ++k)
-            for (int64_t i = 0; i < W; ++i) out[k * W + i] = bits(i, k) | bits(i + W, k) << 16;
+    if (to.has_codes() && from.kind == to.kind) return copy_codes(to, rows, panel);
+    if (to.has_codes()) return quantize_panel(to, rows, panel);
+    constexpr int64_t kInputs = 256;
+    alignas(64) float x[kInputs * kPanel];
+    for (int64_t first = 0; first < K; first += kInputs) {
+        const int64_t num_inputs = min(kInputs, K - first);
+        gather(rows, first, num_inputs, x);
+        if (to.kind == Weight::kFloat32) {
+            __builtin_memcpy(panel_at(to, panel) + first * kPanel * 4, x, num_inputs * kPanel * 4);
+            continue;
+        }
+        for (int64_t k = 0; k < num_inputs; ++k) {
+            const vi low = (vi)load(x + k * kPanel), high = (vi)load(x + k * kPanel + W);
+            const vi words = ((low >> 16) & 0xffff) | (high & (int32_t)0xffff0000u);
+            __builtin_memcpy(panel_at(to, panel) + ((first + k) * W) * 4, &words, sizeof words);
+        }
     }
 }
 
