@@ -17,18 +17,23 @@ from training.corpus import library_root, split_documents
 from training.tokenizer import ChatEncoder, load_tokenizer
 
 WINDOW = 512
-PRECISIONS: dict[str, tuple[str, Ops]] = {
-    "float32, torch reference": ("float32", ReferenceOps()),
-    "float32": ("float32", ops_for(torch.float32)),
-    "bfloat16 weights and cache (the checkpoint's own)": ("bfloat16", ops_for(torch.bfloat16)),
-} | {f"{name}, bfloat16 cache": ("bfloat16", ops_for(torch.bfloat16, name)) for name in QUANTIZATIONS}
+PRECISIONS: dict[str, tuple[str, str, Ops]] = {
+    "float32, torch reference": ("float32", "auto", ReferenceOps()),
+    "float32": ("float32", "auto", ops_for(torch.float32)),
+    "bfloat16 weights and cache (the checkpoint's own)": ("bfloat16", "auto", ops_for(torch.bfloat16)),
+    "bfloat16 weights, int8 cache": ("bfloat16", "int8", ops_for(torch.bfloat16)),
+} | {
+    f"{name}, {kv_dtype} cache": ("bfloat16", kv_dtype, ops_for(torch.bfloat16, name))
+    for name in QUANTIZATIONS
+    for kv_dtype in ("bfloat16", "int8")
+}
 
 
 @torch.inference_mode()
-def perplexity(dtype: str, ops: Ops, num_windows: int) -> float:
+def perplexity(dtype: str, kv_dtype: str, ops: Ops, num_windows: int) -> float:
     """Return the perplexity over the first windows of the held-out source."""
     path = resolve_model("penstock-mini")
-    model = load_model(path, dtype=dtype, ops=ops)
+    model = load_model(path, dtype=dtype, kv_dtype=kv_dtype, ops=ops)
     _, held_out = split_documents(library_root())
     ids = ChatEncoder(load_tokenizer(path / "tokenizer.json")).documents([document.text for document in held_out])
     cache = model.new_cache(WINDOW // 16, 16)
@@ -47,8 +52,8 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=256)
     num_windows = parser.parse_args().windows
     print("| precision | perplexity |\n|---|---|")
-    for name, (dtype, ops) in PRECISIONS.items():
-        print(f"| {name} | {perplexity(dtype, ops, num_windows):.3f} |", flush=True)
+    for name, (dtype, kv_dtype, ops) in PRECISIONS.items():
+        print(f"| {name} | {perplexity(dtype, kv_dtype, ops, num_windows):.3f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -58,6 +58,7 @@ def measure(num_running: int) -> list[float]:
         source="",
         architecture="",
         dtype="",
+        kv_dtype="",
         num_parameters=0,
         vocab_size=6144,
         max_model_tokens=512,

@@ -78,6 +78,7 @@ def make_engine(path: Path) -> Engine:
         source=str(path),
         architecture=model.config.architecture,
         dtype="float32",
+        kv_dtype="float32",
         num_parameters=model.num_parameters,
         vocab_size=model.config.vocab_size,
         max_model_tokens=1024,

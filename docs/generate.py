@@ -26,6 +26,7 @@ _A_MODEL = ModelInfo(
     source="",
     architecture="",
     dtype="",
+    kv_dtype="",
     num_parameters=0,
     vocab_size=0,
     max_model_tokens=0,

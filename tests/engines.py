@@ -5,6 +5,7 @@ from pathlib import Path
 from penstock.engine.assemble import assemble_engine
 from penstock.engine.config import CacheConfig, EngineConfig, SchedulerConfig
 from penstock.engine.engine import Engine
+from penstock.kernels import Ops
 from penstock.models.decoder import load_model
 from penstock.protocol import GenerateRequest, MemoryPlan, ModelInfo, SamplingParams, TokenDelta
 from penstock.text import Tokenizer
@@ -18,9 +19,11 @@ def build_engine(
     step_tokens: int = 512,
     max_running: int = 64,
     prefix_caching: bool = True,
+    kv_dtype: str = "float32",
+    ops: Ops | None = None,
 ) -> Engine:
     """Return an engine that serves the checkpoint in ``path`` in float32."""
-    model = load_model(path, dtype="float32")
+    model = load_model(path, dtype="float32", kv_dtype=kv_dtype, ops=ops)
     config = EngineConfig(
         scheduler=SchedulerConfig(step_tokens=step_tokens, max_running=max_running),
         cache=CacheConfig(block_size=block_size, prefix_caching=prefix_caching),
@@ -30,6 +33,7 @@ def build_engine(
         source=str(path),
         architecture=model.config.architecture,
         dtype="float32",
+        kv_dtype=kv_dtype,
         num_parameters=model.num_parameters,
         vocab_size=model.config.vocab_size,
         max_model_tokens=min(model.config.max_positions, num_blocks * block_size),

@@ -155,6 +155,12 @@ def test_ctrl_c_stops_an_answer_and_not_the_conversation() -> None:
     assert terminal.end() == 0
 
 
+def test_a_servers_cache_is_the_servers_to_choose() -> None:
+    result = run("bench", "http://127.0.0.1:1", "--kv-dtype", "int8")
+    assert result.returncode == 1
+    assert "--kv-dtype is for a model run here" in result.stderr
+
+
 def test_bench_measures_a_model_and_a_server() -> None:
     sizes = ["--num-requests", "6", "--repetitions", "1", "--warmup", "1", "--prompt-tokens", "8..16"]
     options = [*sizes, "--output-tokens", "4..8", "--json"]

@@ -52,6 +52,11 @@ def test_a_token_takes_keys_and_values_of_every_layer() -> None:
     assert plan().block_bytes == 16 * SHAPE.kv_bytes_per_token
 
 
+def test_codes_bring_a_scale_for_each_key_and_value() -> None:
+    shape = dataclasses.replace(SHAPE, kv_element_bytes=1, kv_scale_bytes=4)
+    assert shape.kv_bytes_per_token == 2 * 8 * 4 * (32 + 4)
+
+
 def test_the_cache_takes_what_is_left_of_the_share() -> None:
     made = plan()
     used = made.weights_bytes + made.activation_peak_bytes + made.cache_bytes

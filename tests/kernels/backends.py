@@ -35,13 +35,26 @@ def using(isa: str | None, num_threads: int = 1) -> Iterator[None]:
 
 
 def poisoned_cache(ops: Ops, num_blocks: int, block_size: int, heads: int, width: int, dtype: torch.dtype) -> KVBlocks:
-    """Return a cache full of what is not a number."""
-    k, v = ops.cache_shapes(num_blocks, block_size, heads, width)
-    return KVBlocks(torch.full(k, torch.nan, dtype=dtype), torch.full(v, torch.nan, dtype=dtype))
+    """Return a cache full of what is not a number: codes that are never written have a scale that is none."""
+    shapes = ops.cache_shapes(num_blocks, block_size, heads, width)
+    if dtype is torch.int8:
+        codes = [torch.full(shape, -128, dtype=dtype) for shape in (shapes.k, shapes.v)]
+        return KVBlocks(*codes, *(torch.full(shapes.scales, torch.nan) for _ in range(2)))
+    return KVBlocks(*(torch.full(shape, torch.nan, dtype=dtype) for shape in (shapes.k, shapes.v)))
 
 
-def by_slot(ops: Ops, kv: KVBlocks) -> tuple[Tensor, Tensor]:
-    """Return views [N, P, G, D] of a cache's keys and values, whatever the backend's order."""
-    if isinstance(ops, CPUOps):
-        return kv.k.permute(0, 3, 1, 2), kv.v.permute(0, 2, 1, 3)
-    return kv.k, kv.v
+def by_slot(ops: Ops, kv: KVBlocks) -> KVBlocks:
+    """Return views [N, P, G, D] of a cache's keys and values and [N, P, G] of their scales, whatever the order."""
+    if not isinstance(ops, CPUOps):
+        return kv
+    k_scales, v_scales = (None if scales is None else scales.transpose(1, 2) for scales in (kv.k_scales, kv.v_scales))
+    return KVBlocks(kv.k.permute(0, 3, 1, 2), kv.v.permute(0, 2, 1, 3), k_scales, v_scales)
+
+
+def numbers(ops: Ops, kv: KVBlocks) -> tuple[Tensor, Tensor]:
+    """Return the keys and values [N, P, G, D] that a cache stands for, in float32."""
+    views = by_slot(ops, kv)
+    k, v = views.k.float(), views.v.float()
+    if views.k_scales is not None and views.v_scales is not None:
+        k, v = k * views.k_scales.unsqueeze(-1), v * views.v_scales.unsqueeze(-1)
+    return k, v

@@ -9,21 +9,23 @@ from torch import Tensor
 
 from penstock.errors import KernelUnsupported
 from penstock.kernels import BatchLayout, CPUOps, KVBlocks, Ops, ReferenceOps
-from tests.kernels.backends import by_slot, instruction_sets, needs_native, poisoned_cache, using
+from penstock.kernels.rope_write_kv.reference import write_kv
+from tests.kernels.backends import by_slot, instruction_sets, needs_native, numbers, poisoned_cache, using
 from tests.packing import layout_of
 
 BACKENDS = [
     *(
         pytest.param(ReferenceOps(), None, dtype, id=f"reference-{dtype}")
-        for dtype in (torch.float32, torch.bfloat16, torch.float16)
+        for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.int8)
     ),
     *(
         pytest.param(CPUOps(), isa, dtype, id=f"{isa}-{dtype}")
         for isa in instruction_sets()
-        for dtype in (torch.float32, torch.bfloat16)
+        for dtype in (torch.float32, torch.bfloat16, torch.int8)
     ),
 ]
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2, torch.int8: 1e-5}
+"""Of caches in a dtype; what codes of 8 bits lost is not in it, because both sides read the same codes"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +36,7 @@ class Case:
     q: Tensor
     kv: KVBlocks
     histories: list[tuple[Tensor, Tensor]]
-    """Each sequence's keys and values [context, G, D], as dense tensors"""
+    """Each sequence's keys and values [context, G, D], as the cache has them; zeros where it has them no longer"""
 
 
 def make_case(
@@ -52,29 +54,36 @@ def make_case(
     generator = torch.Generator().manual_seed(seed)
 
     def random(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator).to(dtype)
+        return torch.randn(*shape, generator=generator)
 
     H, G = heads
     num_blocks = sum(-(-context // block_size) for _, context in sequences) + 3
     free = torch.randperm(num_blocks, generator=generator).tolist()
     kv = poisoned_cache(ops, num_blocks, block_size, G, head_dim, dtype)
-    keys, values = by_slot(ops, kv)
-    tables, starts, histories = [], [], []
+    views = by_slot(ops, kv)
+    tables, starts, slots = [], [], []
     for query, context in sequences:
         first_visible = 0 if window is None else max(0, context - query + 1 - window)
         start = first_visible // block_size * block_size
         table = [free.pop() for _ in range(-(-(context - start) // block_size))]
-        k, v = random(context, G, head_dim), random(context, G, head_dim)
-        for position in range(start, context):
-            place = (table[(position - start) // block_size], (position - start) % block_size)
-            keys[place], values[place] = k[position], v[position]
         tables.append(table)
         starts.append(start)
+        offsets = torch.arange(context - start)
+        slots.append(torch.tensor(table)[offsets // block_size] * block_size + offsets % block_size)
+    # Written as the reference writes, into tensors of its order, and from there to where the backend has them.
+    written = poisoned_cache(ReferenceOps(), num_blocks, block_size, G, head_dim, dtype)
+    for places in slots:
+        write_kv(written, places, random(len(places), G, head_dim), random(len(places), G, head_dim))
+    for view, tensor in zip(views.tensors(), written.tensors(), strict=True):
+        view.copy_(tensor)
+    histories = []
+    for places, start in zip(slots, starts, strict=True):
+        k, v = (torch.cat([torch.zeros(start, G, head_dim), cache.flatten(0, 1)[places]]) for cache in numbers(ops, kv))
         histories.append((k, v))
     queries, contexts = [query for query, _ in sequences], [context for _, context in sequences]
     return Case(
         layout=layout_of(queries, contexts, tables, block_size, starts),
-        q=random(sum(queries), H, head_dim).to(ops.activation_dtype(dtype)),
+        q=random(sum(queries), H, head_dim).to(torch.float32 if dtype is torch.int8 else ops.activation_dtype(dtype)),
         kv=kv,
         histories=histories,
     )
@@ -162,7 +171,7 @@ def test_large_scores_neither_overflow_nor_vanish(ops: Ops, isa: str | None, dty
 @needs_native
 @pytest.mark.parametrize("window", [None, 100])
 @pytest.mark.parametrize("block_size", [4, 16])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8], ids=str)
 @pytest.mark.parametrize("isa", instruction_sets())
 def test_no_bit_depends_on_neighbours_chunks_or_threads(
     isa: str, dtype: torch.dtype, block_size: int, window: int | None

@@ -48,6 +48,14 @@ def test_quantized_the_demo_model_still_knows_its_answers() -> None:
         assert "int8" in "".join(server.said)
 
 
+def test_with_its_cache_in_8_bits_the_demo_model_still_knows_its_answers() -> None:
+    with serving("--kv-dtype", "int8") as server:
+        body = {"temperature": 0, "messages": [{"role": "user", "content": "What does textwrap.dedent do?"}]}
+        answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60).json()
+        assert "Remove any common leading whitespace" in answer["choices"][0]["message"]["content"]
+        assert "int8 cache" in "".join(server.said)
+
+
 def test_sigterm_finishes_what_runs(checkpoint: Callable[[str], Path]) -> None:
     with serving(str(checkpoint("llama"))) as server:
         body = {"prompt": "abc", "max_tokens": 400, "ignore_eos": True, "stream": True}
@@ -134,6 +142,7 @@ def test_kill_9_of_the_engine_mid_stream(checkpoint: Callable[[str], Path]) -> N
         (["--cache-memory", "1KiB"], "needs"),
         (["--dtype", "int3"], "dtype is 'int3'"),
         (["--quantize", "int3"], "quantize is 'int3'"),
+        (["--kv-dtype", "int3"], "kv_dtype is 'int3'"),
         (["--log-level", "loud"], "log.level is 'loud'"),
         (["--cache-memory", "many"], "cache.memory_bytes"),
         (["--host", "nowhere.invalid"], "address of this machine with --host"),

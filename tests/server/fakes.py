@@ -32,6 +32,7 @@ MODEL = ModelInfo(
     source="nowhere",
     architecture="none",
     dtype="float32",
+    kv_dtype="float32",
     num_parameters=0,
     vocab_size=TOKENIZER.vocab_size,
     max_model_tokens=1000,

@@ -53,6 +53,7 @@ class BenchOptions:
     slo: str | None
     seed: int
     threads: int | None
+    kv_dtype: str | None
     as_json: bool
     plot: Path | None
 
@@ -98,6 +99,10 @@ async def _measure(options: BenchOptions, workload: Workload) -> list[Run]:
     target = options.target or "penstock-mini"
     async with contextlib.AsyncExitStack() as stack:
         if target.startswith(("http://", "https://")):
+            if options.kv_dtype is not None:
+                raise ConfigError(
+                    f"--kv-dtype is for a model run here, and {target} is a server; leave one of them out"
+                )
             client = OpenAIClient(target, api_key=os.environ.get("OPENAI_API_KEY"))
             await stack.enter_async_context(client)
             driven: Target = UrlTarget(client, options.model or await client.first_model_name())
@@ -107,7 +112,9 @@ async def _measure(options: BenchOptions, workload: Workload) -> list[Run]:
                 raise ConfigError(f"--model names a server's model, and {target} is no URL; leave one of them out")
             from penstock.launch.local import open_engine
 
-            local = await stack.enter_async_context(open_engine(target, threads=options.threads))
+            local = await stack.enter_async_context(
+                open_engine(target, threads=options.threads, kv_dtype=options.kv_dtype or "auto")
+            )
             driven = EngineTarget(local.client)
             vocab_size = local.client.model().vocab_size
             vocabulary = random.Random(0).sample(range(vocab_size), min(1000, vocab_size))

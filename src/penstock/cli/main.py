@@ -77,6 +77,10 @@ def serve(
     revision: Annotated[Optional[str], typer.Option(help="Branch, tag or commit of a hub id.")] = None,  # noqa: UP045
     dtype: Annotated[Optional[str], typer.Option(help="auto, float32, bfloat16 or float16.")] = None,  # noqa: UP045
     quantize: Annotated[Optional[str], typer.Option(help="int8, int4, w8a16 or w4a16: quantize while loading.")] = None,  # noqa: UP045
+    kv_dtype: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="What keys and values are cached in: auto (the weights' dtype), float32, bfloat16 or int8."),
+    ] = None,
     max_model_len: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option("--max-model-len", "--max-model-tokens", help="Most tokens of a request, prompt and answer."),
@@ -110,6 +114,7 @@ def serve(
             "server.served_names": ("--served-model-name", served_model_name or None),
             "runner.dtype": ("--dtype", dtype),
             "runner.quantize": ("--quantize", quantize),
+            "runner.kv_dtype": ("--kv-dtype", kv_dtype),
             "runner.max_model_tokens": ("--max-model-len", max_model_len),
             "runner.threads": ("--threads", threads),
             "cache.memory_bytes": ("--cache-memory", cache_memory),
@@ -169,6 +174,10 @@ def bench(
     ] = None,
     seed: Annotated[int, typer.Option(help="Decides lengths, prompts and arrivals.")] = 0,
     threads: Annotated[Optional[int], typer.Option(help="Threads a step uses, for a model run here.")] = None,  # noqa: UP045
+    kv_dtype: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="As of `serve`, for a model run here.  [default: auto]"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     plot: Annotated[Optional[Path], typer.Option(help="Write plots to this PNG.")] = None,  # noqa: UP045
 ) -> None:
@@ -188,6 +197,7 @@ def bench(
         slo=slo,
         seed=seed,
         threads=threads,
+        kv_dtype=kv_dtype,
         as_json=as_json,
         plot=plot,
     )

@@ -27,12 +27,15 @@ class ModelShape:
     activation_element_bytes: int
     """Bytes per activation."""
     kv_element_bytes: int
-    """Bytes per cached key or value."""
+    """Bytes per element of a cached key or value."""
+    kv_scale_bytes: int = 0
+    """Bytes of the scale beside each head's key and value, where elements are codes."""
 
     @property
     def kv_bytes_per_token(self) -> int:
         """One token's keys and values over all layers."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.kv_element_bytes
+        head_bytes = self.head_dim * self.kv_element_bytes + self.kv_scale_bytes
+        return 2 * self.num_layers * self.num_kv_heads * head_bytes
 
 
 def plan_memory(

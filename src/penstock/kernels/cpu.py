@@ -1,4 +1,4 @@
-"""The backend of compiled kernels: float32 activations, weights and cache in float32 or bfloat16."""
+"""The backend of compiled kernels: float32 activations, weights in float32 or bfloat16, the cache in either or int8."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,8 @@ from penstock.kernels.layout import BatchLayout, KVBlocks
 from penstock.kernels.linear.cpu import PackedLinear
 from penstock.kernels.linear.quantization import QUANTIZATIONS, Quantization
 from penstock.kernels.native import NATIVE, checked, describe
-from penstock.kernels.ops import HeadNorms, Linear, Ops
+from penstock.kernels.native.cache import cache_addresses
+from penstock.kernels.ops import CacheShapes, HeadNorms, Linear, Ops
 from penstock.kernels.paged_attention.cpu import CPUAttention
 from penstock.kernels.reference import ReferenceOps
 
@@ -35,11 +36,10 @@ class CPUOps:
         return torch.float32
 
     @staticmethod
-    def cache_shapes(
-        num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int
-    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return keys [N, G, D, P] and values [N, G, P, D]: see ``native/kernels.h``."""
-        return (num_blocks, num_kv_heads, head_dim, block_size), (num_blocks, num_kv_heads, block_size, head_dim)
+    def cache_shapes(num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int) -> CacheShapes:
+        """Return keys [N, G, D, P], values [N, G, P, D] and scales [N, G, P]: see ``native/kernels.h``."""
+        heads = (num_blocks, num_kv_heads)
+        return CacheShapes((*heads, head_dim, block_size), (*heads, block_size, head_dim), (*heads, block_size))
 
     def prepare_linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
         """Pack."""
@@ -82,7 +82,7 @@ class CPUOps:
         """See ``rope_write_kv/reference.py``; rotates the queries where they lie."""
         assert NATIVE is not None
         H, G, D, P = num_heads, num_kv_heads, cos.shape[-1], layout.block_size
-        T, dtype = len(qkv), kv.k.dtype
+        T = len(qkv)
         NATIVE.rope_write_kv(
             checked(qkv, torch.float32, T, (H + 2 * G) * D),
             T,
@@ -95,10 +95,8 @@ class CPUOps:
             0 if norms is None else checked(norms.q, torch.float32, D),
             0 if norms is None else checked(norms.k, torch.float32, D),
             0.0 if norms is None else norms.eps,
-            checked(kv.k, torch.float32 if dtype is not torch.bfloat16 else dtype, -1, G, D, P),
-            checked(kv.v, dtype, -1, G, P, D),
             P,
-            dtype is torch.bfloat16,
+            *cache_addresses(kv, G, D, P),
         )
         return qkv.view(T, H + 2 * G, D)[:, :H]
 

@@ -3,6 +3,7 @@
 T packed query tokens, S sequences, N blocks, P tokens per block, G KV heads, D head width, W table width.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -13,9 +14,17 @@ class KVBlocks:
     """One layer's cache. Blocks come first; a backend chooses the order within one, see ``Ops.cache_shapes``."""
 
     k: Tensor
-    """N blocks of P * G * D elements"""
+    """N blocks of P * G * D elements: numbers, or int8 codes"""
     v: Tensor
     """As many"""
+    k_scales: Tensor | None = None
+    """N blocks of P * G float32 where elements are codes: what those of a token's key stand for one of"""
+    v_scales: Tensor | None = None
+    """As many, of values"""
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Yield what there is, each with the blocks outermost."""
+        yield from (tensor for tensor in (self.k, self.v, self.k_scales, self.v_scales) if tensor is not None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ per block.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -44,6 +44,15 @@ class HeadNorms:
     eps: float
 
 
+class CacheShapes(NamedTuple):
+    """The shapes of ``KVBlocks``' tensors."""
+
+    k: tuple[int, ...]
+    v: tuple[int, ...]
+    scales: tuple[int, ...]
+    """Of keys' and of values' scales each"""
+
+
 class Ops(Protocol):
     """What a model's forward pass is written in. Each op's contract stands in its folder's reference."""
 
@@ -54,10 +63,8 @@ class Ops(Protocol):
     def activation_dtype(self, weights_dtype: torch.dtype) -> torch.dtype:
         """Return what activations are computed in beside weights of ``weights_dtype``."""
 
-    def cache_shapes(
-        self, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int
-    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return the shapes of one layer's keys and values, blocks outermost."""
+    def cache_shapes(self, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int) -> CacheShapes:
+        """Return the shapes of one layer's cache, blocks outermost."""
 
     def prepare_linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
         """Take a weight [N, K] and bias [N] into the form this backend computes with, once at load."""

@@ -3,6 +3,7 @@
 import torch
 
 from penstock.kernels.linear.reference import ReferenceGatedLinear, ReferenceLinear
+from penstock.kernels.ops import CacheShapes
 from penstock.kernels.paged_attention.reference import plan_attention
 from penstock.kernels.rms_norm.reference import rms_norm
 from penstock.kernels.rope_write_kv.reference import rope_write_kv
@@ -24,9 +25,7 @@ class ReferenceOps:
         return weights_dtype
 
     @staticmethod
-    def cache_shapes(
-        num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int
-    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return keys and values [N, P, G, D]."""
-        shape = (num_blocks, block_size, num_kv_heads, head_dim)
-        return shape, shape
+    def cache_shapes(num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int) -> CacheShapes:
+        """Return keys and values [N, P, G, D], scales [N, P, G]."""
+        tokens = (num_blocks, block_size, num_kv_heads)
+        return CacheShapes((*tokens, head_dim), (*tokens, head_dim), tokens)

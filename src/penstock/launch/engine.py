@@ -16,7 +16,7 @@ try:
     from penstock.engine.engine import Engine
     from penstock.kernels import QUANTIZATIONS, ops_for, use_threads
     from penstock.models.config import ModelConfig
-    from penstock.models.decoder import count_parameters, load_model, run_dtype
+    from penstock.models.decoder import cache_dtype, count_parameters, load_model, run_dtype
 except ImportError as error:
     raise MissingExtra(
         f"running a model needs torch ({error}); install it with: pip install 'penstock[engine]'"
@@ -44,6 +44,7 @@ def build_engine(settings: Settings) -> Engine:
         )
     num_parameters = count_parameters(path, config)
     weights_dtype = getattr(torch, dtype)
+    kv_dtype = cache_dtype(weights_dtype, settings.runner.kv_dtype)
     ops = ops_for(weights_dtype, settings.runner.quantize)
     plan = plan_memory(
         ModelShape(
@@ -56,7 +57,8 @@ def build_engine(settings: Settings) -> Engine:
             head_dim=config.head_dim,
             vocab_size=config.vocab_size,
             activation_element_bytes=ops.activation_dtype(weights_dtype).itemsize,
-            kv_element_bytes=weights_dtype.itemsize,
+            kv_element_bytes=kv_dtype.itemsize,
+            kv_scale_bytes=torch.float32.itemsize if kv_dtype is torch.int8 else 0,
         ),
         block_size=settings.cache.block_size,
         step_tokens=settings.scheduler.step_tokens,
@@ -66,12 +68,13 @@ def build_engine(settings: Settings) -> Engine:
         memory_bytes=settings.cache.memory_bytes,
         memory_share=settings.cache.memory_share,
     )
-    model = load_model(path, dtype=settings.runner.dtype, ops=ops)
+    model = load_model(path, dtype=settings.runner.dtype, kv_dtype=settings.runner.kv_dtype, ops=ops)
     info = ModelInfo(
         name=settings.model.name,
         source=str(path),
         architecture=config.architecture,
         dtype=settings.runner.quantize or dtype,
+        kv_dtype=str(kv_dtype).removeprefix("torch."),
         num_parameters=model.num_parameters,
         vocab_size=config.vocab_size,
         max_model_tokens=max_model_tokens,

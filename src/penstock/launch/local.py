@@ -23,11 +23,11 @@ class LocalEngine:
 
 
 @asynccontextmanager
-async def open_engine(model: str, *, threads: int | None = None) -> AsyncIterator[LocalEngine]:
+async def open_engine(model: str, *, threads: int | None = None, kv_dtype: str = "auto") -> AsyncIterator[LocalEngine]:
     """Run ``model`` until the block ends. Raises ``ConfigError`` if it cannot be run."""
     configure_logging("warning")
     path = resolve_model(model)
-    settings = Settings(model=ModelSettings(name=model), runner=RunnerConfig(threads=threads))
+    settings = Settings(model=ModelSettings(name=model), runner=RunnerConfig(threads=threads, kv_dtype=kv_dtype))
     client = InProcessClient(lambda: build_engine(settings))
     try:
         await client.start()

@@ -160,7 +160,8 @@ class _Server:
                 "a C++ compiler (apt install g++) and penstock again; float16 has none (--dtype bfloat16 does)"
             )
         self._say(
-            f"\n{name} ({model.num_parameters / 1e6:.3g}M parameters, {model.dtype}, {model.kernels} kernels) "
+            f"\n{name} ({model.num_parameters / 1e6:.3g}M parameters, {model.dtype}, {model.kv_dtype} cache, "
+            f"{model.kernels} kernels) "
             f"is ready at {url}; try\n"
             f"  curl {url}/v1/chat/completions -H 'content-type: application/json' -d '"
             f'{{"model": "{name}", "messages": [{{"role": "user", "content": "What does textwrap.dedent do?"}}]}}\'\n'

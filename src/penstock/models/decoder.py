@@ -21,6 +21,9 @@ from penstock.models.weights import Weights
 
 _log = structlog.get_logger(__name__)
 
+KV_DTYPES = ("float32", "bfloat16", "int8")
+"""What keys and values can be cached in, whatever the weights' dtype."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
@@ -39,9 +42,12 @@ class _Layer:
 class DecoderModel:
     """A loaded decoder-only language model."""
 
-    def __init__(self, config: ModelConfig, weights: Weights, dtype: torch.dtype, ops: Ops) -> None:
+    def __init__(
+        self, config: ModelConfig, weights: Weights, dtype: torch.dtype, kv_dtype: torch.dtype, ops: Ops
+    ) -> None:
         self.config = config
         self.dtype = dtype
+        self.kv_dtype = kv_dtype
         self.num_parameters = 0
         self._ops = ops
         self._activation_dtype = ops.activation_dtype(dtype)
@@ -64,9 +70,15 @@ class DecoderModel:
     def new_cache(self, num_blocks: int, block_size: int) -> list[KVBlocks]:
         """Return zeroed cache blocks for each layer; memory is taken page by page as it is first written."""
         config = self.config
-        k_shape, v_shape = self._ops.cache_shapes(num_blocks, block_size, config.num_kv_heads, config.head_dim)
+        shapes = self._ops.cache_shapes(num_blocks, block_size, config.num_kv_heads, config.head_dim)
+        has_scales = self.kv_dtype is torch.int8
         return [
-            KVBlocks(_lazy_zeros(k_shape, self.dtype), _lazy_zeros(v_shape, self.dtype))
+            KVBlocks(
+                k=_lazy_zeros(shapes.k, self.kv_dtype),
+                v=_lazy_zeros(shapes.v, self.kv_dtype),
+                k_scales=_lazy_zeros(shapes.scales, torch.float32) if has_scales else None,
+                v_scales=_lazy_zeros(shapes.scales, torch.float32) if has_scales else None,
+            )
             for _ in range(config.num_layers)
         ]
 
@@ -148,15 +160,16 @@ def _lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.from_numpy(np.zeros(num_bytes, dtype=np.uint8)).view(dtype).view(shape)
 
 
-def load_model(path: Path, *, dtype: str = "auto", ops: Ops | None = None) -> DecoderModel:
+def load_model(path: Path, *, dtype: str = "auto", kv_dtype: str = "auto", ops: Ops | None = None) -> DecoderModel:
     """Load the model in directory ``path``.
 
     Raises ``ModelUnreadable`` if the checkpoint is incomplete or broken, ``InvalidSetting`` for an unknown dtype.
     """
     config = read_config(path)
+    torch_dtype: torch.dtype = getattr(torch, run_dtype(config, dtype))
+    torch_kv_dtype = cache_dtype(torch_dtype, kv_dtype)
     with torch.inference_mode(), Weights(path) as weights:
-        torch_dtype = getattr(torch, run_dtype(config, dtype))
-        model = DecoderModel(config, weights, torch_dtype, ops or ops_for(torch_dtype))
+        model = DecoderModel(config, weights, torch_dtype, torch_kv_dtype, ops or ops_for(torch_dtype))
         ignored = list(weights.unused())
     if ignored:
         _log.debug("weights_ignored", num_tensors=len(ignored), first=ignored[0])
@@ -171,7 +184,7 @@ def count_parameters(path: Path, config: ModelConfig) -> int:
 
 
 def run_dtype(config: ModelConfig, dtype: str) -> str:
-    """Return the dtype of a model's weights and cache: the one asked for, or for ``auto`` the checkpoint's own if
+    """Return the dtype of a model's weights: the one asked for, or for ``auto`` the checkpoint's own if
     kernels take it beside float32 activations, and float32, which holds every value of the others exactly, if not.
     """
     if dtype != "auto":
@@ -180,3 +193,15 @@ def run_dtype(config: ModelConfig, dtype: str) -> str:
         return dtype
     own = getattr(torch, config.dtype)
     return config.dtype if ops_for(own).activation_dtype(own) is torch.float32 else "float32"
+
+
+def cache_dtype(weights_dtype: torch.dtype, kv_dtype: str) -> torch.dtype:
+    """Return the dtype of cached keys and values: the one asked for, or for ``auto`` the weights'."""
+    if kv_dtype == "auto":
+        return weights_dtype
+    if kv_dtype not in KV_DTYPES:
+        raise InvalidSetting(
+            f"kv_dtype is {kv_dtype!r}; it can be auto, {', '.join(KV_DTYPES)}", param="runner.kv_dtype"
+        )
+    dtype: torch.dtype = getattr(torch, kv_dtype)
+    return dtype

@@ -69,6 +69,9 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """The directory it was read from."""
     architecture: str
     dtype: str
+    """What weights are kept in."""
+    kv_dtype: str
+    """What keys and values are cached in."""
     num_parameters: int
     vocab_size: int
     max_model_tokens: int

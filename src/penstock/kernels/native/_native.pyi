@@ -43,7 +43,19 @@ class AttentionPlan:
         window: int,
         /,
     ) -> None: ...
-    def run(self, q: int, q_stride: int, k: int, v: int, is_bf16: bool, out: int, scale: float, /) -> None: ...
+    def run(
+        self,
+        q: int,
+        q_stride: int,
+        cache_kind: int,
+        k: int,
+        v: int,
+        k_scales: int,
+        v_scales: int,
+        out: int,
+        scale: float,
+        /,
+    ) -> None: ...
 
 def rms_norm(x: int, weight: int, out: int, num_rows: int, width: int, eps: float, /) -> None: ...
 def rope_write_kv(
@@ -58,9 +70,11 @@ def rope_write_kv(
     q_norm: int,
     k_norm: int,
     eps: float,
+    block_size: int,
+    cache_kind: int,
     k: int,
     v: int,
-    block_size: int,
-    is_bf16: bool,
+    k_scales: int,
+    v_scales: int,
     /,
 ) -> None: ...

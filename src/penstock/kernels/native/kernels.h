@@ -9,7 +9,7 @@ namespace penstock {
 class Pool;
 
 enum class Weight : int { kFloat32 = 0, kBFloat16 = 1, kInt8 = 2, kInt4 = 3 };
-enum class Cache : int { kFloat32 = 0, kBFloat16 = 1 };
+enum class Cache : int { kFloat32 = 0, kBFloat16 = 1, kInt8 = 2 };
 
 // A matrix [N, K] laid out for a vector unit: panels of `panel_width` outputs, the last one padded with zeros. Within a
 // panel inputs are outermost.
@@ -74,6 +74,9 @@ struct CacheView {
     Cache kind;
     void* k;
     void* v;
+    // [N, G, P] each: what a key's or value's codes stand for one of; null unless kInt8.
+    float* k_scales;
+    float* v_scales;
     int64_t num_kv_heads;
     int64_t head_dim;
     int64_t block_size;

@@ -323,9 +323,10 @@ class AttentionPlan {
         partials_.resize(num_partials * R * (head_dim + 2));
     }
 
-    void run(Address q, int64_t q_stride, Address k, Address v, bool is_bf16, Address out, float scale) {
-        const CacheView cache{is_bf16 ? Cache::kBFloat16 : Cache::kFloat32, at<void>(k), at<void>(v), num_kv_heads_,
-                              head_dim_, block_size_};
+    void run(Address q, int64_t q_stride, int cache_kind, Address k, Address v, Address k_scales, Address v_scales,
+             Address out, float scale) {
+        const CacheView cache{static_cast<Cache>(cache_kind), at<void>(k),  at<void>(v), at<float>(k_scales),
+                              at<float>(v_scales),            num_kv_heads_, head_dim_,   block_size_};
         Machine& machine = Machine::get();
         const int64_t scratch_floats = kernels_.attention_scratch_floats(head_dim_);
         machine.each(tasks_.size(), scratch_floats, [&](int64_t i, float* scratch) {
@@ -371,10 +372,10 @@ void rms_norm(Address x, Address weight, Address out, int64_t num_rows, int64_t 
 }
 
 void rope_write_kv(Address qkv, int64_t num_tokens, int64_t num_heads, int64_t num_kv_heads, int64_t head_dim,
-                   Address cos, Address sin, Address slots, Address q_norm, Address k_norm, float eps, Address k,
-                   Address v, int64_t block_size, bool is_bf16) {
-    const CacheView cache{is_bf16 ? Cache::kBFloat16 : Cache::kFloat32, at<void>(k), at<void>(v), num_kv_heads, head_dim,
-                          block_size};
+                   Address cos, Address sin, Address slots, Address q_norm, Address k_norm, float eps, int64_t block_size,
+                   int cache_kind, Address k, Address v, Address k_scales, Address v_scales) {
+    const CacheView cache{static_cast<Cache>(cache_kind), at<void>(k),  at<void>(v), at<float>(k_scales),
+                          at<float>(v_scales),            num_kv_heads, head_dim,    block_size};
     const RopeCall call{at<float>(qkv),       num_tokens,           num_heads, at<const float>(cos), at<const float>(sin),
                         at<const int64_t>(slots), at<const float>(q_norm), at<const float>(k_norm), eps, &cache};
     const Kernels& kernels = Machine::get().kernels();

@@ -87,7 +87,22 @@ static inline vf load(const bf16* from) {
     return (vf)(__builtin_convertvector(v, vi) << 16);
 }
 
+// Compilers make no one instruction of a conversion from bytes to words.
+static inline vf load(const int8_t* from) {
+#if defined(PENSTOCK_AVX512)
+    return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)from)));
+#elif defined(PENSTOCK_AVX2)
+    return (vf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)from)));
+#else
+    vi v;
+    for (int i = 0; i < W; ++i) v[i] = from[i];
+    return __builtin_convertvector(v, vf);
+#endif
+}
+
 static inline float to_float(float x) { return x; }
+
+static inline float to_float(int8_t x) { return x; }
 
 static inline float to_float(bf16 x) {
     uint32_t bits = (uint32_t)x.bits << 16;

@@ -25,6 +25,10 @@ struct Chunk {
     const T* keys[kTiles];  // each [D, 16], rows key_stride apart
     int64_t key_stride;
     const T* values[kChunk];  // each [D]; set for tokens that are seen
+    // What codes stand for one of, for the same tokens; unused in other caches. A key's scale goes into its score and a
+    // value's into its weight, so that the sums are of codes.
+    float key_scales[kChunk] = {};
+    float value_scales[kChunk] = {};
 };
 
 struct Scratch {
@@ -73,21 +77,29 @@ void find_chunk(const AttentionCall& call, int64_t begin, int64_t first, int64_t
             // Blocks are aligned to positions, so a tile lies in one of them.
             chunk.keys[i] = k + (block_of(tile) * G + g) * D * P + tile % P;
         } else {
-            T* const to = gathered + i * D * kTile;
-            for (int64_t j = 0; j < kTile; ++j) {
-                const int64_t position = tile + j;
-                if (position < first || position >= end) {
-                    for (int64_t d = 0; d < D; ++d) to[d * kTile + j] = T{};
-                    continue;
-                }
-                const T* const from = k + (block_of(position) * G + g) * D * P + position % P;
-                for (int64_t d = 0; d < D; ++d) to[d * kTile + j] = from[d * P];
-            }
-            chunk.keys[i] = to;
+            chunk.keys[i] = gathered + i * D * kTile;
+            for (int64_t j = 0; j < kTile; ++j)
+                if (tile + j < first || tile + j >= end)
+                    for (int64_t d = 0; d < D; ++d) gathered[(i * D + d) * kTile + j] = T{};
         }
     }
-    for (int64_t position = first; position < end; ++position)
-        chunk.values[position - begin] = v + ((block_of(position) * G + g) * P + position % P) * D;
+    // A block's tokens at a time.
+    for (int64_t position = first; position < end;) {
+        const int64_t offset = position % P, num_tokens = min(P - offset, end - position);
+        const int64_t head = block_of(position) * G + g, place = head * P + offset, at = position - begin;
+        for (int64_t j = 0; j < num_tokens; ++j) chunk.values[at + j] = v + (place + j) * D;
+        if constexpr (__is_same(T, int8_t)) {
+            __builtin_memcpy(chunk.key_scales + at, cache.k_scales + place, num_tokens * sizeof(float));
+            __builtin_memcpy(chunk.value_scales + at, cache.v_scales + place, num_tokens * sizeof(float));
+        }
+        if (!whole_tiles) {
+            const T* const from = k + head * D * P + offset;
+            for (int64_t j = at; j < at + num_tokens; ++j)
+                for (int64_t d = 0; d < D; ++d)
+                    gathered[(j / kTile * D + d) * kTile + j % kTile] = from[d * P + j - at];
+        }
+        position += num_tokens;
+    }
 }
 
 template <int ROWS, int TILES, class T>
@@ -200,14 +212,16 @@ void merge_row(float* whole, float& whole_high, float& whole_sum, const float* p
     whole_high = high;
 }
 
-// The scores of the row's visible tokens [lo, hi) of a chunk become weights; others become 0.
-void soften(float* scores, int64_t lo, int64_t hi, float* sums, float& high, float& sum_of, int64_t D) {
+// The scores of the row's visible tokens [lo, hi) of a chunk become weights of their values; others become 0.
+template <class T>
+void soften(const Chunk<T>& chunk, float* scores, int64_t lo, int64_t hi, float* sums, float& high, float& sum_of, int64_t D) {
     vf lanes;
     for (int i = 0; i < W; ++i) lanes[i] = (float)i;
     vf highest_v = splat(kLowest);
     for (int64_t j = 0; j < kChunk; j += W) {
         const vf place = lanes + (float)j;
-        const vf score = load(scores + j);
+        vf score = load(scores + j);
+        if constexpr (__is_same(T, int8_t)) score *= load(chunk.key_scales + j);
         const vf masked = (place >= (float)lo) & (place < (float)hi) ? score : splat(kLowest);
         store(scores + j, masked);
         highest_v = max(highest_v, masked);
@@ -224,8 +238,13 @@ void soften(float* scores, int64_t lo, int64_t hi, float* sums, float& high, flo
     vf total = {};
     for (int64_t j = 0; j < kChunk; j += W) {
         const vf weight = exp(load(scores + j) - splat(high));
-        store(scores + j, weight);
         total += weight;
+        if constexpr (__is_same(T, int8_t)) {
+            // Scales of tokens that are not seen may be anything.
+            store(scores + j, weight == vf{} ? vf{} : weight * load(chunk.value_scales + j));
+        } else {
+            store(scores + j, weight);
+        }
     }
     sum_of += sum(total);
 }
@@ -272,7 +291,7 @@ void attend(const AttentionCall& call) {
                     __builtin_memset(scores, 0, kChunk * sizeof(float));
                     continue;
                 }
-                soften(scores, lo, hi, scratch.part + row * D, scratch.part_high[row], scratch.part_sum[row], D);
+                soften(chunk, scores, lo, hi, scratch.part + row * D, scratch.part_high[row], scratch.part_sum[row], D);
             }
             for (int64_t row = from; row < num_rows;) {
                 const float* const weights = scratch.scores + row * kChunk;
@@ -318,10 +337,14 @@ void attend(const AttentionCall& call) {
 int64_t attention_scratch_floats(int64_t D) { return kMaxTileRows * (kChunk + 2 * D + 4) + kChunk * D; }
 
 void attention(const AttentionCall& call) {
-    if (call.cache->kind == Cache::kFloat32)
-        attend<float>(call);
-    else
-        attend<bf16>(call);
+    switch (call.cache->kind) {
+        case Cache::kFloat32:
+            return attend<float>(call);
+        case Cache::kBFloat16:
+            return attend<bf16>(call);
+        case Cache::kInt8:
+            return attend<int8_t>(call);
+    }
 }
 
 // Partials of one token and KV head, [num_partials, R, D + 2] in the order of their spans, into out [R, D].

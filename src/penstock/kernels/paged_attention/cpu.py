@@ -6,13 +6,14 @@ from torch import Tensor
 from penstock.errors import KernelUnsupported
 from penstock.kernels.layout import BatchLayout, KVBlocks
 from penstock.kernels.native import NATIVE, checked
+from penstock.kernels.native.cache import cache_addresses
 
 _MAX_SHARING = 64
 """Query heads on one KV head; kMaxTileRows of ``native/kernels.h``."""
 
 
 class CPUAttention:
-    """See ``ops.Attention``. Queries and the result are float32, the cache float32 or bfloat16."""
+    """See ``ops.Attention``. Queries and the result are float32, the cache float32, bfloat16 or int8."""
 
     def __init__(
         self, layout: BatchLayout, *, num_heads: int, num_kv_heads: int, head_dim: int, window: int | None
@@ -26,8 +27,7 @@ class CPUAttention:
         num_sequences, table_width = layout.tables.shape
         self._layout = layout  # the plan reads its tables
         self._shape = (len(layout.positions), num_heads, head_dim)
-        P = layout.block_size
-        self._k_shape, self._v_shape = (-1, num_kv_heads, head_dim, P), (-1, num_kv_heads, P, head_dim)
+        self._cache_shape = (num_kv_heads, head_dim, layout.block_size)
         self._plan = NATIVE.AttentionPlan(
             num_sequences,
             checked(layout.query_starts, torch.int32, num_sequences + 1),
@@ -35,7 +35,7 @@ class CPUAttention:
             checked(layout.tables, torch.int32, num_sequences, table_width),
             table_width,
             checked(layout.table_starts, torch.int32, num_sequences),
-            P,
+            layout.block_size,
             num_heads,
             num_kv_heads,
             head_dim,
@@ -51,14 +51,6 @@ class CPUAttention:
         else:
             q_address = q.data_ptr()
         out = torch.empty(self._shape)
-        dtype = kv.k.dtype
-        self._plan.run(
-            q_address,
-            q.stride(0),
-            checked(kv.k, torch.float32 if dtype is not torch.bfloat16 else dtype, *self._k_shape),
-            checked(kv.v, dtype, *self._v_shape),
-            dtype is torch.bfloat16,
-            out.data_ptr(),
-            scale,
-        )
+        addresses = cache_addresses(kv, *self._cache_shape)
+        self._plan.run(q_address, q.stride(0), *addresses, out.data_ptr(), scale)
         return out

@@ -59,9 +59,15 @@ def plan_attention(
 
 def _attend(q_QHD: Tensor, kv: KVBlocks, sequence: _Sequence, scale: float) -> Tensor:
     Q, H, D = q_QHD.shape
-    k_LGD = kv.k.flatten(0, 1).index_select(0, sequence.slots).float()
-    v_LGD = kv.v.flatten(0, 1).index_select(0, sequence.slots).float()
+    k_LGD = _gather(kv.k, kv.k_scales, sequence.slots)
+    v_LGD = _gather(kv.v, kv.v_scales, sequence.slots)
     q_QGRD = q_QHD.float().view(Q, k_LGD.shape[1], -1, D)
     scores_GRQL = torch.einsum("qgrd,lgd->grql", q_QGRD, k_LGD) * scale
     weights_GRQL = scores_GRQL.masked_fill(sequence.hidden, -torch.inf).softmax(-1)
     return torch.einsum("grql,lgd->qgrd", weights_GRQL, v_LGD).reshape(Q, H, D).to(q_QHD.dtype)
+
+
+def _gather(cache: Tensor, scales: Tensor | None, slots: Tensor) -> Tensor:
+    """Return what a cache [N, P, G, D] has at ``slots`` [L] as [L, G, D] float32; codes times their scales."""
+    heads = cache.flatten(0, 1).index_select(0, slots).float()
+    return heads if scales is None else heads * scales.flatten(0, 1).index_select(0, slots).unsqueeze(-1)

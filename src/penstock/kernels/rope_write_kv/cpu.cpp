@@ -24,6 +24,40 @@ void rotate(float* head, const float* cos, const float* sin, int64_t width) {
     }
 }
 
+// A key's or value's way into the cache, its elements `stride` apart.
+template <class T>
+void write_head(const float* head, int64_t D, T* to, int64_t stride, float*, int64_t) {
+    for (int64_t d = 0; d < D; ++d) put(to + d * stride, head[d]);
+}
+
+// In codes of 8 bits: one stands for the greatest magnitude by 127. What is not finite makes the scale not a number, so
+// that a fault upstream shows as it does in other caches.
+void write_head(const float* head, int64_t D, int8_t* to, int64_t stride, float* scales, int64_t place) {
+    float greatest = 0.0f, nothing = 0.0f;
+    for (int64_t d = 0; d < D; ++d) {
+        const float magnitude = __builtin_fabsf(head[d]);
+        greatest = magnitude > greatest ? magnitude : greatest;
+        nothing += head[d] * 0.0f;
+    }
+    const float scale = greatest / 127.0f + nothing;
+    scales[place] = scale;
+    if (!(scale > 0.0f)) {
+        for (int64_t d = 0; d < D; ++d) to[d * stride] = 0;
+        return;
+    }
+    for (int64_t d = 0; d < D; d += W) {
+        const int64_t width = min(W, D - d);
+        float x[W] = {};
+        __builtin_memcpy(x, head + d, width * sizeof(float));
+        // Adding 1.5 * 2^23 rounds to the nearest integer, ties to even. A scale next to zero has too few bits to keep
+        // its own codes within 127.
+        vf codes = (load(x) / splat(scale) + 12582912.0f) - 12582912.0f;
+        codes = codes > splat(127.0f) ? splat(127.0f) : max(codes, splat(-127.0f));
+        store(x, codes);
+        for (int64_t i = 0; i < width; ++i) to[(d + i) * stride] = (int8_t)x[i];
+    }
+}
+
 template <class T>
 void rope_write(const RopeCall& call, int64_t first_token, int64_t end_token) {
     const CacheView& cache = *call.cache;
@@ -37,12 +71,9 @@ void rope_write(const RopeCall& call, int64_t first_token, int64_t end_token) {
         }
         const int64_t block = call.slots[t] / P, offset = call.slots[t] % P;
         for (int64_t g = 0; g < G; ++g) {
-            const float* const key = heads + (H + g) * D;
-            const float* const value = heads + (H + G + g) * D;
-            T* const keys = static_cast<T*>(cache.k) + (block * G + g) * D * P + offset;
-            T* const values = static_cast<T*>(cache.v) + ((block * G + g) * P + offset) * D;
-            for (int64_t d = 0; d < D; ++d) put(keys + d * P, key[d]);
-            for (int64_t d = 0; d < D; ++d) put(values + d, value[d]);
+            const int64_t head = block * G + g, place = head * P + offset;
+            write_head(heads + (H + g) * D, D, static_cast<T*>(cache.k) + head * D * P + offset, P, cache.k_scales, place);
+            write_head(heads + (H + G + g) * D, D, static_cast<T*>(cache.v) + place * D, 1, cache.v_scales, place);
         }
     }
 }
@@ -50,10 +81,14 @@ void rope_write(const RopeCall& call, int64_t first_token, int64_t end_token) {
 }  // namespace
 
 void rope_write_kv(const RopeCall& call, int64_t first_token, int64_t end_token) {
-    if (call.cache->kind == Cache::kFloat32)
-        rope_write<float>(call, first_token, end_token);
-    else
-        rope_write<bf16>(call, first_token, end_token);
+    switch (call.cache->kind) {
+        case Cache::kFloat32:
+            return rope_write<float>(call, first_token, end_token);
+        case Cache::kBFloat16:
+            return rope_write<bf16>(call, first_token, end_token);
+        case Cache::kInt8:
+            return rope_write<int8_t>(call, first_token, end_token);
+    }
 }
 
 }  // namespace penstock::PENSTOCK_ISA

@@ -1,5 +1,6 @@
 """T tokens, H query heads, G KV heads, D head width, N blocks of P tokens."""
 
+import torch
 from torch import Tensor
 
 from penstock.kernels.layout import BatchLayout, KVBlocks
@@ -45,6 +46,28 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def write_kv(kv: KVBlocks, slots: Tensor, k: Tensor, v: Tensor) -> None:
-    """Store ``k`` and ``v`` [T, G, D] at ``slots`` [T] int64 (block * P + offset) of a cache [N, P, G, D]."""
-    kv.k.flatten(0, 1).index_copy_(0, slots, k.to(kv.k.dtype))
-    kv.v.flatten(0, 1).index_copy_(0, slots, v.to(kv.v.dtype))
+    """Store ``k`` and ``v`` [T, G, D] at ``slots`` [T] int64 (block * P + offset) of a cache [N, P, G, D].
+
+    An int8 cache takes codes, see ``to_codes``, and their scales.
+    """
+    for heads, cache, cache_scales in ((k, kv.k, kv.k_scales), (v, kv.v, kv.v_scales)):
+        if cache_scales is None:
+            cache.flatten(0, 1).index_copy_(0, slots, heads.to(cache.dtype))
+            continue
+        codes, scales = to_codes(heads)
+        cache.flatten(0, 1).index_copy_(0, slots, codes)
+        cache_scales.flatten(0, 1).index_copy_(0, slots, scales)
+
+
+def to_codes(heads: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ``heads`` [..., D] as int8 codes in -127..127 and what one stands for [...] float32.
+
+    A head's scale is its greatest magnitude by 127, so that a code is off by half a scale at most. A head with anything
+    in it that is not finite has a scale that is not a number.
+    """
+    heads = heads.float()
+    scales = heads.abs().amax(-1) / 127
+    codes = (heads / scales.unsqueeze(-1)).round().clamp(-127, 127)
+    usable = scales.isfinite() & (scales > 0)
+    scales = scales.where(scales.isfinite(), torch.nan)
+    return codes.where(usable.unsqueeze(-1), 0).to(torch.int8), scales
