@@ -15,6 +15,7 @@ constexpr int64_t kChunk = 64;
 constexpr int64_t kTile = 16;  // keys side by side in a block
 constexpr int kVectors = kTile / W;
 constexpr int64_t kTiles = kChunk / kTile;
+constexpr int kMaxRows = 6;  // computed together: two vectors of sums each fit in 16 registers
 constexpr float kLowest = -3.402823466e38f;
 
 static_assert(kSpan % kChunk == 0);
@@ -22,13 +23,22 @@ static_assert(kSpan % kChunk == 0);
 // A chunk's keys and values, wherever their blocks are.
 template <class T>
 struct Chunk {
-    const T* keys[kTiles];  // each [D, 16], rows key_stride apart
+    // Each [D, 16], rows key_stride apart; those from first_tile on to end_tile hold tokens that are seen.
+    const T* keys[kTiles];
+    int64_t first_tile;
+    int64_t end_tile;
     int64_t key_stride;
     const T* values[kChunk];  // each [D]; set for tokens that are seen
     // What codes stand for one of, for the same tokens; unused in other caches. A key's scale goes into its score and a
     // value's into its weight, so that the sums are of codes.
     float key_scales[kChunk] = {};
     float value_scales[kChunk] = {};
+
+    // Whatever has not been found yet points somewhere, so that it can be prefetched.
+    explicit Chunk(const CacheView& cache) {
+        for (const T*& tile : keys) tile = static_cast<const T*>(cache.k);
+        for (const T*& value : values) value = static_cast<const T*>(cache.v);
+    }
 };
 
 struct Scratch {
@@ -39,7 +49,7 @@ struct Scratch {
     float* part_sum;    // [rows] and its sum of weights
     float* whole_high;
     float* whole_sum;
-    float* gathered; // [kTiles, D, kTile] keys of blocks that do not hold whole tiles
+    float* gathered; // [2, kTiles, D, kTile] keys of blocks that do not hold whole tiles, of two chunks
 
     Scratch(float* from, int64_t D) {
         const auto take = [&from](int64_t n) {
@@ -54,7 +64,7 @@ struct Scratch {
         part_sum = take(kMaxTileRows);
         whole_high = take(kMaxTileRows);
         whole_sum = take(kMaxTileRows);
-        gathered = take(kChunk * D);
+        gathered = take(2 * kChunk * D);
     }
 };
 
@@ -69,11 +79,11 @@ void find_chunk(const AttentionCall& call, int64_t begin, int64_t first, int64_t
     const auto block_of = [&](int64_t position) -> int64_t { return call.table[(position - call.table_start) / P]; };
     const bool whole_tiles = P % kTile == 0;
     chunk.key_stride = whole_tiles ? P : kTile;
-    for (int64_t i = 0; i < kTiles; ++i) {
+    chunk.first_tile = (first - begin) / kTile;
+    chunk.end_tile = (end - begin + kTile - 1) / kTile;
+    for (int64_t i = chunk.first_tile; i < chunk.end_tile; ++i) {
         const int64_t tile = begin + i * kTile;
-        if (tile + kTile <= first || tile >= end) {
-            chunk.keys[i] = nullptr;
-        } else if (whole_tiles) {
+        if (whole_tiles) {
             // Blocks are aligned to positions, so a tile lies in one of them.
             chunk.keys[i] = k + (block_of(tile) * G + g) * D * P + tile % P;
         } else {
@@ -102,12 +112,16 @@ void find_chunk(const AttentionCall& call, int64_t begin, int64_t first, int64_t
     }
 }
 
+// While keys are multiplied, those at the same place of the next chunk, `ahead`, are on their way from memory: blocks lie
+// in no order, and no processor guesses which comes next. Values likewise.
 template <int ROWS, int TILES, class T>
-void score_tile(const float* const* q, const T* const* keys, int64_t key_stride, int64_t D, float scale, float* scores) {
+void score_tile(const float* const* q, const T* const* keys, const T* const* ahead, int64_t key_stride, int64_t D,
+                float scale, float* scores) {
     vf acc[ROWS][TILES][kVectors] = {};
     for (int64_t d = 0; d < D; ++d) {
 #pragma GCC unroll 8
         for (int t = 0; t < TILES; ++t) {
+            __builtin_prefetch(ahead[t] + d * key_stride);
             vf key[kVectors];
 #pragma GCC unroll 8
             for (int i = 0; i < kVectors; ++i) key[i] = load(keys[t] + d * key_stride + i * W);
@@ -125,49 +139,37 @@ void score_tile(const float* const* q, const T* const* keys, int64_t key_stride,
                 store(scores + r * kChunk + t * kTile + i * W, acc[r][t][i] * splat(scale));
 }
 
-template <class T>
-void score_rows(const float* const* q, int64_t num_rows, const Chunk<T>& chunk, int64_t D, float scale, float* scores) {
-    for (int64_t r = 0; r < num_rows;) {
-        const int64_t left = num_rows - r;
-        float* const to = scores + r * kChunk;
-        if (left >= 4) {
-            for (int64_t t = 0; t < kTiles; ++t)
-                if (chunk.keys[t])
-                    score_tile<4, 1>(q + r, chunk.keys + t, chunk.key_stride, D, scale, to + t * kTile);
-            r += 4;
-            continue;
-        }
-        for (int64_t t = 0; t < kTiles; t += 2) {
-            const T* const* keys = chunk.keys + t;
-            const bool both = keys[0] && keys[1];
-            if (left >= 2) {
-                if (both) {
-                    score_tile<2, 2>(q + r, keys, chunk.key_stride, D, scale, to + t * kTile);
-                } else {
-                    for (int i = 0; i < 2; ++i)
-                        if (keys[i]) score_tile<2, 1>(q + r, keys + i, chunk.key_stride, D, scale, to + (t + i) * kTile);
-                }
-            } else if (both) {
-                score_tile<1, 2>(q + r, keys, chunk.key_stride, D, scale, to + t * kTile);
-            } else {
-                for (int i = 0; i < 2; ++i)
-                    if (keys[i]) score_tile<1, 1>(q + r, keys + i, chunk.key_stride, D, scale, to + (t + i) * kTile);
-            }
-        }
-        r += left >= 2 ? 2 : 1;
-    }
+// The greatest of 1, 2, 4, 8 that times `each` sums fit in registers beside what is multiplied.
+constexpr int as_many(int each, int most) {
+    int n = 1;
+    while (n < most && 2 * n * each <= NUM_REGISTERS - 4) n *= 2;
+    return n;
+}
+
+template <int ROWS, class T>
+void score_rows(const float* const* q, const Chunk<T>& chunk, const Chunk<T>& ahead, int64_t D, float scale,
+                float* scores) {
+    constexpr int TILES = as_many(ROWS * kVectors, kTiles);
+    int64_t t = chunk.first_tile;
+    for (; t + TILES <= chunk.end_tile; t += TILES)
+        score_tile<ROWS, TILES>(q, chunk.keys + t, ahead.keys + t, chunk.key_stride, D, scale, scores + t * kTile);
+    for (; t < chunk.end_tile; ++t)
+        score_tile<ROWS, 1>(q, chunk.keys + t, ahead.keys + t, chunk.key_stride, D, scale, scores + t * kTile);
 }
 
 // sums[row] += weights[row] * values over tokens [first, end) of the chunk, for as many columns from `d` on as fit
 // N vectors at a time; returns the column after them.
 template <int ROWS, int N, class T>
-int64_t weigh_columns(const float* weights, const Chunk<T>& chunk, int64_t first, int64_t end, int64_t D, float* sums,
-                      int64_t d) {
+int64_t weigh_columns(const float* weights, const Chunk<T>& chunk, const Chunk<T>& ahead, int64_t first, int64_t end,
+                      int64_t D, float* sums, int64_t d) {
+    constexpr int kLine = 64 / sizeof(T);  // elements in a line of the cache
     for (; d + N * W <= D; d += N * W) {
         vf acc[ROWS][N];
         for (int r = 0; r < ROWS; ++r)
             for (int i = 0; i < N; ++i) acc[r][i] = load(sums + r * D + d + i * W);
         for (int64_t j = first; j < end; ++j) {
+#pragma GCC unroll 8
+            for (int i = 0; i < N; i += kLine / W) __builtin_prefetch(ahead.values[j] + d + i * W);
             vf value[N];
 #pragma GCC unroll 8
             for (int i = 0; i < N; ++i) value[i] = load(chunk.values[j] + d + i * W);
@@ -184,14 +186,47 @@ int64_t weigh_columns(const float* weights, const Chunk<T>& chunk, int64_t first
     return d;
 }
 
+template <int ROWS, int N, class T>
+int64_t weigh_from(const float* weights, const Chunk<T>& chunk, const Chunk<T>& ahead, int64_t first, int64_t end,
+                   int64_t D, float* sums, int64_t d) {
+    d = weigh_columns<ROWS, N>(weights, chunk, ahead, first, end, D, sums, d);
+    if constexpr (N > 1) d = weigh_from<ROWS, N / 2>(weights, chunk, ahead, first, end, D, sums, d);
+    return d;
+}
+
 template <int ROWS, class T>
-void weigh(const float* weights, const Chunk<T>& chunk, int64_t first, int64_t end, int64_t D, float* sums) {
-    int64_t d = weigh_columns<ROWS, ROWS >= 4 ? 2 : 4>(weights, chunk, first, end, D, sums, 0);
-    d = weigh_columns<ROWS, 1>(weights, chunk, first, end, D, sums, d);
+void weigh(const float* weights, const Chunk<T>& chunk, const Chunk<T>& ahead, int64_t first, int64_t end, int64_t D,
+           float* sums) {
+    int64_t d = weigh_from<ROWS, as_many(ROWS, 8)>(weights, chunk, ahead, first, end, D, sums, 0);
     for (; d < D; ++d)
         for (int r = 0; r < ROWS; ++r)
             for (int64_t j = first; j < end; ++j)
                 sums[r * D + d] += weights[r * kChunk + j] * to_float(chunk.values[j][d]);
+}
+
+template <int N>
+struct Count {
+    static constexpr int value = N;
+};
+
+template <int ROWS, class F>
+void of_rows(int64_t rows, F&& body) {
+    if constexpr (ROWS > 0) {
+        if (rows == ROWS)
+            body(Count<ROWS>{});
+        else
+            of_rows<ROWS - 1>(rows, body);
+    }
+}
+
+// body(row, number of rows as a type) for parts of `num_rows` rows that are computed together, about equal in size.
+template <class F>
+void by_rows(int64_t num_rows, F&& body) {
+    for (int64_t row = 0; row < num_rows;) {
+        const int64_t left = num_rows - row, parts = (left + kMaxRows - 1) / kMaxRows, rows = (left + parts - 1) / parts;
+        of_rows<kMaxRows>(rows, [&](auto count) { body(row, count); });
+        row += rows;
+    }
 }
 
 void scale_row(float* row, int64_t D, float by) {
@@ -214,17 +249,21 @@ void merge_row(float* whole, float& whole_high, float& whole_sum, const float* p
 
 // The scores of the row's visible tokens [lo, hi) of a chunk become weights of their values; others become 0.
 template <class T>
-void soften(const Chunk<T>& chunk, float* scores, int64_t lo, int64_t hi, float* sums, float& high, float& sum_of, int64_t D) {
+void soften(const Chunk<T>& chunk, float* scores, int64_t lo, int64_t hi, float* sums, float& high, float& sum_of,
+            int64_t D) {
     vf lanes;
     for (int i = 0; i < W; ++i) lanes[i] = (float)i;
+    const bool whole = lo == 0 && hi == kChunk;
     vf highest_v = splat(kLowest);
     for (int64_t j = 0; j < kChunk; j += W) {
-        const vf place = lanes + (float)j;
         vf score = load(scores + j);
         if constexpr (__is_same(T, int8_t)) score *= load(chunk.key_scales + j);
-        const vf masked = (place >= (float)lo) & (place < (float)hi) ? score : splat(kLowest);
-        store(scores + j, masked);
-        highest_v = max(highest_v, masked);
+        if (!whole) {
+            const vf place = lanes + (float)j;
+            score = (place >= (float)lo) & (place < (float)hi) ? score : splat(kLowest);
+        }
+        store(scores + j, score);
+        highest_v = max(highest_v, score);
     }
     const float top = highest(highest_v);
     if (top > high) {
@@ -237,7 +276,7 @@ void soften(const Chunk<T>& chunk, float* scores, int64_t lo, int64_t hi, float*
     }
     vf total = {};
     for (int64_t j = 0; j < kChunk; j += W) {
-        const vf weight = exp(load(scores + j) - splat(high));
+        const vf weight = exp_below_0(load(scores + j) - splat(high));
         total += weight;
         if constexpr (__is_same(T, int8_t)) {
             // Scales of tokens that are not seen may be anything.
@@ -266,7 +305,16 @@ void attend(const AttentionCall& call) {
         scratch.whole_sum[row] = 0.0f;
     }
     __builtin_memset(scratch.whole, 0, num_rows * D * sizeof(float));
-    Chunk<T> chunk;
+    // Chunks are found one ahead of the one that is computed.
+    Chunk<T> chunks[2] = {Chunk<T>(*call.cache), Chunk<T>(*call.cache)};
+    const int64_t last = min(task.end_span * kSpan, ends[num_rows - 1]);
+    const auto seen_of = [&](int64_t begin) { return lows[0] > begin ? lows[0] : begin; };
+    const auto find = [&](int64_t begin) {
+        const int64_t i = begin / kChunk % 2, first = seen_of(begin), end = min(begin + kChunk, last);
+        T* const gathered = reinterpret_cast<T*>(scratch.gathered) + i * kChunk * D;
+        if (first < end) find_chunk(call, begin, first, end, chunks[i], gathered);
+    };
+    find(task.first_span * kSpan);
     for (int64_t span = task.first_span; span < task.end_span; ++span) {
         __builtin_memset(scratch.part, 0, num_rows * D * sizeof(float));
         for (int64_t row = 0; row < num_rows; ++row) {
@@ -275,14 +323,16 @@ void attend(const AttentionCall& call) {
         }
         const int64_t span_end = min((span + 1) * kSpan, ends[num_rows - 1]);
         for (int64_t begin = span * kSpan; begin < span_end; begin += kChunk) {
-            const int64_t end = min(begin + kChunk, span_end);
-            const int64_t first = lows[0] > begin ? lows[0] : begin;
+            const Chunk<T>&chunk = chunks[begin / kChunk % 2], &ahead = chunks[(begin / kChunk + 1) % 2];
+            find(begin + kChunk);
+            const int64_t first = seen_of(begin), end = min(begin + kChunk, span_end);
             if (first >= end) continue;
             // Rows before this one end before the chunk begins.
             int64_t from = 0;
             while (ends[from] <= begin) ++from;
-            find_chunk(call, begin, first, end, chunk, reinterpret_cast<T*>(scratch.gathered));
-            score_rows(q + from, num_rows - from, chunk, D, call.scale, scratch.scores + from * kChunk);
+            by_rows(num_rows - from, [&](int64_t row, auto count) {
+                score_rows<count.value>(q + from + row, chunk, ahead, D, call.scale, scratch.scores + (from + row) * kChunk);
+            });
             for (int64_t row = from; row < num_rows; ++row) {
                 const int64_t lo = (lows[row] > begin ? lows[row] : begin) - begin;
                 const int64_t hi = min(ends[row], begin + kChunk) - begin;
@@ -293,21 +343,10 @@ void attend(const AttentionCall& call) {
                 }
                 soften(chunk, scores, lo, hi, scratch.part + row * D, scratch.part_high[row], scratch.part_sum[row], D);
             }
-            for (int64_t row = from; row < num_rows;) {
-                const float* const weights = scratch.scores + row * kChunk;
-                float* const sums = scratch.part + row * D;
-                const int64_t left = num_rows - row;
-                if (left >= 4) {
-                    weigh<4>(weights, chunk, first - begin, end - begin, D, sums);
-                    row += 4;
-                } else if (left >= 2) {
-                    weigh<2>(weights, chunk, first - begin, end - begin, D, sums);
-                    row += 2;
-                } else {
-                    weigh<1>(weights, chunk, first - begin, end - begin, D, sums);
-                    row += 1;
-                }
-            }
+            by_rows(num_rows - from, [&](int64_t row, auto count) {
+                weigh<count.value>(scratch.scores + (from + row) * kChunk, chunk, ahead, first - begin, end - begin,
+                                   D, scratch.part + (from + row) * D);
+            });
         }
         if (task.partial >= 0) {
             for (int64_t row = 0; row < num_rows; ++row) {
@@ -334,7 +373,7 @@ void attend(const AttentionCall& call) {
 
 }  // namespace
 
-int64_t attention_scratch_floats(int64_t D) { return kMaxTileRows * (kChunk + 2 * D + 4) + kChunk * D; }
+int64_t attention_scratch_floats(int64_t D) { return kMaxTileRows * (kChunk + 2 * D + 4) + 2 * kChunk * D; }
 
 void attention(const AttentionCall& call) {
     switch (call.cache->kind) {
