@@ -157,7 +157,7 @@ def test_ctrl_c_stops_an_answer_and_not_the_conversation() -> None:
 
 def test_a_servers_cache_is_the_servers_to_choose() -> None:
     result = run("bench", "http://127.0.0.1:1", "--kv-dtype", "int8")
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert "--kv-dtype is for a model run here" in result.stderr
 
 

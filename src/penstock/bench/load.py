@@ -33,7 +33,7 @@ class EngineTarget:
 
     async def generate(self, request: BenchRequest, request_id: str, on_piece: Callable[[], None]) -> int:
         """Return the tokens of all deltas."""
-        sampling = SamplingParams(max_tokens=request.num_output_tokens, ignore_eos=True, seed=0)
+        sampling = SamplingParams(max_tokens=request.num_output_tokens, ignore_eos=True, temperature=0.0)
         generate = GenerateRequest(
             request_id=request_id, prompt_token_ids=list(request.prompt_token_ids), sampling=sampling
         )
@@ -61,7 +61,7 @@ class UrlTarget:
             "prompt": list(request.prompt_token_ids),
             "max_tokens": request.num_output_tokens,
             "ignore_eos": True,
-            "seed": 0,
+            "temperature": 0.0,
             "stream_options": {"include_usage": True},
         }
         num_tokens = None
@@ -95,6 +95,13 @@ class Outcome:
     def ttft_s(self) -> float | None:
         """Time to first token: from due to the first piece."""
         return self.piece_s[0] - self.due_s if self.piece_s else None
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Tokens after the first over the time from the first piece to the last; None with fewer than two."""
+        if len(self.piece_s) < 2 or self.piece_s[-1] <= self.piece_s[0]:
+            return None
+        return (self.num_output_tokens - 1) / (self.piece_s[-1] - self.piece_s[0])
 
     @property
     def gaps_s(self) -> list[float]:

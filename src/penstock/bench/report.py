@@ -90,10 +90,15 @@ class RunReport:
     num_output_tokens: int
     output_tokens_per_s: float
     """Output tokens of whole answers over the duration."""
+    prompt_tokens_per_s: float
+    """Prompt tokens of whole answers over the duration: with one output token each, the speed of prefill."""
     total_tokens_per_s: float
     """Prompt and output tokens of whole answers over the duration."""
     requests_per_s: float
     """Whole answers over the duration."""
+    stream_tokens_per_s: float | None
+    """Median over whole answers of their tokens after the first over the time since the first: how fast a reader
+    sees one grow; None where no answer had two pieces."""
     ttft: Latency | None
     """Time to first token: from a request's due time to the first piece of its answer."""
     inter_token: Latency | None
@@ -135,6 +140,7 @@ def report_run(run: Run, slo: Slo | None) -> RunReport:
     whole = [outcome for outcome in run.outcomes if outcome.error is None]
     num_prompt_tokens = sum(outcome.num_prompt_tokens for outcome in whole)
     num_output_tokens = sum(outcome.num_output_tokens for outcome in whole)
+    rates = [outcome.tokens_per_s for outcome in whole if outcome.tokens_per_s is not None]
     num_good = sum(slo.is_met_by(outcome) for outcome in whole) if slo is not None else None
     return RunReport(
         duration_s=run.duration_s,
@@ -144,8 +150,10 @@ def report_run(run: Run, slo: Slo | None) -> RunReport:
         num_prompt_tokens=num_prompt_tokens,
         num_output_tokens=num_output_tokens,
         output_tokens_per_s=num_output_tokens / run.duration_s,
+        prompt_tokens_per_s=num_prompt_tokens / run.duration_s,
         total_tokens_per_s=(num_prompt_tokens + num_output_tokens) / run.duration_s,
         requests_per_s=len(whole) / run.duration_s,
+        stream_tokens_per_s=statistics.median(rates) if rates else None,
         ttft=Latency.of(outcome.ttft_s for outcome in whole if outcome.ttft_s is not None),
         inter_token=Latency.of(gap_s for outcome in whole for gap_s in outcome.gaps_s),
         e2e=Latency.of(outcome.e2e_s for outcome in whole),
@@ -227,6 +235,7 @@ _FIGURES = (
     _Figure(key="num_whole", label="whole answers", get=lambda run: run.num_whole, show="{:,.0f}".format),
     _Figure(key="duration_s", label="duration", get=lambda run: run.duration_s, show=format_duration),
     _Figure(key="output_tokens_per_s", label="output tokens/s", get=lambda run: run.output_tokens_per_s, show=_rate),
+    _Figure(key="prompt_tokens_per_s", label="prompt tokens/s", get=lambda run: run.prompt_tokens_per_s, show=_rate),
     _Figure(
         key="total_tokens_per_s",
         label="prompt and output tokens/s",
@@ -234,6 +243,12 @@ _FIGURES = (
         show=_rate,
     ),
     _Figure(key="requests_per_s", label="requests/s", get=lambda run: run.requests_per_s, show="{:,.2f}".format),
+    _Figure(
+        key="stream_tokens_per_s",
+        label="tokens/s of one answer after its first",
+        get=lambda run: run.stream_tokens_per_s,
+        show=_rate,
+    ),
     *_latency_figures("ttft", "time to first token"),
     *_latency_figures("inter_token", "inter-token latency"),
     *_latency_figures("e2e", "end to end"),

@@ -7,7 +7,7 @@ import os
 import platform
 import random
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import typer
@@ -32,6 +32,7 @@ from penstock.bench import (
 )
 from penstock.errors import ConfigError
 from penstock.http.client import OpenAIClient
+from penstock.launch.settings import Settings
 
 _URL_VOCABULARY = range(1000, 2000)
 """Token ids for prompts sent to a server, whose vocabulary is unknown: ordinary tokens of any real one."""
@@ -41,7 +42,8 @@ _URL_VOCABULARY = range(1000, 2000)
 class BenchOptions:
     """The command's options, as typed."""
 
-    target: str | None
+    target: str | Settings
+    """A server's URL, or how to run a model here"""
     model: str | None
     num_requests: int
     concurrency: int | None
@@ -52,8 +54,6 @@ class BenchOptions:
     num_warmup: int
     slo: str | None
     seed: int
-    threads: int | None
-    kv_dtype: str | None
     as_json: bool
     plot: Path | None
 
@@ -77,7 +77,7 @@ def run_bench(options: BenchOptions) -> int:
     if options.plot is not None:
         require_plots()
     runs = asyncio.run(_measure(options, workload))
-    name = options.target or "penstock-mini"
+    name = options.target if isinstance(options.target, str) else options.target.model.name
     report = BenchReport(
         target=name,
         conditions={
@@ -96,25 +96,19 @@ def run_bench(options: BenchOptions) -> int:
 
 
 async def _measure(options: BenchOptions, workload: Workload) -> list[Run]:
-    target = options.target or "penstock-mini"
+    target = options.target
     async with contextlib.AsyncExitStack() as stack:
-        if target.startswith(("http://", "https://")):
-            if options.kv_dtype is not None:
-                raise ConfigError(
-                    f"--kv-dtype is for a model run here, and {target} is a server; leave one of them out"
-                )
+        if isinstance(target, str):
             client = OpenAIClient(target, api_key=os.environ.get("OPENAI_API_KEY"))
             await stack.enter_async_context(client)
             driven: Target = UrlTarget(client, options.model or await client.first_model_name())
             vocabulary = list(_URL_VOCABULARY)
         else:
             if options.model is not None:
-                raise ConfigError(f"--model names a server's model, and {target} is no URL; leave one of them out")
+                raise ConfigError("--model names a server's model, and a model is run here; leave one of them out")
             from penstock.launch.local import open_engine
 
-            local = await stack.enter_async_context(
-                open_engine(target, threads=options.threads, kv_dtype=options.kv_dtype or "auto")
-            )
+            local = await stack.enter_async_context(open_engine(_for_load(target, workload)))
             driven = EngineTarget(local.client)
             vocab_size = local.client.model().vocab_size
             vocabulary = random.Random(0).sample(range(vocab_size), min(1000, vocab_size))
@@ -130,3 +124,14 @@ async def _measure(options: BenchOptions, workload: Workload) -> list[Run]:
                 num_warmup=options.num_warmup,
                 on_finished=lambda: progress.advance(bar),
             )
+
+
+def _for_load(settings: Settings, workload: Workload) -> Settings:
+    """Return ``settings`` with room for this load's longest request, unless they say how long one may be.
+
+    Else the cache would have to hold what the model was made for, which may be more than the machine has.
+    """
+    if settings.runner.max_model_tokens is not None:
+        return settings
+    longest = workload.prompt_tokens.high + workload.output_tokens.high
+    return replace(settings, runner=replace(settings.runner, max_model_tokens=longest))

@@ -143,8 +143,9 @@ async def _partner(target: str, model: str | None, stack: contextlib.AsyncExitSt
     if sys.stderr.isatty():
         sys.stderr.write(f"loading {target}\n")
     from penstock.launch.local import open_engine
+    from penstock.launch.settings import ModelSettings, Settings
 
-    local = await stack.enter_async_context(open_engine(target))
+    local = await stack.enter_async_context(open_engine(Settings(model=ModelSettings(name=target))))
     if local.template is None:
         raise ConfigError(f"{target} has no chat template, so it cannot chat; use a model made for it")
     return EnginePartner(target, local.client, local.tokenizer, local.template)

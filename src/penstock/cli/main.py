@@ -155,6 +155,10 @@ def chat(
 def bench(
     target: TargetArgument = None,
     model: ServedModelOption = None,
+    shape: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Run random weights of a published shape, such as qwen2.5-0.5b; short for MODEL shape:NAME."),
+    ] = None,
     num_requests: Annotated[int, typer.Option(min=1, help="Requests in one repetition.")] = 64,
     concurrency: Annotated[
         Optional[int],  # noqa: UP045
@@ -173,19 +177,40 @@ def bench(
         typer.Option(help="What a good answer keeps to, such as ttft=1s,itl=100ms."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Decides lengths, prompts and arrivals.")] = 0,
+    dtype: Annotated[Optional[str], typer.Option(help="As serve has it, for a model run here.")] = None,  # noqa: UP045
+    quantize: Annotated[Optional[str], typer.Option(help="As serve has it, for a model run here.")] = None,  # noqa: UP045
     threads: Annotated[Optional[int], typer.Option(help="Threads a step uses, for a model run here.")] = None,  # noqa: UP045
     kv_dtype: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="As of `serve`, for a model run here.  [default: auto]"),
+        typer.Option(help="As serve has it, for a model run here."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     plot: Annotated[Optional[Path], typer.Option(help="Write plots to this PNG.")] = None,  # noqa: UP045
+    config: ConfigOption = None,
 ) -> None:
-    """Measure throughput and latency of a model or a server."""
+    """Measure throughput and latency of a model or a server, greedily and with the end of sequence ignored.
+
+    A model run here is set up by the settings file and the environment as serve would, for requests as long as these.
+    """
     from penstock.cli.bench import BenchOptions, run_bench
 
+    if shape is not None:
+        if target is not None:
+            raise typer.BadParameter(f"--shape and {target} exclude each other; give one")
+        target = f"shape:{shape}"
+    flags = {
+        "runner.dtype": ("--dtype", dtype),
+        "runner.quantize": ("--quantize", quantize),
+        "runner.threads": ("--threads", threads),
+        "runner.kv_dtype": ("--kv-dtype", kv_dtype),
+    }
+    measured: Any = target
+    if target is None or not target.startswith(("http://", "https://")):
+        measured = _load(config, {"model.name": ("MODEL", target), **flags}).settings
+    elif in_vain := [name for name, value in flags.values() if value is not None]:
+        raise typer.BadParameter(f"{', '.join(in_vain)} is for a model run here, and {target} is a server")
     options = BenchOptions(
-        target=target,
+        target=measured,
         model=model,
         num_requests=num_requests,
         concurrency=concurrency,
@@ -196,8 +221,6 @@ def bench(
         num_warmup=warmup,
         slo=slo,
         seed=seed,
-        threads=threads,
-        kv_dtype=kv_dtype,
         as_json=as_json,
         plot=plot,
     )

@@ -1,12 +1,14 @@
 """From settings to a loaded engine. What would not fit is found out before anything is loaded."""
 
+from pathlib import Path
+
 from penstock.errors import InvalidSetting, MissingExtra
 from penstock.estimate.memory import ModelShape, plan_memory
 from penstock.estimate.system import available_memory_bytes, usable_cores
-from penstock.launch.settings import Settings
-from penstock.models import read_config, read_sampling_defaults, resolve_model
-from penstock.protocol import ModelInfo
-from penstock.text import Tokenizer
+from penstock.launch.settings import ModelSettings, Settings
+from penstock.launch.text import load_tokenizer
+from penstock.models import find_shape, read_config, read_sampling_defaults, resolve_model
+from penstock.protocol import ModelInfo, SamplingDefaults
 
 try:
     import torch
@@ -17,6 +19,7 @@ try:
     from penstock.kernels import QUANTIZATIONS, ops_for, use_threads
     from penstock.models.config import ModelConfig
     from penstock.models.decoder import cache_dtype, count_parameters, load_model, run_dtype
+    from penstock.models.random_weights import count_random_parameters, make_random_model
 except ImportError as error:
     raise MissingExtra(
         f"running a model needs torch ({error}); install it with: pip install 'penstock[engine]'"
@@ -30,19 +33,18 @@ def build_engine(settings: Settings) -> Engine:
     """
     # All cores but one, which the API's process needs.
     use_threads(settings.runner.threads or max(1, usable_cores() - 1))
-    path = resolve_model(settings.model.name, settings.model.revision)
-    config = read_config(path)
-    sampling = read_sampling_defaults(path)
-    tokenizer = Tokenizer.load(path)
+    config, path = _find(settings.model)
+    sampling = SamplingDefaults() if path is None else read_sampling_defaults(path)
+    tokenizer = load_tokenizer(settings.model)
     dtype = run_dtype(config, settings.runner.dtype)
     max_model_tokens = settings.runner.max_model_tokens or config.max_positions
     if max_model_tokens > config.max_positions:
         raise InvalidSetting(
-            f"max_model_tokens is {max_model_tokens}, and {settings.model.name} was made for {config.max_positions}; "
-            "lower it",
+            f"requests may have {max_model_tokens} tokens (max_model_tokens), and {settings.model.name} was made for "
+            f"{config.max_positions}; lower it",
             param="runner.max_model_tokens",
         )
-    num_parameters = count_parameters(path, config)
+    num_parameters = count_random_parameters(config) if path is None else count_parameters(path, config)
     weights_dtype = getattr(torch, dtype)
     kv_dtype = cache_dtype(weights_dtype, settings.runner.kv_dtype)
     ops = ops_for(weights_dtype, settings.runner.quantize)
@@ -68,10 +70,13 @@ def build_engine(settings: Settings) -> Engine:
         memory_bytes=settings.cache.memory_bytes,
         memory_share=settings.cache.memory_share,
     )
-    model = load_model(path, dtype=settings.runner.dtype, kv_dtype=settings.runner.kv_dtype, ops=ops)
+    if path is None:
+        model = make_random_model(config, weights_dtype, kv_dtype, ops)
+    else:
+        model = load_model(path, dtype=settings.runner.dtype, kv_dtype=settings.runner.kv_dtype, ops=ops)
     info = ModelInfo(
         name=settings.model.name,
-        source=str(path),
+        source="random weights" if path is None else str(path),
         architecture=config.architecture,
         dtype=settings.runner.quantize or dtype,
         kv_dtype=str(kv_dtype).removeprefix("torch."),
@@ -85,6 +90,15 @@ def build_engine(settings: Settings) -> Engine:
     )
     engine_config = EngineConfig(scheduler=settings.scheduler, cache=settings.cache, runner=settings.runner)
     return assemble_engine(model, tokenizer, engine_config, info=info)
+
+
+def _find(model: ModelSettings) -> tuple[ModelConfig, Path | None]:
+    """Return a model's configuration and the directory of its weights; None where they are to be random."""
+    shape = find_shape(model.name)
+    if shape is not None:
+        return shape, None
+    path = resolve_model(model.name, model.revision)
+    return read_config(path), path
 
 
 def _weights_bytes(config: ModelConfig, num_parameters: int, dtype: torch.dtype, quantize: str | None) -> int:

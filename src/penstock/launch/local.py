@@ -5,10 +5,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from penstock.engine.aio import InProcessClient
-from penstock.engine.config import RunnerConfig
 from penstock.launch.engine import build_engine
-from penstock.launch.settings import ModelSettings, Settings
-from penstock.models import resolve_model
+from penstock.launch.settings import Settings
+from penstock.launch.text import load_template, load_tokenizer
 from penstock.telemetry import configure_logging
 from penstock.text import ChatTemplate, Tokenizer
 
@@ -23,14 +22,13 @@ class LocalEngine:
 
 
 @asynccontextmanager
-async def open_engine(model: str, *, threads: int | None = None, kv_dtype: str = "auto") -> AsyncIterator[LocalEngine]:
-    """Run ``model`` until the block ends. Raises ``ConfigError`` if it cannot be run."""
+async def open_engine(settings: Settings) -> AsyncIterator[LocalEngine]:
+    """Run a model until the block ends. Raises ``ConfigError`` if it cannot be run."""
     configure_logging("warning")
-    path = resolve_model(model)
-    settings = Settings(model=ModelSettings(name=model), runner=RunnerConfig(threads=threads, kv_dtype=kv_dtype))
+    tokenizer, template = load_tokenizer(settings.model), load_template(settings.model)
     client = InProcessClient(lambda: build_engine(settings))
     try:
         await client.start()
-        yield LocalEngine(client, Tokenizer.load(path), ChatTemplate.load(path))
+        yield LocalEngine(client, tokenizer, template)
     finally:
         await client.stop()

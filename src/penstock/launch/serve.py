@@ -17,7 +17,6 @@ from penstock.errors import PenstockError, PortInUse
 from penstock.estimate.memory import format_memory_plan
 from penstock.launch import worker
 from penstock.launch.settings import Settings
-from penstock.models import resolve_model
 from penstock.protocol import ModelInfo
 from penstock.server import ServerConfig
 from penstock.telemetry import configure_logging
@@ -114,8 +113,8 @@ class _Server:
     def _http(self, client: ProcessClient, metrics: EngineMetrics) -> "uvicorn.Server":
         import uvicorn
 
+        from penstock.launch.text import load_template, load_tokenizer
         from penstock.server.app import create_app
-        from penstock.text import ChatTemplate, Tokenizer
 
         class QuietServer(uvicorn.Server):
             """Leaves signals to whoever runs it."""
@@ -126,11 +125,10 @@ class _Server:
                 yield
 
         settings = self._settings
-        path = resolve_model(settings.model.name, settings.model.revision)
         app = create_app(
             client=client,
-            tokenizer=Tokenizer.load(path),
-            template=ChatTemplate.load(path),
+            tokenizer=load_tokenizer(settings.model),
+            template=load_template(settings.model),
             config=settings.server,
             registry=metrics.registry,
         )

@@ -2,12 +2,16 @@
 
 from penstock.models.config import ModelConfig, RopeScaling, kv_bytes_per_token, read_config
 from penstock.models.generation import read_sampling_defaults
+from penstock.models.shapes import SHAPE_PREFIX, SHAPES, find_shape
 from penstock.models.source import DEMO_MODEL, resolve_model
 
 __all__ = [
     "DEMO_MODEL",
+    "SHAPES",
+    "SHAPE_PREFIX",
     "ModelConfig",
     "RopeScaling",
+    "find_shape",
     "kv_bytes_per_token",
     "read_config",
     "read_sampling_defaults",

@@ -17,7 +17,7 @@ from penstock.errors import InvalidSetting
 from penstock.kernels import BatchLayout, HeadNorms, KVBlocks, Linear, Ops, ops_for
 from penstock.models.config import DTYPES, ModelConfig, read_config
 from penstock.models.rope import RotaryEmbedding
-from penstock.models.weights import Weights
+from penstock.models.weights import TensorSource, Weights
 
 _log = structlog.get_logger(__name__)
 
@@ -43,7 +43,7 @@ class DecoderModel:
     """A loaded decoder-only language model."""
 
     def __init__(
-        self, config: ModelConfig, weights: Weights, dtype: torch.dtype, kv_dtype: torch.dtype, ops: Ops
+        self, config: ModelConfig, weights: TensorSource, dtype: torch.dtype, kv_dtype: torch.dtype, ops: Ops
     ) -> None:
         self.config = config
         self.dtype = dtype

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -38,6 +38,13 @@ def weight_files(path: Path) -> list[Path]:
     others = sorted(file.name for file in path.glob("*.bin"))
     hint = f"only {others[0]}; convert it to safetensors" if others else "no weights"
     raise ModelUnreadable(f"{path} holds neither {_SINGLE} nor {_INDEX}: there are {hint}")
+
+
+class TensorSource(Protocol):
+    """Where a model gets its tensors."""
+
+    def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Return the tensor ``name`` of ``shape`` in ``dtype``. Raises ``ModelUnreadable`` if there is none."""
 
 
 class Weights:

@@ -44,9 +44,11 @@ class Tokenizer:
         self._ids = {token: token_id for token_id, token in enumerate(self._tokens) if token}
 
     @classmethod
-    def load(cls, path: Path) -> "Tokenizer":
+    def load(cls, path: Path, *, num_ids: int = 0) -> "Tokenizer":
         """Return the tokenizer of the model in directory ``path``.
 
+        Ids that it lacks of the first ``num_ids`` read ``<6200>`` and the like, for a model whose vocabulary is not
+        known; no text becomes one of them. That takes a BPE tokenizer.
         Raises ``ModelUnreadable`` if tokenizer.json is missing or broken.
         """
         file = path / "tokenizer.json"
@@ -56,7 +58,8 @@ class Tokenizer:
                 f"transformers: AutoTokenizer.from_pretrained({str(path)!r}).save_pretrained({str(path)!r})."
             )
         try:
-            backend = tokenizers.Tokenizer.from_file(str(file))
+            content = file.read_text(encoding="utf-8")
+            backend = tokenizers.Tokenizer.from_str(_padded(content, num_ids) if num_ids else content)
         except Exception as error:  # the library raises nothing narrower
             raise ModelUnreadable(
                 f"{file} is not a tokenizer ({error}). The file is damaged or of an unknown version: "
@@ -176,3 +179,12 @@ class Tokenizer:
         special = self.special_token_ids
         tokens = ["" if token_id in special else token for token_id, token in enumerate(self._tokens)]
         return piece_table(self._decoder, tokens)
+
+
+def _padded(content: str, num_ids: int) -> str:
+    """Return a tokenizer.json whose vocabulary has all of the first ``num_ids`` ids."""
+    raw = json.loads(content)
+    vocabulary = raw["model"]["vocab"]
+    first = 1 + max([*vocabulary.values(), *(token["id"] for token in raw["added_tokens"])])
+    vocabulary.update({f"<{token_id}>": token_id for token_id in range(first, num_ids)})
+    return json.dumps(raw)

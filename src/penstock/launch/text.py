@@ -1,0 +1,25 @@
+"""A model's text side, which the server's process needs beside the engine's."""
+
+from pathlib import Path
+
+from penstock.launch.settings import ModelSettings
+from penstock.models import DEMO_MODEL, find_shape, resolve_model
+from penstock.text import ChatTemplate, Tokenizer
+
+
+def load_tokenizer(model: ModelSettings) -> Tokenizer:
+    """Return the tokenizer of ``model``. Raises ``ModelUnreadable``.
+
+    A shape has none: it reads text by penstock-mini's, and ids beyond that vocabulary are written ``<6200>``.
+    """
+    shape = find_shape(model.name)
+    return Tokenizer.load(_directory(model), num_ids=shape.vocab_size if shape else 0)
+
+
+def load_template(model: ModelSettings) -> ChatTemplate | None:
+    """Return the chat template of ``model``, if it has one; a shape has penstock-mini's. Raises ``ModelUnreadable``."""
+    return ChatTemplate.load(_directory(model))
+
+
+def _directory(model: ModelSettings) -> Path:
+    return resolve_model(DEMO_MODEL) if find_shape(model.name) else resolve_model(model.name, model.revision)

@@ -1,0 +1,56 @@
+"""Weights that no checkpoint holds: as large and as hard to compute with as real ones, made in memory."""
+
+import zlib
+
+import torch
+from torch import Tensor
+
+from penstock.kernels import Ops, ReferenceOps
+from penstock.models.config import ModelConfig
+from penstock.models.decoder import DecoderModel
+
+_POOL_SIZE = 1_048_573
+"""The greatest prime below 2^20: no row length divides it, so the rows that are cut from it one after another begin
+at different places, and a matrix has no two rows alike (nor two logits, which would tie)."""
+
+
+class RandomWeights:
+    """A ``TensorSource`` whose tensors depend on their name and shape alone.
+
+    Drawing half a billion normal numbers takes seconds, so they come from one small pool, over and over. Matrices
+    have a standard deviation of 1 / sqrt(inputs): a product then has the spread of what went in, activations neither
+    vanish nor overflow however many layers follow, and logits are spread by about one. Norms are one, biases zero.
+    """
+
+    def __init__(self) -> None:
+        self._pool = torch.randn(_POOL_SIZE, generator=torch.Generator().manual_seed(0))
+
+    def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Return a new tensor."""
+        if len(shape) == 1:
+            return torch.zeros(shape, dtype=dtype) if name.endswith("bias") else torch.ones(shape, dtype=dtype)
+        tensor = torch.empty(shape, dtype=dtype)
+        pool = (self._pool * shape[-1] ** -0.5).to(dtype).roll(zlib.crc32(name.encode()) % _POOL_SIZE)
+        flat = tensor.view(-1)
+        for start in range(0, len(flat), _POOL_SIZE):
+            part = flat[start : start + _POOL_SIZE]
+            part.copy_(pool[: len(part)])
+        return tensor
+
+
+def make_random_model(config: ModelConfig, dtype: torch.dtype, kv_dtype: torch.dtype, ops: Ops) -> DecoderModel:
+    """Return a model of this shape, the same one every time."""
+    with torch.inference_mode():
+        return DecoderModel(config, RandomWeights(), dtype, kv_dtype, ops)
+
+
+class _Sizes:
+    """A ``TensorSource`` of tensors without contents."""
+
+    def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def count_random_parameters(config: ModelConfig) -> int:
+    """Return how many parameters ``make_random_model`` will hold, without making them."""
+    return DecoderModel(config, _Sizes(), torch.float32, torch.float32, ReferenceOps()).num_parameters
