@@ -2,10 +2,14 @@
 
 from pathlib import Path
 
+import torch
+
 from penstock.engine.assemble import assemble_engine
 from penstock.engine.config import CacheConfig, EngineConfig, SchedulerConfig
 from penstock.engine.engine import Engine
-from penstock.kernels import Ops
+from penstock.engine.profile import Profiler
+from penstock.kernels import Ops, ops_for
+from penstock.models import read_config
 from penstock.models.decoder import load_model
 from penstock.protocol import GenerateRequest, MemoryPlan, ModelInfo, SamplingParams, TokenDelta
 from penstock.text import Tokenizer
@@ -21,8 +25,11 @@ def build_engine(
     prefix_caching: bool = True,
     kv_dtype: str = "float32",
     ops: Ops | None = None,
+    profiler: Profiler | None = None,
 ) -> Engine:
-    """Return an engine that serves the checkpoint in ``path`` in float32."""
+    """Return an engine that serves the checkpoint in ``path`` in float32, its parts watched by ``profiler``."""
+    if profiler is not None:
+        ops = profiler.around_ops(ops or ops_for(torch.float32), read_config(path), weight_element_bytes=4)
     model = load_model(path, dtype="float32", kv_dtype=kv_dtype, ops=ops)
     config = EngineConfig(
         scheduler=SchedulerConfig(step_tokens=step_tokens, max_running=max_running),
@@ -47,7 +54,7 @@ def build_engine(
             available_bytes=0,
         ),
     )
-    return assemble_engine(model, Tokenizer.load(path), config, info=info)
+    return assemble_engine(model, Tokenizer.load(path), config, info=info, profiler=profiler)
 
 
 def greedy(request_id: str, prompt: list[int], max_tokens: int, **sampling: object) -> GenerateRequest:

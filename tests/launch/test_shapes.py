@@ -1,6 +1,7 @@
 """A model that is only a shape, served and measured."""
 
 import json
+from pathlib import Path
 
 import httpx
 
@@ -30,9 +31,10 @@ def test_a_shape_is_served() -> None:
         assert "<" in answer["choices"][0]["text"]
 
 
-def test_bench_runs_a_shape_with_room_for_what_it_asks() -> None:
+def test_bench_runs_a_shape_with_room_for_what_it_asks(tmp_path: Path) -> None:
     sizes = ["--num-requests", "2", "--repetitions", "1", "--warmup", "0", "--prompt-tokens", "300"]
-    options = ["--output-tokens", "3", "--threads", "1", "--dtype", "bfloat16", "--json"]
+    trace = tmp_path / "trace.json"
+    options = ["--output-tokens", "3", "--threads", "1", "--dtype", "bfloat16", "--json", "--profile", str(trace)]
     result = run("bench", "--shape", "llama-0.1b", *sizes, *options)
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)
@@ -41,6 +43,8 @@ def test_bench_runs_a_shape_with_room_for_what_it_asks() -> None:
     assert measured["num_prompt_tokens"] == 600
     assert measured["prompt_tokens_per_s"] > measured["output_tokens_per_s"] > 0
     assert measured["stream_tokens_per_s"] > 0
+    assert {steps["kind"] for steps in report["profile"]["kinds"]} == {"decode", "prefill"}
+    assert len(json.loads(trace.read_text())["traceEvents"]) > 100
 
 
 def test_what_cannot_be_is_said_in_a_line() -> None:
@@ -52,6 +56,8 @@ def test_what_cannot_be_is_said_in_a_line() -> None:
     in_vain = run("bench", "http://127.0.0.1:9", "--quantize", "int8")
     assert in_vain.returncode == 2
     assert "--quantize" in in_vain.stderr
+    in_vain = run("bench", "http://127.0.0.1:9", "--profile", "trace.json")
+    assert in_vain.returncode == 2
     too_long = run("bench", "--prompt-tokens", "9999", "--num-requests", "1")
     assert too_long.returncode == 1
     assert "was made for" in too_long.stderr

@@ -164,11 +164,12 @@ async def repeat(
     repetitions: int,
     num_warmup: int,
     on_finished: Callable[[], None] = lambda: None,
+    on_warm: Callable[[], None] = lambda: None,
 ) -> list[Run]:
     """Return ``repetitions`` runs of ``workload``, after ``num_warmup`` requests whose outcomes are dropped.
 
     Warm-up requests are sent at the load's own concurrency, all at once in an open loop; ``on_finished`` is
-    called after each request, theirs included.
+    called after each request, theirs included; ``on_warm`` once, before what counts.
     """
     name = uuid.uuid4().hex[:8]
     if num_warmup:
@@ -181,6 +182,7 @@ async def repeat(
             name=f"{name}-warmup",
             on_finished=on_finished,
         )
+    on_warm()
     return [
         await drive(
             target,

@@ -10,10 +10,13 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from penstock.bench.load import Outcome, Run
 from penstock.units import format_duration, parse_duration
+
+if TYPE_CHECKING:
+    from penstock.bench.profile import ProfileReport
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,6 +124,8 @@ class BenchReport:
     """All that is needed to run it again, and where it ran."""
     slo: Slo | None
     runs: tuple[RunReport, ...]
+    profile: "ProfileReport | None" = None
+    """Where the engine's steps went, if somebody asked"""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data: what was asked, each repetition, and the median, least and most of each figure."""
@@ -195,6 +200,10 @@ def format_table(report: BenchReport) -> str:
         table.caption = f"SLO: {report.slo}"
     text = StringIO()
     Console(file=text, width=100, no_color=True).print(table)
+    if report.profile is not None:
+        from penstock.bench.profile import format_profile
+
+        text.write(f"\n{format_profile(report.profile)}\n")
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 

@@ -9,6 +9,7 @@ import random
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
@@ -34,6 +35,10 @@ from penstock.errors import ConfigError
 from penstock.http.client import OpenAIClient
 from penstock.launch.settings import Settings
 
+if TYPE_CHECKING:
+    from penstock.bench.profile import ProfileReport
+    from penstock.engine.profile import Profiler
+
 _URL_VOCABULARY = range(1000, 2000)
 """Token ids for prompts sent to a server, whose vocabulary is unknown: ordinary tokens of any real one."""
 
@@ -56,6 +61,8 @@ class BenchOptions:
     seed: int
     as_json: bool
     plot: Path | None
+    profile: Path | None
+    """Where to write a trace of every step, for a model run here"""
 
 
 def run_bench(options: BenchOptions) -> int:
@@ -76,7 +83,8 @@ def run_bench(options: BenchOptions) -> int:
         raise typer.BadParameter(str(error)) from error
     if options.plot is not None:
         require_plots()
-    runs = asyncio.run(_measure(options, workload))
+    profiler = _profiler() if options.profile is not None else None
+    runs = asyncio.run(_measure(options, workload, profiler))
     name = options.target if isinstance(options.target, str) else options.target.model.name
     report = BenchReport(
         target=name,
@@ -88,6 +96,7 @@ def run_bench(options: BenchOptions) -> int:
         },
         slo=slo,
         runs=tuple(report_run(run, slo) for run in runs),
+        profile=_report_profile(profiler, options.profile) if profiler and options.profile else None,
     )
     sys.stdout.write((json.dumps(report.to_json(), indent=2) if options.as_json else format_table(report)) + "\n")
     if options.plot is not None:
@@ -95,7 +104,23 @@ def run_bench(options: BenchOptions) -> int:
     return int(any(outcome.error for run in runs for outcome in run.outcomes))
 
 
-async def _measure(options: BenchOptions, workload: Workload) -> list[Run]:
+def _profiler() -> "Profiler":
+    # Torch comes with it.
+    from penstock.engine.profile import Profiler
+
+    return Profiler()
+
+
+def _report_profile(profiler: "Profiler", trace: Path) -> "ProfileReport":
+    """Return what was recorded against the limits of this moment, and write all of it to ``trace``."""
+    from penstock.bench.profile import report_profile, write_trace
+    from penstock.kernels.limits import measure_limits
+
+    write_trace(trace, profiler.steps)
+    return report_profile(profiler.steps, measure_limits())
+
+
+async def _measure(options: BenchOptions, workload: Workload, profiler: "Profiler | None") -> list[Run]:
     target = options.target
     async with contextlib.AsyncExitStack() as stack:
         if isinstance(target, str):
@@ -108,7 +133,7 @@ async def _measure(options: BenchOptions, workload: Workload) -> list[Run]:
                 raise ConfigError("--model names a server's model, and a model is run here; leave one of them out")
             from penstock.launch.local import open_engine
 
-            local = await stack.enter_async_context(open_engine(_for_load(target, workload)))
+            local = await stack.enter_async_context(open_engine(_for_load(target, workload), profiler))
             driven = EngineTarget(local.client)
             vocab_size = local.client.model().vocab_size
             vocabulary = random.Random(0).sample(range(vocab_size), min(1000, vocab_size))
@@ -123,6 +148,7 @@ async def _measure(options: BenchOptions, workload: Workload) -> list[Run]:
                 repetitions=options.repetitions,
                 num_warmup=options.num_warmup,
                 on_finished=lambda: progress.advance(bar),
+                on_warm=lambda: None if profiler is None else profiler.clear(),
             )
 
 

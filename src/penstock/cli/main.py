@@ -186,6 +186,10 @@ def bench(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     plot: Annotated[Optional[Path], typer.Option(help="Write plots to this PNG.")] = None,  # noqa: UP045
+    profile: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Show where steps go, for a model run here; write them to this JSON for Perfetto."),
+    ] = None,
     config: ConfigOption = None,
 ) -> None:
     """Measure throughput and latency of a model or a server, greedily and with the end of sequence ignored.
@@ -204,10 +208,11 @@ def bench(
         "runner.threads": ("--threads", threads),
         "runner.kv_dtype": ("--kv-dtype", kv_dtype),
     }
+    local = [*flags.values(), ("--profile", profile)]
     measured: Any = target
     if target is None or not target.startswith(("http://", "https://")):
         measured = _load(config, {"model.name": ("MODEL", target), **flags}).settings
-    elif in_vain := [name for name, value in flags.values() if value is not None]:
+    elif in_vain := [name for name, value in local if value is not None]:
         raise typer.BadParameter(f"{', '.join(in_vain)} is for a model run here, and {target} is a server")
     options = BenchOptions(
         target=measured,
@@ -223,6 +228,7 @@ def bench(
         seed=seed,
         as_json=as_json,
         plot=plot,
+        profile=profile,
     )
     raise typer.Exit(run_bench(options))
 

@@ -7,8 +7,8 @@ from collections.abc import AsyncGenerator, Callable
 
 import msgspec
 
-from penstock.engine.engine import Engine, error_info
-from penstock.engine.host import EngineHost
+from penstock.engine.engine import error_info
+from penstock.engine.host import EngineHost, SteppedEngine
 from penstock.engine.messages import Loaded, LoadFailed, Stepped, ToEngine
 from penstock.engine.metrics import EngineMetrics
 from penstock.engine.streams import RequestStreams
@@ -19,7 +19,7 @@ from penstock.protocol import EngineState, EngineStatus, ErrorInfo, GenerateRequ
 class InProcessClient:
     """An ``EngineClient`` whose engine shares this process."""
 
-    def __init__(self, build: Callable[[], Engine], metrics: EngineMetrics | None = None) -> None:
+    def __init__(self, build: Callable[[], SteppedEngine], metrics: EngineMetrics | None = None) -> None:
         """``build`` loads the engine; it is called on the engine's thread."""
         self._build = build
         self._inbox: queue.SimpleQueue[ToEngine | None] = queue.SimpleQueue()

@@ -1,15 +1,39 @@
 """The inside of an engine loop: messages in, one message a step out. Thread and process hosts share it."""
 
-from penstock.engine.engine import Engine, error_info
+from typing import Protocol
+
+from penstock.engine.engine import error_info
 from penstock.engine.messages import Abort, Loaded, Stepped, Submit, ToEngine
 from penstock.errors import PenstockError
-from penstock.protocol import TokenDelta
+from penstock.protocol import EngineStatus, GenerateRequest, ModelInfo, TokenDelta
+
+
+class SteppedEngine(Protocol):
+    """The part of an engine that its loop uses; see ``Engine``."""
+
+    model: ModelInfo
+
+    @property
+    def has_work(self) -> bool:
+        """Whether ``step`` would do something."""
+
+    def add(self, request: GenerateRequest) -> None:
+        """Queue a request."""
+
+    def abort(self, request_id: str) -> None:
+        """End a request at once."""
+
+    def step(self) -> list[TokenDelta]:
+        """Run one step and return what it added to each choice."""
+
+    def status(self) -> EngineStatus:
+        """Return the engine's state at this moment."""
 
 
 class EngineHost:
     """An engine and the deltas that have not been sent yet."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: SteppedEngine) -> None:
         self._engine = engine
         self._refusals: list[TokenDelta] = []
         self._has_aborted = False

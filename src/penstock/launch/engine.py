@@ -16,6 +16,7 @@ try:
     from penstock.engine.assemble import assemble_engine
     from penstock.engine.config import EngineConfig
     from penstock.engine.engine import Engine
+    from penstock.engine.profile import Profiler
     from penstock.kernels import QUANTIZATIONS, ops_for, use_threads
     from penstock.models.config import ModelConfig
     from penstock.models.decoder import cache_dtype, count_parameters, load_model, run_dtype
@@ -26,8 +27,8 @@ except ImportError as error:
     ) from error
 
 
-def build_engine(settings: Settings) -> Engine:
-    """Resolve, plan, load and assemble.
+def build_engine(settings: Settings, profiler: Profiler | None = None) -> Engine:
+    """Resolve, plan, load and assemble; the model's ops and the runner watched by ``profiler``.
 
     Raises ``ModelUnreadable``, ``NotEnoughMemory`` or ``InvalidSetting``, each before memory was taken for nothing.
     """
@@ -70,6 +71,10 @@ def build_engine(settings: Settings) -> Engine:
         memory_bytes=settings.cache.memory_bytes,
         memory_share=settings.cache.memory_share,
     )
+    if profiler is not None:
+        quantize = settings.runner.quantize
+        element_bytes = QUANTIZATIONS[quantize].weight_bytes if quantize else weights_dtype.itemsize
+        ops = profiler.around_ops(ops, config, weight_element_bytes=element_bytes)
     if path is None:
         model = make_random_model(config, weights_dtype, kv_dtype, ops)
     else:
@@ -89,7 +94,7 @@ def build_engine(settings: Settings) -> Engine:
         kernels=ops.name,
     )
     engine_config = EngineConfig(scheduler=settings.scheduler, cache=settings.cache, runner=settings.runner)
-    return assemble_engine(model, tokenizer, engine_config, info=info)
+    return assemble_engine(model, tokenizer, engine_config, info=info, profiler=profiler)
 
 
 def _find(model: ModelSettings) -> tuple[ModelConfig, Path | None]:

@@ -148,6 +148,9 @@ struct Kernels {
     int64_t (*attention_scratch_floats)(int64_t head_dim);
     void (*attention)(const AttentionCall& call);
     void (*merge_partials)(const float* partials, int64_t num_partials, int64_t num_rows, int64_t head_dim, float* out);
+
+    float (*read_all)(const float* from, int64_t size);
+    int64_t (*multiply_add)(int64_t num_rounds, float* out);
 };
 
 namespace portable {

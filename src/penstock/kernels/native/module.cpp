@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdlib>
 #include <memory>
 #include <mutex>
@@ -385,6 +386,52 @@ void rope_write_kv(Address qkv, int64_t num_tokens, int64_t num_heads, int64_t n
     });
 }
 
+// Seconds of the fastest of five calls.
+template <class F>
+double best_of_five(F&& work) {
+    double best = 1e30;
+    for (int i = 0; i < 5; ++i) {
+        const auto began = std::chrono::steady_clock::now();
+        work();
+        best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count());
+    }
+    return best;
+}
+
+// Bytes a second.
+double read_bandwidth(int64_t num_bytes) {
+    constexpr int64_t kPart = 1 << 18;
+    const HugePages memory(num_bytes);
+    float* const floats = static_cast<float*>(memory.data());
+    const int64_t size = num_bytes / sizeof(float), num_parts = ceil_div(size, kPart);
+    Machine& machine = Machine::get();
+    machine.each(num_parts, 0, [&](int64_t part, float*) {
+        std::fill(floats + part * kPart, floats + std::min(size, (part + 1) * kPart), 1.0f);
+    });
+    std::vector<float> sums(num_parts);
+    const double seconds = best_of_five([&] {
+        machine.each(num_parts, 0, [&](int64_t part, float*) {
+            sums[part] = machine.kernels().read_all(floats + part * kPart, std::min(kPart, size - part * kPart));
+        });
+    });
+    return num_bytes / seconds;
+}
+
+// Floating-point operations a second.
+double multiply_add_rate() {
+    constexpr int64_t kTasksEach = 8, kRounds = 100000;
+    Machine& machine = Machine::get();
+    std::atomic<int64_t> num_flops{0};
+    const double seconds = best_of_five([&] {
+        num_flops = 0;
+        machine.each(machine.num_threads() * kTasksEach, 16, [&](int64_t, float* scratch) {
+            scratch[0] = 0.5f, scratch[1] = 1.0f;
+            num_flops += machine.kernels().multiply_add(kRounds, scratch);
+        });
+    });
+    return num_flops / seconds;
+}
+
 }  // namespace
 }  // namespace penstock
 
@@ -406,4 +453,6 @@ NB_MODULE(_native, m) {
         .def("run", &AttentionPlan::run, Unlocked());
     m.def("rms_norm", &rms_norm, Unlocked());
     m.def("rope_write_kv", &rope_write_kv, Unlocked());
+    m.def("read_bandwidth", &read_bandwidth, Unlocked());
+    m.def("multiply_add_rate", &multiply_add_rate, Unlocked());
 }

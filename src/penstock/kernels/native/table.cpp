@@ -19,6 +19,8 @@ void rope_write_kv(const RopeCall& call, int64_t first_token, int64_t end_token)
 int64_t attention_scratch_floats(int64_t head_dim);
 void attention(const AttentionCall& call);
 void merge_partials(const float* partials, int64_t num_partials, int64_t num_rows, int64_t head_dim, float* out);
+float read_all(const float* from, int64_t size);
+int64_t multiply_add(int64_t num_rounds, float* out);
 
 const Kernels kernels = {
     PENSTOCK_TEXT(PENSTOCK_ISA),
@@ -33,6 +35,8 @@ const Kernels kernels = {
     attention_scratch_floats,
     attention,
     merge_partials,
+    read_all,
+    multiply_add,
 };
 
 }  // namespace penstock::PENSTOCK_ISA
