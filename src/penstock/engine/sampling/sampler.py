@@ -7,17 +7,16 @@ top_k and top_p together cut the tail.
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from penstock.engine.sampling.noise import stream_seed, uniforms
+from penstock.kernels.sampling import DrawRows, draw_tokens, top_tokens
 from penstock.protocol import Candidate, SamplingParams, TokenLogprobs
-
-_NARROW = 1024
-"""Candidates looked at before a full sort: top_p rarely needs more, and choosing these is far cheaper."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -35,28 +34,43 @@ class _State:
     params: SamplingParams
     seed: int
     num_output_tokens: int = 0
-    is_plain_greedy: bool = True
-    """Argmax of the raw logits is all it needs"""
-    counts: Tensor | None = None
-    """[V] int32 occurrences in the output, if a penalty asks"""
-    in_prompt: Tensor | None = None
-    """[V] bool, if the repetition penalty asks"""
+    seen: "_Seen | None" = None
+    """Tokens that occurred, if a penalty asks"""
     bias_ids: Tensor | None = None
     bias_values: Tensor | None = None
     forbidden_early: Tensor | None = None
     """Token ids that may not come before ``min_tokens``"""
 
+    @property
+    def changes_logits(self) -> bool:
+        """Whether bias, minimum length or penalties may change what the model said."""
+        return self.bias_ids is not None or self.forbidden_early is not None or self.seen is not None
 
-@dataclass(slots=True)
-class _Rows:
-    """Rows that share a kind of work, with what it needs per row."""
 
-    rows: list[int] = field(default_factory=list)
-    states: list[_State] = field(default_factory=list)
+class _Seen:
+    """The tokens that a sequence's prompt or output holds, and how often its output does: what penalties touch."""
 
-    def add(self, row: int, state: _State) -> None:
-        self.rows.append(row)
-        self.states.append(state)
+    def __init__(self, prompt_token_ids: Sequence[int], *, most: int) -> None:
+        """``prompt_token_ids`` are those that count as seen; ``most`` bounds the output's tokens."""
+        distinct = list(dict.fromkeys(prompt_token_ids))
+        self._places = {token_id: place for place, token_id in enumerate(distinct)}
+        self._token_ids = np.zeros(len(distinct) + most, dtype=np.int64)
+        self._token_ids[: len(distinct)] = distinct
+        self._counts = np.zeros(len(self._token_ids), dtype=np.float32)
+
+    def add(self, token_id: int) -> None:
+        place = self._places.setdefault(token_id, len(self._places))
+        self._token_ids[place] = token_id
+        self._counts[place] += 1
+
+    @property
+    def token_ids(self) -> npt.NDArray[np.int64]:
+        return self._token_ids[: len(self._places)]
+
+    @property
+    def counts(self) -> npt.NDArray[np.float32]:
+        """In the output; 0 where only the prompt holds it"""
+        return self._counts[: len(self._places)]
 
 
 class Sampler:
@@ -71,7 +85,6 @@ class Sampler:
         """Begin to sample for choice ``index`` of a request."""
         seed = params.seed if params.seed is not None else int.from_bytes(os.urandom(8), "little")
         state = _State(params, stream_seed(seed, index))
-        state.is_plain_greedy = params.temperature == 0
         if params.logit_bias:
             state.bias_ids = torch.tensor(list(params.logit_bias), dtype=torch.int64)
             state.bias_values = torch.tensor(list(params.logit_bias.values()), dtype=torch.float32)
@@ -79,12 +92,9 @@ class Sampler:
             forbidden = {*self._eos_token_ids, *params.stop_token_ids}
             state.forbidden_early = torch.tensor(sorted(forbidden), dtype=torch.int64)
         if params.repetition_penalty != 1:
-            state.in_prompt = torch.zeros(self._vocab_size, dtype=torch.bool)
-            state.in_prompt[torch.tensor(prompt_token_ids, dtype=torch.int64)] = True
-        if params.repetition_penalty != 1 or params.presence_penalty or params.frequency_penalty:
-            state.counts = torch.zeros(self._vocab_size, dtype=torch.int32)
-        if params.logit_bias or params.min_tokens or state.counts is not None or params.logprobs is not None:
-            state.is_plain_greedy = False
+            state.seen = _Seen(prompt_token_ids, most=params.max_tokens)
+        elif params.presence_penalty or params.frequency_penalty:
+            state.seen = _Seen((), most=params.max_tokens)
         self._states[sequence_id] = state
 
     def remove(self, sequence_id: int) -> None:
@@ -95,8 +105,8 @@ class Sampler:
         """Take a token that was kept into the sequence's history."""
         state = self._states[sequence_id]
         state.num_output_tokens += 1
-        if state.counts is not None:
-            state.counts[token_id] += 1
+        if state.seen is not None:
+            state.seen.add(token_id)
 
     def sample(self, logits: Tensor, sequence_ids: Sequence[int]) -> list[SampledToken | None]:
         """Pick a token for each row; None where a row's logits are not numbers.
@@ -105,145 +115,106 @@ class Sampler:
         Changes no state: ``commit`` does, once the token is kept.
         """
         states = [self._states[sequence_id] for sequence_id in sequence_ids]
-        highest, argmax = logits.max(dim=-1)
-        # Infinity minus itself is not a number either, so one comparison finds both.
-        is_finite = ((highest - highest) == 0).tolist()
-        chosen = argmax.tolist()
-        logprobs: dict[int, _RawLogprobs] = {}
-        if not all(state.is_plain_greedy for state in states):
-            logprobs = self._take_logprobs(logits, states)
-            self._adjust(logits, states)
-            greedy, random = _Rows(), _Rows()
-            for row, state in enumerate(states):
-                if not state.is_plain_greedy:
-                    (random if state.params.temperature > 0 else greedy).add(row, state)
-            if greedy.rows:
-                for row, token_id in zip(greedy.rows, logits[greedy.rows].argmax(dim=-1).tolist(), strict=True):
-                    chosen[row] = token_id
-            if random.rows:
-                for row, token_id in zip(random.rows, _draw(logits, random), strict=True):
-                    chosen[row] = token_id
+        logprobs = self._take_logprobs(logits, states)
+        spoiled = self._adjust(logits, states)
+        tokens = draw_tokens(logits, _draw_rows(states))
         return [
-            SampledToken(token_id, logprobs[row].of(token_id) if row in logprobs else None) if is_finite[row] else None
-            for row, token_id in enumerate(chosen)
+            None
+            if token_id < 0 or row in spoiled
+            else SampledToken(token_id, logprobs[row].of(token_id) if row in logprobs else None)
+            for row, token_id in enumerate(tokens)
         ]
 
     def _take_logprobs(self, logits: Tensor, states: list[_State]) -> dict[int, "_RawLogprobs"]:
         rows = [row for row, state in enumerate(states) if state.params.logprobs is not None]
         if not rows:
             return {}
-        values = torch.log_softmax(logits[rows], dim=-1)
-        num_top = max(states[row].params.logprobs or 0 for row in rows)
-        top = values.topk(min(num_top, self._vocab_size), dim=-1) if num_top else None
+        values = logits if len(rows) == len(states) else logits[rows]
+        most = max(states[row].params.logprobs or 0 for row in rows)
+        top = top_tokens(values, min(most, self._vocab_size))
         taken = {}
         for i, row in enumerate(rows):
-            k = states[row].params.logprobs or 0
-            ids = top.indices[i, :k].tolist() if top is not None else []
-            top_values = top.values[i, :k].tolist() if top is not None else []
+            state, log_total = states[row], top.log_totals[i]
+            k = state.params.logprobs or 0
             candidates = tuple(
-                Candidate(t, v, rank + 1) for rank, (t, v) in enumerate(zip(ids, top_values, strict=True))
+                Candidate(token_id, logit - log_total, rank + 1)
+                for rank, (token_id, logit) in enumerate(zip(top.tokens[i][:k], top.logits[i][:k], strict=True))
             )
-            taken[row] = _RawLogprobs(values[i], candidates)
+            own = values[i].numpy()
+            taken[row] = _RawLogprobs(own.copy() if state.changes_logits else own, log_total, candidates)
         return taken
 
-    def _adjust(self, logits: Tensor, states: list[_State]) -> None:
-        """Apply bias, minimum length and penalties to ``logits`` in place."""
-        penalized = _Rows()
+    def _adjust(self, logits: Tensor, states: list[_State]) -> set[int]:
+        """Apply bias, minimum length and penalties to ``logits`` in place.
+
+        Returns the rows where a forbidden token's logit was no number, which can no longer be seen.
+        """
+        spoiled: set[int] = set()
+        penalized: list[int] = []
         for row, state in enumerate(states):
             if state.bias_ids is not None and state.bias_values is not None:
                 logits[row].index_add_(0, state.bias_ids, state.bias_values)
             if state.forbidden_early is not None and state.num_output_tokens < state.params.min_tokens:
+                if not bool((logits[row, state.forbidden_early] < torch.inf).all()):
+                    spoiled.add(row)
                 logits[row, state.forbidden_early] = -torch.inf
-            if state.counts is not None:
-                penalized.add(row, state)
-        if not penalized.rows:
-            return
-        some = logits[penalized.rows]
-        counts = torch.stack([state.counts for state in penalized.states if state.counts is not None])
-        params = [state.params for state in penalized.states]
-        factor = _column([p.repetition_penalty for p in params])
-        seen = counts > 0
-        for i, state in enumerate(penalized.states):
-            if state.in_prompt is not None:
-                seen[i] |= state.in_prompt
-        some = torch.where(seen, torch.where(some > 0, some / factor, some * factor), some)
-        some -= _column([p.frequency_penalty for p in params]) * counts
-        some -= _column([p.presence_penalty for p in params]) * (counts > 0)
-        logits[penalized.rows] = some
+            if state.seen is not None:
+                penalized.append(row)
+        if penalized:
+            _penalize(logits, penalized, states)
+        return spoiled
+
+
+def _penalize(logits: Tensor, rows: list[int], states: list[_State]) -> None:
+    """Apply the penalties of ``rows`` to the tokens these have seen, all in one go."""
+    seen = [state.seen for state in (states[row] for row in rows) if state.seen is not None]
+    params = [states[row].params for row in rows]
+    sizes = [len(one.token_ids) for one in seen]
+    counts = np.concatenate([one.counts for one in seen])
+    places = np.concatenate([one.token_ids for one in seen])
+    places += np.repeat(np.array(rows, dtype=np.int64) * logits.shape[1], sizes)
+
+    def of_each(values: list[float]) -> npt.NDArray[np.float32]:
+        return np.repeat(np.array(values, dtype=np.float32), sizes)
+
+    flat = logits.view(-1).numpy()
+    some = flat[places]
+    factor = of_each([p.repetition_penalty for p in params])
+    some = np.where(some > 0, some / factor, some * factor)
+    some -= of_each([p.frequency_penalty for p in params]) * counts
+    some -= of_each([p.presence_penalty for p in params]) * (counts > 0)
+    flat[places] = some
+
+
+def _draw_rows(states: list[_State]) -> DrawRows:
+    params = [state.params for state in states]
+    return DrawRows(
+        numbers=uniforms(
+            np.array([state.seed for state in states], dtype=np.uint64),
+            np.array([state.num_output_tokens for state in states], dtype=np.uint64),
+        ),
+        # Subnormal temperatures would overflow to infinities of both signs; this one is greedy already.
+        temperatures=np.array([p.temperature and max(p.temperature, 1e-5) for p in params], dtype=np.float32),
+        top_k=np.array([p.top_k for p in params], dtype=np.int64),
+        top_p=np.array([p.top_p for p in params], dtype=np.float64),
+        min_p=np.array([p.min_p for p in params], dtype=np.float64),
+    )
 
 
 @dataclass(slots=True, frozen=True)
 class _RawLogprobs:
     """Log-probabilities of one row before anything was changed."""
 
-    values: Tensor
+    logits: npt.NDArray[np.float32]
     """[V]"""
+    log_total: float
     top: tuple[Candidate, ...]
 
     def of(self, token_id: int) -> TokenLogprobs:
-        logprob = self.values[token_id]
-        rank = int((self.values > logprob).sum()) + 1
-        return TokenLogprobs(Candidate(token_id, float(logprob), rank), self.top)
-
-
-def _column(values: list[float]) -> Tensor:
-    return torch.tensor(values, dtype=torch.float32).unsqueeze(1)
-
-
-def _draw(logits: Tensor, random: _Rows) -> list[int]:
-    """Return one token for each row of ``random`` by inverting its distribution at the request's own number."""
-    params = [state.params for state in random.states]
-    numbers = uniforms(
-        np.array([state.seed for state in random.states], dtype=np.uint64),
-        np.array([state.num_output_tokens for state in random.states], dtype=np.uint64),
-    )
-    # Subnormal temperatures would overflow to infinities of both signs; this one is greedy already.
-    scaled = logits[random.rows] / _column([max(p.temperature, 1e-5) for p in params])
-    tokens = [0] * len(params)
-    cut = [i for i, p in enumerate(params) if p.top_k > 0 or p.top_p < 1 or p.min_p > 0]
-    whole = [i for i in range(len(params)) if i not in set(cut)]
-    if whole:
-        probabilities = torch.softmax(scaled[whole], dim=-1, dtype=torch.float64)
-        for i, token_id in zip(whole, _invert(probabilities, numbers[whole]).tolist(), strict=True):
-            tokens[i] = token_id
-    if cut:
-        values, token_ids = _candidates(scaled[cut], [params[i] for i in cut])
-        picks = _invert(torch.softmax(values, dim=-1, dtype=torch.float64), numbers[cut])
-        for i, token_id in zip(cut, token_ids.gather(1, picks.unsqueeze(1)).squeeze(1).tolist(), strict=True):
-            tokens[i] = token_id
-    return tokens
-
-
-def _candidates(scaled: Tensor, params: list[SamplingParams]) -> tuple[Tensor, Tensor]:
-    """Return (logits, token ids), both [R, K], most likely first, of what top_k, top_p and min_p leave; cut ones -inf.
-
-    Looks at the most likely ``_NARROW`` first and at all only where top_p or min_p reaches beyond them.
-    """
-    vocab_size = scaled.shape[-1]
-    top_k = torch.tensor([p.top_k or vocab_size for p in params]).clamp_(max=vocab_size).unsqueeze(1)
-    top_p, min_p = _column([p.top_p for p in params]), _column([p.min_p for p in params])
-    log_total = torch.logsumexp(scaled, dim=-1, keepdim=True)
-    num_looked_at = min(max(_NARROW, *(p.top_k for p in params)), vocab_size)
-    while True:
-        values, token_ids = scaled.topk(num_looked_at, dim=-1)
-        probabilities = torch.exp(values - log_total)
-        within_k = torch.arange(num_looked_at) < top_k
-        # top_k first: top_p is a share of what it leaves, as the reference implementations have it.
-        left = probabilities * within_k
-        mass = torch.where(top_k < vocab_size, left.sum(-1, keepdim=True), 1.0)
-        before = (left.cumsum(-1) - left) / mass
-        keep = within_k & (before < top_p) & (probabilities >= min_p * probabilities[:, :1])
-        keep[:, 0] = True
-        if not bool((keep[:, -1:] & (top_k > num_looked_at)).any()):
-            return values.masked_fill(~keep, -torch.inf), token_ids
-        num_looked_at = vocab_size
-
-
-def _invert(probabilities: Tensor, numbers: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> Tensor:
-    """Return for each row [R, K] the first index whose cumulative probability exceeds the row's number."""
-    cumulative = probabilities.cumsum(-1)
-    # The sum may end a rounding error below one: scale the number to it, so that a token of probability zero
-    # is never picked.
-    targets = torch.from_numpy(np.ascontiguousarray(numbers)).unsqueeze(1) * cumulative[:, -1:]
-    picks = torch.searchsorted(cumulative, targets, right=True).squeeze(1)
-    return picks.clamp_(max=probabilities.shape[-1] - 1)
+        logprob = float(self.logits[token_id]) - self.log_total
+        if self.top and logprob >= self.top[-1].logprob:
+            # Whatever is likelier is among the top.
+            rank = sum(candidate.logprob > logprob for candidate in self.top) + 1
+        else:
+            rank = int(np.count_nonzero(self.logits > self.logits[token_id])) + 1
+        return TokenLogprobs(Candidate(token_id, logprob, rank), self.top)

@@ -127,6 +127,14 @@ struct RopeCall {
     const CacheView* cache;
 };
 
+// A row of logits is looked at in blocks: few of them hold anything likely.
+constexpr int64_t kLogitBlock = 256;
+
+struct Candidate {
+    float weight;  // e^((logit - the highest) * sharpness), where sharpness is the temperature's inverse
+    int32_t token;
+};
+
 struct Kernels {
     const char* name;
     int64_t panel_width;
@@ -148,6 +156,15 @@ struct Kernels {
     int64_t (*attention_scratch_floats)(int64_t head_dim);
     void (*attention)(const AttentionCall& call);
     void (*merge_partials)(const float* partials, int64_t num_partials, int64_t num_rows, int64_t head_dim, float* out);
+
+    // Writes the maximum of each block and returns that of all; not a number if some logit is not.
+    float (*block_maxima)(const float* logits, int64_t size, float* maxima);
+    // Writes the sum of each block's weights.
+    void (*block_weights)(const float* logits, int64_t size, float highest, float sharpness, double* sums);
+    // Writes the tokens whose logits reach `threshold`, in their order, and returns how many. What has no weight is left
+    // out. `out` has room for one more than `size`.
+    int64_t (*gather)(const float* logits, int64_t size, const float* maxima, float highest, float sharpness,
+                      float threshold, Candidate* out);
 
     float (*read_all)(const float* from, int64_t size);
     int64_t (*multiply_add)(int64_t num_rounds, float* out);

@@ -15,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "../sampling/draw.h"
 #include "kernels.h"
 #include "pool.h"
 
@@ -386,6 +387,29 @@ void rope_write_kv(Address qkv, int64_t num_tokens, int64_t num_heads, int64_t n
     });
 }
 
+// One token for each row, -1 where its logits are not finite numbers.
+void draw_tokens(Address logits, int64_t num_rows, int64_t size, Address numbers, Address temperatures, Address top_k,
+                 Address top_p, Address min_p, Address tokens) {
+    const Kernels& kernels = Machine::get().kernels();
+    Machine::get().each(num_rows, Row::scratch_floats(size), [&](int64_t r, float* scratch) {
+        Row row(kernels, at<const float>(logits) + r * size, size, scratch);
+        const Sampling how{at<const double>(numbers)[r], at<const float>(temperatures)[r], at<const int64_t>(top_k)[r],
+                           at<const double>(top_p)[r], at<const double>(min_p)[r]};
+        at<int64_t>(tokens)[r] = row.is_finite() ? row.draw(how) : -1;
+    });
+}
+
+// Each row's `count` likeliest tokens and their logits, and the logarithm of its sum of e^logit.
+void top_tokens(Address logits, int64_t num_rows, int64_t size, int64_t count, Address tokens, Address values,
+                Address log_totals) {
+    if (count > size) throw std::invalid_argument("there are not that many tokens");
+    const Kernels& kernels = Machine::get().kernels();
+    Machine::get().each(num_rows, Row::scratch_floats(size), [&](int64_t r, float* scratch) {
+        Row row(kernels, at<const float>(logits) + r * size, size, scratch);
+        at<double>(log_totals)[r] = row.top(count, at<int32_t>(tokens) + r * count, at<float>(values) + r * count);
+    });
+}
+
 // Seconds of the fastest of five calls.
 template <class F>
 double best_of_five(F&& work) {
@@ -453,6 +477,8 @@ NB_MODULE(_native, m) {
         .def("run", &AttentionPlan::run, Unlocked());
     m.def("rms_norm", &rms_norm, Unlocked());
     m.def("rope_write_kv", &rope_write_kv, Unlocked());
+    m.def("draw_tokens", &draw_tokens, Unlocked());
+    m.def("top_tokens", &top_tokens, Unlocked());
     m.def("read_bandwidth", &read_bandwidth, Unlocked());
     m.def("multiply_add_rate", &multiply_add_rate, Unlocked());
 }

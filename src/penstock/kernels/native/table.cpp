@@ -19,6 +19,10 @@ void rope_write_kv(const RopeCall& call, int64_t first_token, int64_t end_token)
 int64_t attention_scratch_floats(int64_t head_dim);
 void attention(const AttentionCall& call);
 void merge_partials(const float* partials, int64_t num_partials, int64_t num_rows, int64_t head_dim, float* out);
+float block_maxima(const float* logits, int64_t size, float* maxima);
+void block_weights(const float* logits, int64_t size, float highest, float sharpness, double* sums);
+int64_t gather(const float* logits, int64_t size, const float* maxima, float highest, float sharpness, float threshold,
+               Candidate* out);
 float read_all(const float* from, int64_t size);
 int64_t multiply_add(int64_t num_rounds, float* out);
 
@@ -35,6 +39,9 @@ const Kernels kernels = {
     attention_scratch_floats,
     attention,
     merge_partials,
+    block_maxima,
+    block_weights,
+    gather,
     read_all,
     multiply_add,
 };

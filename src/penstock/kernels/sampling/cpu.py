@@ -1,0 +1,54 @@
+"""Compiled sampling: a pass or two over each row, and work on the few tokens that can be picked. R rows, V tokens."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from penstock.kernels.native import NATIVE, checked
+from penstock.kernels.sampling.rows import DrawRows, TopTokens
+
+
+def draw_tokens(logits: Tensor, rows: DrawRows) -> list[int]:
+    """See ``reference.draw_tokens``; ``logits`` is dense."""
+    assert NATIVE is not None
+    num_rows, size = logits.shape
+    tokens = np.empty(num_rows, dtype=np.int64)
+    NATIVE.draw_tokens(
+        checked(logits, torch.float32, num_rows, size),
+        num_rows,
+        size,
+        _address(rows.numbers, np.float64, num_rows),
+        _address(rows.temperatures, np.float32, num_rows),
+        _address(rows.top_k, np.int64, num_rows),
+        _address(rows.top_p, np.float64, num_rows),
+        _address(rows.min_p, np.float64, num_rows),
+        tokens.ctypes.data,
+    )
+    drawn: list[int] = tokens.tolist()
+    return drawn
+
+
+def top_tokens(logits: Tensor, count: int) -> TopTokens:
+    """See ``reference.top_tokens``; ``logits`` is dense."""
+    assert NATIVE is not None
+    num_rows, size = logits.shape
+    tokens, values = np.empty((num_rows, count), dtype=np.int32), np.empty((num_rows, count), dtype=np.float32)
+    log_totals = np.empty(num_rows, dtype=np.float64)
+    address = checked(logits, torch.float32, num_rows, size)
+    NATIVE.top_tokens(address, num_rows, size, count, tokens.ctypes.data, values.ctypes.data, log_totals.ctypes.data)
+    found = (tokens >= 0).sum(axis=1).tolist()
+    return TopTokens(
+        [row[:n] for row, n in zip(tokens.tolist(), found, strict=True)],
+        [row[:n] for row, n in zip(values.tolist(), found, strict=True)],
+        log_totals.tolist(),
+    )
+
+
+def _address(values: npt.NDArray[Any], dtype: type[np.generic], num_rows: int) -> int:
+    assert values.dtype == dtype
+    assert values.shape == (num_rows,)
+    assert values.flags.c_contiguous
+    return values.ctypes.data
