@@ -1,4 +1,4 @@
-"""`penstock bench`: measure a model in this process, or a server."""
+"""`penstock bench`: measure a model that is run for it, or a server."""
 
 import asyncio
 import contextlib
@@ -131,11 +131,11 @@ async def _measure(options: BenchOptions, workload: Workload, profiler: "Profile
         else:
             if options.model is not None:
                 raise ConfigError("--model names a server's model, and a model is run here; leave one of them out")
-            from penstock.launch.local import open_engine
+            from penstock.launch.measured import open_measured
 
-            local = await stack.enter_async_context(open_engine(_for_load(target, workload), profiler))
-            driven = EngineTarget(local.client)
-            vocab_size = local.client.model().vocab_size
+            engine = await stack.enter_async_context(open_measured(_for_load(target, workload), profiler))
+            driven = EngineTarget(engine)
+            vocab_size = engine.model().vocab_size
             vocabulary = random.Random(0).sample(range(vocab_size), min(1000, vocab_size))
         console = Console(stderr=True)
         num_all = options.num_warmup + options.repetitions * workload.num_requests

@@ -5,8 +5,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from penstock.engine.aio import InProcessClient
-from penstock.engine.host import SteppedEngine
-from penstock.engine.profile import Profiler
 from penstock.launch.engine import build_engine
 from penstock.launch.settings import Settings
 from penstock.launch.text import load_template, load_tokenizer
@@ -24,19 +22,11 @@ class LocalEngine:
 
 
 @asynccontextmanager
-async def open_engine(settings: Settings, profiler: Profiler | None = None) -> AsyncIterator[LocalEngine]:
-    """Run a model until the block ends, watched by ``profiler`` if there is one.
-
-    Raises ``ConfigError`` if it cannot be run.
-    """
+async def open_engine(settings: Settings) -> AsyncIterator[LocalEngine]:
+    """Run a model in this process until the block ends. Raises ``ConfigError`` if it cannot be run."""
     configure_logging("warning")
     tokenizer, template = load_tokenizer(settings.model), load_template(settings.model)
-
-    def build() -> SteppedEngine:
-        engine = build_engine(settings, profiler)
-        return engine if profiler is None else profiler.around_engine(engine)
-
-    client = InProcessClient(build)
+    client = InProcessClient(lambda: build_engine(settings))
     try:
         await client.start()
         yield LocalEngine(client, tokenizer, template)
