@@ -1,5 +1,6 @@
 """From settings to a loaded engine. What would not fit is found out before anything is loaded."""
 
+import ctypes
 from pathlib import Path
 
 from penstock.errors import InvalidSetting, MissingExtra
@@ -25,6 +26,10 @@ except ImportError as error:
     raise MissingExtra(
         f"running a model needs torch ({error}); install it with: pip install 'penstock[engine]'"
     ) from error
+
+
+_KEPT_BYTES = 1 << 30
+"""No tensor of a step is larger."""
 
 
 def build_engine(settings: Settings, profiler: Profiler | None = None) -> Engine:
@@ -79,6 +84,7 @@ def build_engine(settings: Settings, profiler: Profiler | None = None) -> Engine
         model = make_random_model(config, weights_dtype, kv_dtype, ops)
     else:
         model = load_model(path, dtype=settings.runner.dtype, kv_dtype=settings.runner.kv_dtype, ops=ops)
+    _keep_freed_memory()
     info = ModelInfo(
         name=settings.model.name,
         source="random weights" if path is None else str(path),
@@ -95,6 +101,23 @@ def build_engine(settings: Settings, profiler: Profiler | None = None) -> Engine
     )
     engine_config = EngineConfig(scheduler=settings.scheduler, cache=settings.cache, runner=settings.runner)
     return assemble_engine(model, tokenizer, engine_config, info=info, profiler=profiler)
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc give back what loading took, and from now on keep what a step frees for the next.
+
+    By itself it returns every tensor above 32 MiB to the system at once, which hands out zeroed pages for it again: the
+    logits of 64 rows of a large vocabulary cost 10,000 page faults a step. What it keeps is at most one step's
+    activations, which the memory plan has counted. Elsewhere than with glibc nothing is done.
+    """
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt") or not hasattr(libc, "malloc_trim"):
+        return
+    libc.malloc_trim(0)
+    # Numbers of malloc.h; a threshold that it finds too high is left as it was.
+    m_trim_threshold, m_mmap_threshold = -1, -3
+    libc.mallopt(m_mmap_threshold, _KEPT_BYTES)
+    libc.mallopt(m_trim_threshold, _KEPT_BYTES)
 
 
 def _find(model: ModelSettings) -> tuple[ModelConfig, Path | None]:

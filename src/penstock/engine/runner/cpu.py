@@ -54,7 +54,11 @@ class CPURunner:
         hidden = self._model.forward(token_ids, self._layout(batch), self._cache)
         if not batch.sample_rows:
             return []
-        logits = self._model.logits(hidden[torch.tensor(batch.sample_rows, dtype=torch.int64)])
+        rows = batch.sample_rows
+        # When all decode, every row is sampled, in order: nothing to pick out.
+        if len(rows) != batch.num_tokens or rows != list(range(len(rows))):
+            hidden = hidden[torch.tensor(rows, dtype=torch.int64)]
+        logits = self._model.logits(hidden)
         return self._sampler.sample(logits, batch.sample_ids)
 
     def _layout(self, batch: ScheduledBatch) -> BatchLayout:
