@@ -146,9 +146,10 @@ constexpr int as_many(int each, int most) {
     return n;
 }
 
+// Not inlined, because compilers take minutes over one function that holds every shape of tile.
 template <int ROWS, class T>
-void score_rows(const float* const* q, const Chunk<T>& chunk, const Chunk<T>& ahead, int64_t D, float scale,
-                float* scores) {
+[[gnu::noinline]] void score_rows(const float* const* q, const Chunk<T>& chunk, const Chunk<T>& ahead, int64_t D,
+                                  float scale, float* scores) {
     constexpr int TILES = as_many(ROWS * kVectors, kTiles);
     int64_t t = chunk.first_tile;
     for (; t + TILES <= chunk.end_tile; t += TILES)
@@ -195,8 +196,8 @@ int64_t weigh_from(const float* weights, const Chunk<T>& chunk, const Chunk<T>& 
 }
 
 template <int ROWS, class T>
-void weigh(const float* weights, const Chunk<T>& chunk, const Chunk<T>& ahead, int64_t first, int64_t end, int64_t D,
-           float* sums) {
+[[gnu::noinline]] void weigh(const float* weights, const Chunk<T>& chunk, const Chunk<T>& ahead, int64_t first,
+                             int64_t end, int64_t D, float* sums) {
     int64_t d = weigh_from<ROWS, as_many(ROWS, 8)>(weights, chunk, ahead, first, end, D, sums, 0);
     for (; d < D; ++d)
         for (int r = 0; r < ROWS; ++r)
