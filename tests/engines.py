@@ -23,14 +23,15 @@ def build_engine(
     step_tokens: int = 512,
     max_running: int = 64,
     prefix_caching: bool = True,
+    dtype: str = "float32",
     kv_dtype: str = "float32",
     ops: Ops | None = None,
     profiler: Profiler | None = None,
 ) -> Engine:
-    """Return an engine that serves the checkpoint in ``path`` in float32, its parts watched by ``profiler``."""
+    """Return an engine that serves the checkpoint in ``path`` in ``dtype``, its parts watched by ``profiler``."""
     if profiler is not None:
         ops = profiler.around_ops(ops or ops_for(torch.float32), read_config(path), weight_element_bytes=4)
-    model = load_model(path, dtype="float32", kv_dtype=kv_dtype, ops=ops)
+    model = load_model(path, dtype=dtype, kv_dtype=kv_dtype, ops=ops)
     config = EngineConfig(
         scheduler=SchedulerConfig(step_tokens=step_tokens, max_running=max_running),
         cache=CacheConfig(block_size=block_size, prefix_caching=prefix_caching),
@@ -39,7 +40,7 @@ def build_engine(
         name="tiny",
         source=str(path),
         architecture=model.config.architecture,
-        dtype="float32",
+        dtype=dtype,
         kv_dtype=kv_dtype,
         num_parameters=model.num_parameters,
         vocab_size=model.config.vocab_size,
