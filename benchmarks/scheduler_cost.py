@@ -27,14 +27,22 @@ NUM_STEPS = 200
 class NullRunner:
     """Samples the same token for every row."""
 
-    def add(self, sequence_id: int, index: int, params: SamplingParams, prompt_token_ids: Sequence[int]) -> None:
+    def add(
+        self,
+        sequence_id: int,
+        index: int,
+        params: SamplingParams,
+        prompt_token_ids: Sequence[int],
+        matcher: object = None,
+    ) -> None:
         """Nothing to prepare."""
 
     def remove(self, sequence_id: int) -> None:
         """Nothing to forget."""
 
-    def commit(self, sequence_id: int, token_id: int) -> None:
+    def commit(self, sequence_id: int, token_id: int) -> bool:
         """Nothing to remember."""
+        return False
 
     def execute(self, batch: ScheduledBatch) -> list[SampledToken | None]:
         """Return a token for each row."""
@@ -68,7 +76,7 @@ def measure(num_running: int) -> list[float]:
     scheduler = Scheduler(
         SchedulerConfig(step_tokens=4096, max_running=num_running), CacheManager(BlockPool(num_blocks), block_size=16)
     )
-    host = EngineHost(Engine(runner=NullRunner(), scheduler=scheduler, tokenizer=tokenizer, model=info))
+    host = EngineHost(Engine(runner=NullRunner(), scheduler=scheduler, tokenizer=tokenizer, model=info), lambda: None)
     engine = host._engine
     for i in range(num_running):
         sampling = SamplingParams(max_tokens=400, ignore_eos=True, temperature=0.0)

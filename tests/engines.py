@@ -73,7 +73,8 @@ def run_to_end(engine: Engine, requests: list[GenerateRequest] | None = None) ->
     deltas: dict[str, list[TokenDelta]] = {}
     for request in requests or []:
         deltas[request.request_id] = []
-        engine.add(request)
+        grammar = request.sampling.grammar
+        engine.add(request, None if grammar is None else engine.grammars.compile(grammar))
     while engine.has_work:
         for delta in engine.step():
             deltas.setdefault(delta.request_id, []).append(delta)

@@ -13,8 +13,9 @@ import pytest_asyncio
 
 from penstock.engine import ProcessClient
 from penstock.engine.process import STALL_S
-from penstock.errors import Draining, ModelUnreadable, NotReady, WorkerDied
+from penstock.errors import Draining, InvalidRequest, ModelUnreadable, NotReady, WorkerDied
 from penstock.protocol import EngineState, TokenDelta
+from penstock.text.grammar import choice_grammar, lark_grammar
 from tests.engines import greedy, tokens_of
 from tests.tiny_models import reference_greedy
 
@@ -58,6 +59,22 @@ async def test_tokens_cross_the_border_unchanged(client: ProcessClient, checkpoi
     assert status.state is EngineState.READY
     assert status.model is not None
     assert status.counters.num_generation_tokens == 12
+
+
+async def test_a_grammar_is_compiled_while_the_loop_waits(client: ProcessClient) -> None:
+    async def text(name: str, grammar: str) -> str:
+        request = greedy(name, PROMPT, 20, ignore_eos=False, grammar=grammar)
+        return "".join([delta.text async for delta in client.generate(request)])
+
+    assert await text("alone", choice_grammar(["left"])) == "left"
+    answers = await asyncio.gather(*(text(str(i), choice_grammar([f"answer {i}"])) for i in range(5)))
+    assert answers == [f"answer {i}" for i in range(5)]
+    with pytest.raises(InvalidRequest, match="unknown name"):
+        await text("broken", lark_grammar("start: nothing"))
+    abandoned = client.generate(greedy("abandoned", PROMPT, 20, ignore_eos=False, grammar=choice_grammar(["a" * 19])))
+    await anext(abandoned)
+    await abandoned.aclose()
+    await until(lambda: is_idle(client), lambda: collect(client, "nudge", 1))
 
 
 async def test_kill_9_fails_what_runs_and_the_next_request_is_served(client: ProcessClient) -> None:

@@ -18,7 +18,7 @@ ALWAYS = {"schedule", "inputs", "attention plan", "rms_norm", "qkv", "rope_write
 def profiled(path: Path) -> tuple[Profiler, dict[str, list[int]]]:
     """Run ``REQUESTS`` and return what was recorded and the tokens."""
     profiler = Profiler()
-    host = EngineHost(profiler.around_engine(build_engine(path, profiler=profiler)))
+    host = EngineHost(profiler.around_engine(build_engine(path, profiler=profiler)), lambda: None)
     assert not host.has_work
     tokens: dict[str, list[int]] = {request.request_id: [] for request in REQUESTS}
     for request in REQUESTS:

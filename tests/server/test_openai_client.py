@@ -457,15 +457,13 @@ async def test_every_parameter_of_the_sdk_is_taken_or_refused_by_name(caller: Ca
 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
 AUDIO = {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}
-SCHEMA = {"type": "json_schema", "json_schema": {"name": "s", "schema": {"type": "object"}}}
 TOOL_CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 
 
 @pytest.mark.parametrize(
     ("change", "param", "value"),
     [
-        ({"response_format": SCHEMA}, "response_format.type", "json_schema"),
-        ({"response_format": {"type": "json_object"}}, "response_format.type", "json_object"),
+        ({"response_format": {"type": "grammar"}}, "response_format", "grammar"),
         ({"messages": [{"role": "user", "content": [IMAGE]}]}, "messages.0.content.0.type", "image_url"),
         (
             {"messages": [{"role": "user", "content": [{"type": "text", "text": "see"}, AUDIO]}]},

@@ -4,6 +4,7 @@ import asyncio
 import queue
 import threading
 from collections.abc import AsyncGenerator, Callable
+from typing import Literal
 
 import msgspec
 
@@ -22,7 +23,7 @@ class InProcessClient:
     def __init__(self, build: Callable[[], SteppedEngine], metrics: EngineMetrics | None = None) -> None:
         """``build`` loads the engine; it is called on the engine's thread."""
         self._build = build
-        self._inbox: queue.SimpleQueue[ToEngine | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[ToEngine | Literal["wake", "end"]] = queue.SimpleQueue()
         self.metrics = metrics or EngineMetrics()
         self.metrics.watch(self.status)
         self._streams = RequestStreams(self._inbox.put, self.metrics)
@@ -88,14 +89,14 @@ class InProcessClient:
         self._draining = True
         self._streams.fail_all(error_info(Draining("the engine was stopped", retry_after_s=1.0)))
         if self._thread is not None:
-            self._inbox.put(None)
+            self._inbox.put("end")
             await asyncio.to_thread(self._thread.join)
             self._thread = None
 
     def _run(self, deliver: Callable[[Loaded | LoadFailed | Stepped], object]) -> None:
         """Own the engine: load, then take messages and step until told to end."""
         try:
-            host = EngineHost(self._build())
+            host = EngineHost(self._build(), lambda: self._inbox.put("wake"))
         except PenstockError as error:
             deliver(LoadFailed(error_info(error)))
             return
@@ -120,6 +121,7 @@ class InProcessClient:
                 message = self._inbox.get(block=not host.has_work)
             except queue.Empty:
                 return True
-            if message is None:
+            if message == "end":
                 return False
-            host.handle(message)
+            if message != "wake":
+                host.handle(message)

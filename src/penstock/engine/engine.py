@@ -5,6 +5,7 @@ A step is five lines of intent: refuse who is too late, schedule, run, commit, t
 
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -26,6 +27,10 @@ from penstock.protocol import (
     Usage,
 )
 from penstock.text import Tokenizer
+from penstock.text.grammar import GrammarCompiler
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
 
 _log = structlog.get_logger(__name__)
 
@@ -46,6 +51,7 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.model = model
+        self.grammars = GrammarCompiler(tokenizer, vocab_size=model.vocab_size, eos_token_ids=model.eos_token_ids)
         self._runner = runner
         self._scheduler = scheduler
         self._tokenizer = tokenizer
@@ -64,11 +70,12 @@ class Engine:
         """Whether ``step`` would do something."""
         return self._scheduler.has_work
 
-    def add(self, request: GenerateRequest) -> None:
-        """Queue a request.
+    def add(self, request: GenerateRequest, matcher: "LLMatcher | None" = None) -> None:
+        """Queue a request; ``matcher`` stands at the beginning of its grammar, if it has one.
 
         Raises ``RequestError`` if it could never run and ``UnavailableError`` if it cannot now; then it left no trace.
         """
+        assert (matcher is None) == (request.sampling.grammar is None), "whoever adds a request compiles its grammar"
         self._validate(request)
         now_s = self._clock()
         entry = Request(request, number=self._next_number, now_s=now_s, unix_s=time.time())
@@ -76,7 +83,8 @@ class Engine:
         self._scheduler.add(entry, now_s)
         self._requests[entry.request_id] = entry
         for sequence in entry.sequences:
-            self._runner.add(sequence.id, sequence.index, request.sampling, request.prompt_token_ids)
+            own = None if matcher is None else matcher.deep_copy()
+            self._runner.add(sequence.id, sequence.index, request.sampling, request.prompt_token_ids, own)
             self._outputs[sequence.id] = ChoiceOutput(request.sampling, self._tokenizer, self._eos_token_ids)
 
     def abort(self, request_id: str) -> None:
@@ -170,15 +178,21 @@ class Engine:
         self._num_generation_tokens += len(sampled)
         for sequence_id, token in zip(batch.sample_ids, tokens, strict=True):
             if token is not None:
-                deltas.append(self._delta(self._scheduler.sequence(sequence_id), token, now_s))
+                try:
+                    deltas.append(self._delta(self._scheduler.sequence(sequence_id), token, now_s))
+                except InvalidRequest as error:
+                    failures[sequence_id] = error
 
     # ---- from tokens to deltas
 
     def _delta(self, sequence: Sequence, token: SampledToken, now_s: float) -> TokenDelta:
-        """Return what a new token adds to a choice, ending the choice if it is the last."""
+        """Return what a new token adds to a choice, ending the choice if it is the last.
+
+        Raises ``InvalidRequest`` for a grammar that cannot be followed any further.
+        """
         request = sequence.request
-        self._runner.commit(sequence.id, token.token_id)
-        step = self._outputs[sequence.id].push(token.token_id)
+        is_complete = self._runner.commit(sequence.id, token.token_id)
+        step = self._outputs[sequence.id].push(token.token_id, is_complete=is_complete)
         logprobs = () if token.logprobs is None else (token.logprobs,)
         if step.finish_reason is None:
             return TokenDelta(

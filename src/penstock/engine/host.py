@@ -1,24 +1,31 @@
 """The inside of an engine loop: messages in, one message a step out. Thread and process hosts share it."""
 
-from typing import Protocol
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Protocol
 
 from penstock.engine.engine import error_info
 from penstock.engine.messages import Abort, Loaded, Stepped, Submit, ToEngine
 from penstock.errors import PenstockError
 from penstock.protocol import EngineStatus, GenerateRequest, ModelInfo, TokenDelta
+from penstock.text.grammar import GrammarCompiler, compile_thread
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
 
 
 class SteppedEngine(Protocol):
     """The part of an engine that its loop uses; see ``Engine``."""
 
     model: ModelInfo
+    grammars: GrammarCompiler
 
     @property
     def has_work(self) -> bool:
         """Whether ``step`` would do something."""
 
-    def add(self, request: GenerateRequest) -> None:
-        """Queue a request."""
+    def add(self, request: GenerateRequest, matcher: "LLMatcher | None" = None) -> None:
+        """Queue a request; ``matcher`` stands at the beginning of its grammar, if it has one."""
 
     def abort(self, request_id: str) -> None:
         """End a request at once."""
@@ -31,10 +38,14 @@ class SteppedEngine(Protocol):
 
 
 class EngineHost:
-    """An engine and the deltas that have not been sent yet."""
+    """An engine, the requests whose grammar is being compiled and the deltas that have not been sent yet."""
 
-    def __init__(self, engine: SteppedEngine) -> None:
+    def __init__(self, engine: SteppedEngine, wake: Callable[[], object]) -> None:
+        """``wake`` is called on another thread when ``has_work`` may have become true."""
         self._engine = engine
+        self._wake = wake
+        self._compile_thread = compile_thread()
+        self._compiling: dict[str, tuple[GenerateRequest, Future[LLMatcher]]] = {}
         self._refusals: list[TokenDelta] = []
         self._has_aborted = False
         """Since the last step: what that freed has to be told even where no step is left to do."""
@@ -42,7 +53,9 @@ class EngineHost:
     @property
     def has_work(self) -> bool:
         """Whether ``step`` has something to do or to say."""
-        return bool(self._refusals) or self._has_aborted or self._engine.has_work
+        if self._refusals or self._has_aborted or self._engine.has_work:
+            return True
+        return any(matcher.done() for _, matcher in self._compiling.values())
 
     def loaded(self) -> Loaded:
         """Return the message that says the engine takes requests."""
@@ -52,18 +65,34 @@ class EngineHost:
         """Take a message in. A request that is refused is answered with the next step."""
         match message:
             case Submit(request):
-                try:
-                    self._engine.add(request)
-                except PenstockError as error:
-                    self._refusals.append(
-                        TokenDelta(request_id=request.request_id, finish_reason="error", error=error_info(error))
-                    )
+                grammar = request.sampling.grammar
+                if grammar is None:
+                    self._add(request, None)
+                else:
+                    # On another thread, so that nobody's next token waits for it.
+                    matcher = self._compile_thread.submit(self._engine.grammars.compile, grammar)
+                    self._compiling[request.request_id] = (request, matcher)
+                    matcher.add_done_callback(lambda _: self._wake())
             case Abort(request_id):
+                self._compiling.pop(request_id, None)
                 self._engine.abort(request_id)
                 self._has_aborted = True
 
+    def _add(self, request: GenerateRequest, compiled: "Future[LLMatcher] | None") -> None:
+        try:
+            self._engine.add(request, None if compiled is None else compiled.result())
+        except PenstockError as error:
+            self._refusals.append(
+                TokenDelta(request_id=request.request_id, finish_reason="error", error=error_info(error))
+            )
+
     def step(self) -> Stepped:
         """Run one step and return all there is to say."""
+        if self._compiling:
+            for request_id, (request, matcher) in list(self._compiling.items()):
+                if matcher.done():
+                    del self._compiling[request_id]
+                    self._add(request, matcher)
         refusals, self._refusals = self._refusals, []
         self._has_aborted = False
         deltas = refusals + self._engine.step() if self._engine.has_work else refusals

@@ -26,8 +26,11 @@ class ChoiceOutput:
         self._eos_token_ids = frozenset() if params.ignore_eos else eos_token_ids
         self._num_tokens = 0
 
-    def push(self, token_id: int) -> OutputStep:
-        """Add a token; the first step with a ``finish_reason`` is the last."""
+    def push(self, token_id: int, *, is_complete: bool = False) -> OutputStep:
+        """Add a token; the first step with a ``finish_reason`` is the last.
+
+        ``is_complete`` says that the grammar lets nothing follow, which ends the choice as end of sequence would.
+        """
         params = self._params
         self._num_tokens += 1
         may_stop = self._num_tokens > params.min_tokens
@@ -37,7 +40,7 @@ class ChoiceOutput:
         if may_stop and token_id in self._eos_token_ids:
             return OutputStep(self.flush(), "stop")
         text = self._detokenizer.push(token_id)
-        is_last = self._num_tokens >= params.max_tokens
+        is_last = is_complete or self._num_tokens >= params.max_tokens
         if is_last:
             text += self._detokenizer.flush()
         if self._stop is not None:
@@ -46,6 +49,8 @@ class ChoiceOutput:
                 return OutputStep(text, "stop", matched)
             if is_last:
                 text += self._stop.flush()
+        if is_complete:
+            return OutputStep(text, "stop")
         return OutputStep(text, "length" if is_last else None)
 
     def flush(self, text: str = "") -> str:

@@ -327,7 +327,9 @@ def run_worker(address: str, build: "Callable[[bytes], Engine]") -> int:
     stdin = sys.stdin.buffer
     try:
         (length,) = _LENGTH.unpack(stdin.read(_LENGTH.size))
-        host = EngineHost(build(stdin.read(length)))
+        # A byte in a pipe wakes the loop when another thread has something for it.
+        wake_read, wake_write = os.pipe()
+        host = EngineHost(build(stdin.read(length)), lambda: os.write(wake_write, b"w"))
     except PenstockError as error:
         outbox.send(encoder.encode(LoadFailed(error_info(error))))
         context.destroy(linger=1000)
@@ -337,6 +339,7 @@ def run_worker(address: str, build: "Callable[[bytes], Engine]") -> int:
     poller = zmq.Poller()
     poller.register(inbox, zmq.POLLIN)
     poller.register(stdin.fileno(), zmq.POLLIN)
+    poller.register(wake_read, zmq.POLLIN)
     buffer = bytearray()
     while True:
         ready = dict(poller.poll(0 if host.has_work else None))
@@ -345,6 +348,8 @@ def run_worker(address: str, build: "Callable[[bytes], Engine]") -> int:
             context.destroy(linger=0)
             shutil.rmtree(address, ignore_errors=True)
             return 0
+        if wake_read in ready:
+            os.read(wake_read, 4096)
         if inbox in ready:
             with contextlib.suppress(zmq.Again):
                 while True:

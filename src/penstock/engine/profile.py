@@ -6,7 +6,7 @@ T packed tokens, S sequences, N outputs, K inputs, E width, H query heads, G KV 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +20,9 @@ from penstock.kernels import Attention, BatchLayout, HeadNorms, KVBlocks, Linear
 from penstock.kernels.ops import CacheShapes
 from penstock.models import ModelConfig
 from penstock.protocol import EngineStatus, GenerateRequest, SamplingParams, TokenDelta
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
 
 _FLOAT32_BYTES = 4
 
@@ -117,6 +120,7 @@ class Profiler:
 class _Engine:
     def __init__(self, engine: SteppedEngine, profiler: Profiler) -> None:
         self.model = engine.model
+        self.grammars = engine.grammars
         self._engine = engine
         self._profiler = profiler
         self._left_work = False
@@ -125,8 +129,8 @@ class _Engine:
     def has_work(self) -> bool:
         return self._engine.has_work
 
-    def add(self, request: GenerateRequest) -> None:
-        self._engine.add(request)
+    def add(self, request: GenerateRequest, matcher: "LLMatcher | None" = None) -> None:
+        self._engine.add(request, matcher)
 
     def abort(self, request_id: str) -> None:
         self._engine.abort(request_id)
@@ -147,14 +151,21 @@ class _Runner:
         self._runner = runner
         self._profiler = profiler
 
-    def add(self, sequence_id: int, index: int, params: SamplingParams, prompt_token_ids: Sequence[int]) -> None:
-        self._runner.add(sequence_id, index, params, prompt_token_ids)
+    def add(
+        self,
+        sequence_id: int,
+        index: int,
+        params: SamplingParams,
+        prompt_token_ids: Sequence[int],
+        matcher: "LLMatcher | None" = None,
+    ) -> None:
+        self._runner.add(sequence_id, index, params, prompt_token_ids, matcher)
 
     def remove(self, sequence_id: int) -> None:
         self._runner.remove(sequence_id)
 
-    def commit(self, sequence_id: int, token_id: int) -> None:
-        self._runner.commit(sequence_id, token_id)
+    def commit(self, sequence_id: int, token_id: int) -> bool:
+        return self._runner.commit(sequence_id, token_id)
 
     def execute(self, batch: ScheduledBatch) -> list[SampledToken | None]:
         self._profiler.lap("schedule")

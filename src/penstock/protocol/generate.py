@@ -65,6 +65,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """None: none; 0: of the chosen token; k: of the k most likely tokens as well."""
     skip_special_tokens: bool = True
     """Leave special tokens out of the text."""
+    grammar: str | None = None
+    """What the output must match, as ``text.grammar`` writes it. End of sequence is possible only where the grammar is
+    complete; where nothing may follow, the output ends by itself."""
 
 
 class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):

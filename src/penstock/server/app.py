@@ -32,6 +32,7 @@ from penstock.server.schemas import (
     TokenizeChatRequest,
     TokenizeRequest,
 )
+from penstock.server.structure import GrammarChecker, structure_of
 from penstock.text import ChatTemplate, Tokenizer
 
 T = TypeVar("T")
@@ -95,6 +96,7 @@ class _API:
         self.tokenizer = tokenizer
         self.config = config
         self._template = template
+        self._grammars = GrammarChecker(tokenizer, client.model, config)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -156,8 +158,10 @@ class _API:
         summary.update(answer_id=answer_id, num_prompts=len(prompts), tenant=body.penstock.tenant)
         if body.stream_options is not None and not body.stream:
             raise InvalidRequest("stream_options needs stream to be true", param="stream_options")
+        structure = structure_of(body)
+        grammar = None if structure is None else await self._grammars.check(structure)
         requests = [
-            generate_request(body, ids, request_id=f"{answer_id}-{i}", model=model, config=self.config)
+            generate_request(body, ids, request_id=f"{answer_id}-{i}", model=model, config=self.config, grammar=grammar)
             for i, ids in enumerate(prompts)
         ]
         answer = Answer(

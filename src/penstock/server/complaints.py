@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from penstock.errors import InvalidRequest
-from penstock.server.schemas import LATER
+from penstock.server.schemas import LATER, RENAMED
 
 _MOST_NAME_CHARS = 128
 _MOST_VALUE_CHARS = 60
@@ -23,6 +23,8 @@ def explain(problems: Sequence[Any], body: Any) -> InvalidRequest:
         return InvalidRequest(f"the body is not valid JSON: {problem.get('ctx', {}).get('error', message)}")
     if kind == "extra_forbidden" and path[-1:] and path[-1] in LATER:
         return InvalidRequest(f"{param} is not supported yet; leave it out", param=param)
+    if kind == "extra_forbidden" and path[-1:] and path[-1] in RENAMED:
+        return InvalidRequest(f"{param} is called {RENAMED[path[-1]]} now; send it as that", param=param)
     if kind == "extra_forbidden":
         return InvalidRequest(f"unknown parameter {param!r}; leave it out", param=param)
     if kind == "missing":

@@ -35,5 +35,10 @@ class ServerConfig:
     """Longest stop string. Up: more text may be held back while streaming. Down: less."""
     max_logprobs: Limit = 20
     """Most alternatives per token. Up: larger answers. Down: smaller ones."""
+    max_grammar_chars: Annotated[int, msgspec.Meta(ge=1, le=131_072)] = 131_072
+    """Largest schema or grammar an answer may be held to, as JSON. Up: larger ones. Down: less work a stranger can ask
+    for."""
+    grammar_timeout_s: Seconds = 2.0
+    """How long compiling one may take. Up: more complex ones. Down: others wait less for theirs."""
     drain_timeout_s: Seconds = 30.0
     """How long shutting down waits for running requests. Up: fewer cut-off answers. Down: faster restarts."""

@@ -27,8 +27,9 @@ def generate_request(
     request_id: str,
     model: ModelInfo,
     config: ServerConfig,
+    grammar: str | None = None,
 ) -> GenerateRequest:
-    """Return the engine's request for one prompt.
+    """Return the engine's request for one prompt, its answers held to ``grammar``, which has been checked.
 
     Raises ``InvalidRequest`` or ``ContextTooLong`` naming the parameter at fault.
     """
@@ -67,7 +68,7 @@ def generate_request(
     return GenerateRequest(
         request_id=request_id,
         prompt_token_ids=prompt_token_ids,
-        sampling=_sampling(body, max_tokens, logprobs, model, config),
+        sampling=_sampling(body, max_tokens, logprobs, model, config, grammar),
         priority=Priority[options.priority],
         deadline_s=options.deadline_s,
         tenant=options.tenant,
@@ -87,6 +88,7 @@ def _sampling(
     logprobs: int | None,
     model: ModelInfo,
     config: ServerConfig,
+    grammar: str | None,
 ) -> SamplingParams:
     if body.num_choices > config.max_choices:
         raise InvalidRequest(f"n is {body.n}; this server makes at most {config.max_choices} choices", param="n")
@@ -96,6 +98,11 @@ def _sampling(
     if body.min_tokens > max_tokens:
         raise InvalidRequest(
             f"min_tokens is {body.min_tokens} and at most {max_tokens} tokens may come; lower it", param="min_tokens"
+        )
+    if grammar is not None and body.ignore_eos:
+        raise InvalidRequest(
+            "ignore_eos cannot be had where the answer must match a grammar, which says where it ends; leave it out",
+            param="ignore_eos",
         )
     logit_bias = {int(token_id): bias for token_id, bias in (body.logit_bias or {}).items()}
     for name, ids in (("logit_bias", logit_bias), ("stop_token_ids", body.stop_token_ids or ())):
@@ -124,6 +131,7 @@ def _sampling(
         ignore_eos=body.ignore_eos,
         logprobs=logprobs,
         skip_special_tokens=body.skip_special_tokens,
+        grammar=grammar,
     )
 
 

@@ -22,10 +22,6 @@ LATER = frozenset(
         "echo",
         "function_call",
         "functions",
-        "guided_choice",
-        "guided_grammar",
-        "guided_json",
-        "guided_regex",
         "length_penalty",
         "modalities",
         "parallel_tool_calls",
@@ -34,7 +30,6 @@ LATER = frozenset(
         "reasoning_effort",
         "service_tier",
         "store",
-        "structured_outputs",
         "suffix",
         "tool_choice",
         "tools",
@@ -46,6 +41,9 @@ LATER = frozenset(
     }
 )
 """Parameters that exist elsewhere and are not supported yet."""
+
+RENAMED = {f"guided_{name}": f"structured_outputs.{name}" for name in ("choice", "grammar", "json", "regex")}
+"""Parameters of older releases of vLLM -> what they are called now."""
 
 _MOST_FIELDS = 300
 """Of one object. Each one that is wrong is reported, and a body has room for a million."""
@@ -93,9 +91,55 @@ class StreamOptions(_Strict):
 
 
 class TextFormat(_Strict):
-    """The only response format so far."""
+    """Answers as the model gives them."""
 
     type: Literal["text"]
+
+
+class JSONObjectFormat(_Strict):
+    """Answers that are JSON objects."""
+
+    type: Literal["json_object"]
+
+
+class JSONSchema(_Strict):
+    """A named schema. It is always followed to the letter, whether ``strict`` asks for it or not."""
+
+    name: str = Field(min_length=1, max_length=256)
+    description: str | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
+class JSONSchemaFormat(_Strict):
+    """Answers that a JSON schema describes."""
+
+    type: Literal["json_schema"]
+    json_schema: JSONSchema
+
+
+ResponseFormat = Annotated[TextFormat | JSONObjectFormat | JSONSchemaFormat, Discriminator("type")]
+
+
+class StructuredOutputs(_Strict):
+    """vLLM's way to say what an answer must look like; one of these."""
+
+    json_: Text | dict[str, Any] | None = Field(None, alias="json")
+    """A JSON schema, as an object or as text"""
+    regex: Text | None = None
+    choice: Annotated[list[Annotated[str, Field(min_length=1)]] | None, Field(min_length=1)] = None
+    grammar: Text | None = None
+    """In Lark's syntax or in GBNF"""
+    json_object: bool | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> "StructuredOutputs":
+        given = [name for name, value in self if value is not None and value is not False]
+        if len(given) != 1:
+            raise PydanticCustomError(
+                "one_structure", "Exactly one of json, regex, choice, grammar and json_object must be given"
+            )
+        return self
 
 
 class _Sampling(_Strict):
@@ -116,6 +160,8 @@ class _Sampling(_Strict):
     stop: str | Texts | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
     user: str | None = Field(None, max_length=512)
     metadata: Annotated[dict[str, str] | None, BeforeValidator(_few_fields)] = None
     top_k: int | None = Field(None, ge=-1, lt=2**31)
@@ -203,7 +249,6 @@ class ChatCompletionRequest(_Conversation, _Sampling):
     max_completion_tokens: int | None = Field(None, ge=1, lt=2**31)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0)
-    response_format: TextFormat | None = None
 
 
 class TokenizeTextRequest(_Strict):

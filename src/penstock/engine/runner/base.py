@@ -1,18 +1,28 @@
 """What the engine asks of a device."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from penstock.engine.sampling import SampledToken
 from penstock.engine.scheduler import ScheduledBatch
 from penstock.protocol import SamplingParams
 
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
+
 
 class Runner(Protocol):
     """Holds the model, the cache's tensors and the sampler; decides nothing."""
 
-    def add(self, sequence_id: int, index: int, params: SamplingParams, prompt_token_ids: Sequence[int]) -> None:
-        """Prepare to sample for choice ``index`` of a request."""
+    def add(
+        self,
+        sequence_id: int,
+        index: int,
+        params: SamplingParams,
+        prompt_token_ids: Sequence[int],
+        matcher: "LLMatcher | None" = None,
+    ) -> None:
+        """Prepare to sample for choice ``index`` of a request, which takes ``matcher`` over."""
 
     def remove(self, sequence_id: int) -> None:
         """Forget a sequence."""
@@ -24,5 +34,8 @@ class Runner(Protocol):
         sampler's history only moves in ``commit``.
         """
 
-    def commit(self, sequence_id: int, token_id: int) -> None:
-        """Take a sampled token into the sequence's history."""
+    def commit(self, sequence_id: int, token_id: int) -> bool:
+        """Take a sampled token into the sequence's history; return whether its grammar lets nothing follow.
+
+        Raises ``InvalidRequest`` for a grammar that became too complex on the way.
+        """

@@ -1,17 +1,20 @@
 """The CPU runner: integers to tensors, one forward, the sampler."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from penstock.engine.sampling import SampledToken, Sampler
+from penstock.engine.sampling import GrammarMasks, SampledToken, Sampler
 from penstock.engine.scheduler import ScheduledBatch
 from penstock.kernels.copy_blocks.reference import copy_blocks
 from penstock.kernels.layout import BatchLayout, KVBlocks
 from penstock.protocol import SamplingParams
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
 
 
 class RunnableModel(Protocol):
@@ -32,18 +35,30 @@ class CPURunner:
         self._cache = cache
         self._sampler = sampler
         self._block_size = block_size
+        self._masks = GrammarMasks()
 
-    def add(self, sequence_id: int, index: int, params: SamplingParams, prompt_token_ids: Sequence[int]) -> None:
-        """Prepare to sample for choice ``index`` of a request."""
+    def add(
+        self,
+        sequence_id: int,
+        index: int,
+        params: SamplingParams,
+        prompt_token_ids: Sequence[int],
+        matcher: "LLMatcher | None" = None,
+    ) -> None:
+        """Prepare to sample for choice ``index`` of a request; see ``Runner.add``."""
         self._sampler.add(sequence_id, index, params, prompt_token_ids)
+        if matcher is not None:
+            self._masks.add(sequence_id, matcher)
 
     def remove(self, sequence_id: int) -> None:
         """Forget a sequence."""
         self._sampler.remove(sequence_id)
+        self._masks.remove(sequence_id)
 
-    def commit(self, sequence_id: int, token_id: int) -> None:
-        """Take a sampled token into the sequence's history."""
+    def commit(self, sequence_id: int, token_id: int) -> bool:
+        """Take a sampled token into the sequence's history; see ``Runner.commit``."""
         self._sampler.commit(sequence_id, token_id)
+        return self._masks.commit(sequence_id, token_id)
 
     @torch.inference_mode()
     def execute(self, batch: ScheduledBatch) -> list[SampledToken | None]:
@@ -51,15 +66,20 @@ class CPURunner:
         if batch.block_copies:
             copy_blocks(self._cache, batch.block_copies)
         token_ids = torch.tensor(batch.token_ids, dtype=torch.int64)
-        hidden = self._model.forward(token_ids, self._layout(batch), self._cache)
-        if not batch.sample_rows:
-            return []
-        rows = batch.sample_rows
-        # When all decode, every row is sampled, in order: nothing to pick out.
-        if len(rows) != batch.num_tokens or rows != list(range(len(rows))):
-            hidden = hidden[torch.tensor(rows, dtype=torch.int64)]
-        logits = self._model.logits(hidden)
-        return self._sampler.sample(logits, batch.sample_ids)
+        # Grammars are followed while the model runs, on the core that it leaves free.
+        pending = self._masks.begin(batch.sample_ids)
+        try:
+            hidden = self._model.forward(token_ids, self._layout(batch), self._cache)
+            if not batch.sample_rows:
+                return []
+            rows = batch.sample_rows
+            # When all decode, every row is sampled, in order: nothing to pick out.
+            if len(rows) != batch.num_tokens or rows != list(range(len(rows))):
+                hidden = hidden[torch.tensor(rows, dtype=torch.int64)]
+            logits = self._model.logits(hidden)
+        finally:
+            masks = self._masks.finish(pending)
+        return self._sampler.sample(logits, batch.sample_ids, masks)
 
     def _layout(self, batch: ScheduledBatch) -> BatchLayout:
         size = self._block_size

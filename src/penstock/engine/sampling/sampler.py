@@ -1,8 +1,8 @@
 """The sampler: [R, V] logits in, one token for each row out.
 
 R rows, V vocabulary entries. Order of operations, as users of vLLM know it: logprobs are taken from the model's own
-logits; then logit bias, minimum length, repetition, frequency and presence penalties; then temperature; then min_p,
-top_k and top_p together cut the tail.
+logits; then logit bias, repetition, frequency and presence penalties; then tokens are ruled out by minimum length and
+grammars; then temperature; then min_p, top_k and top_p together cut the tail.
 """
 
 import os
@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from penstock.engine.sampling.masks import TokenMasks
 from penstock.engine.sampling.noise import stream_seed, uniforms
 from penstock.kernels.sampling import DrawRows, draw_tokens, top_tokens
 from penstock.protocol import Candidate, SamplingParams, TokenLogprobs
@@ -43,8 +44,13 @@ class _State:
 
     @property
     def changes_logits(self) -> bool:
-        """Whether bias, minimum length or penalties may change what the model said."""
-        return self.bias_ids is not None or self.forbidden_early is not None or self.seen is not None
+        """Whether bias, penalties or what rules tokens out may change what the model said."""
+        return (
+            self.bias_ids is not None
+            or self.forbidden_early is not None
+            or self.seen is not None
+            or self.params.grammar is not None
+        )
 
 
 class _Seen:
@@ -108,15 +114,18 @@ class Sampler:
         if state.seen is not None:
             state.seen.add(token_id)
 
-    def sample(self, logits: Tensor, sequence_ids: Sequence[int]) -> list[SampledToken | None]:
+    def sample(
+        self, logits: Tensor, sequence_ids: Sequence[int], masks: TokenMasks | None = None
+    ) -> list[SampledToken | None]:
         """Pick a token for each row; None where a row's logits are not numbers.
 
         logits  [R, V] float32; may be overwritten
+        masks   what grammars allow in some of the rows
         Changes no state: ``commit`` does, once the token is kept.
         """
         states = [self._states[sequence_id] for sequence_id in sequence_ids]
         logprobs = self._take_logprobs(logits, states)
-        spoiled = self._adjust(logits, states)
+        spoiled = self._adjust(logits, states, masks)
         tokens = draw_tokens(logits, _draw_rows(states))
         return [
             None
@@ -144,24 +153,38 @@ class Sampler:
             taken[row] = _RawLogprobs(own.copy() if state.changes_logits else own, log_total, candidates)
         return taken
 
-    def _adjust(self, logits: Tensor, states: list[_State]) -> set[int]:
-        """Apply bias, minimum length and penalties to ``logits`` in place.
+    def _adjust(self, logits: Tensor, states: list[_State], masks: TokenMasks | None) -> set[int]:
+        """Apply bias, penalties and what rules tokens out to ``logits`` in place.
 
         Returns the rows where a forbidden token's logit was no number, which can no longer be seen.
         """
-        spoiled: set[int] = set()
         penalized: list[int] = []
         for row, state in enumerate(states):
             if state.bias_ids is not None and state.bias_values is not None:
                 logits[row].index_add_(0, state.bias_ids, state.bias_values)
-            if state.forbidden_early is not None and state.num_output_tokens < state.params.min_tokens:
-                if not bool((logits[row, state.forbidden_early] < torch.inf).all()):
-                    spoiled.add(row)
-                logits[row, state.forbidden_early] = -torch.inf
             if state.seen is not None:
                 penalized.append(row)
         if penalized:
             _penalize(logits, penalized, states)
+        return self._rule_out(logits, states, masks)
+
+    def _rule_out(self, logits: Tensor, states: list[_State], masks: TokenMasks | None) -> set[int]:
+        """Rule tokens out, and return as ``_adjust``. Where that would leave none, a grammar alone counts."""
+        spoiled: set[int] = set()
+        for row, state in enumerate(states):
+            is_early = state.num_output_tokens < state.params.min_tokens
+            token_ids = state.forbidden_early if is_early else None
+            by_grammar = None if masks is None else masks.bias_of(row, self._vocab_size)
+            if token_ids is not None:
+                if not bool((logits[row, token_ids] < torch.inf).all()):
+                    spoiled.add(row)
+                if by_grammar is None:
+                    logits[row, token_ids] = -torch.inf
+            if by_grammar is not None:
+                together = by_grammar if token_ids is None else by_grammar.index_fill(0, token_ids, -torch.inf)
+                is_nothing = together is not by_grammar and bool((together == -torch.inf).all())
+                # What is no number stays so under addition, and is found where the token is picked.
+                logits[row] += by_grammar if is_nothing else together
         return spoiled
 
 

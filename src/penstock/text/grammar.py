@@ -1,0 +1,192 @@
+"""What a text must look like, as a grammar, and the matchers that hold a model to it.
+
+A grammar travels as llguidance's own serialized form (github.com/guidance-ai/llguidance, docs/syntax.md): the functions
+here write it, ``GrammarCompiler`` reads it.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from penstock.errors import InvalidRequest, MissingExtra
+from penstock.text.tokenizer import Tokenizer
+from penstock.threads import WorkThread
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
+_WHITESPACE = r" |\r?\n[ \t]{0,40}"
+"""Between the parts of a JSON text: a space, or a new line and its indentation; never all there is in an answer."""
+_MOST_ATTEMPTS = 256
+"""Parts of a schema that are compiled to find the one at fault."""
+_MOST_MESSAGE_CHARS = 600
+
+
+def json_schema_grammar(schema: Mapping[str, Any], *, lenient: bool = False) -> str:
+    """Return the grammar of the JSON texts that ``schema`` describes; ``lenient`` ignores what cannot be enforced."""
+    options = {"whitespace_pattern": _WHITESPACE, **({"lenient": True} if lenient else {})}
+    return _serialized({"json_schema": {**schema, "x-guidance": options}})
+
+
+def regex_grammar(pattern: str) -> str:
+    """Return the grammar of the texts that ``pattern`` matches as a whole."""
+    from_regex: str = _matcher_type().grammar_from_regex(pattern)
+    return from_regex
+
+
+def choice_grammar(choices: Sequence[str]) -> str:
+    """Return the grammar that is any one of ``choices``."""
+    return lark_grammar("start: " + " | ".join(map(json.dumps, choices)))
+
+
+def lark_grammar(text: str) -> str:
+    """Return the grammar written in ``text``, in Lark's syntax as llguidance reads it."""
+    return _serialized({"lark_grammar": text})
+
+
+def lark_or_gbnf_grammar(text: str) -> str:
+    """Return the grammar written in ``text``, in Lark's syntax or in llama.cpp's GBNF.
+
+    Raises ``InvalidRequest`` for text that is neither.
+    """
+    _matcher_type()
+    from llguidance.gbnf_to_lark import any_to_lark
+
+    try:
+        return lark_grammar(any_to_lark(text))
+    except Exception as error:  # the converter raises whatever its own parser meets
+        raise InvalidRequest(f"the grammar is neither Lark nor GBNF: {error}") from error
+
+
+def _serialized(grammar: Mapping[str, Any]) -> str:
+    return json.dumps({"grammars": [grammar]})
+
+
+def _matcher_type() -> "type[LLMatcher]":
+    try:
+        from llguidance import LLMatcher
+    except ImportError as error:
+        raise MissingExtra(
+            f"structured output needs llguidance ({error}); install it with: pip install 'penstock[engine]'"
+        ) from error
+    return LLMatcher
+
+
+def compile_thread() -> WorkThread:
+    """Return a thread for a ``GrammarCompiler``.
+
+    Rules that refer to one another are followed recursively, at up to 8 KiB of stack each. A grammar of 128 KiB cannot
+    name enough of them to use this stack up; the ordinary 8 MiB ended the process at 2,000.
+    """
+    return WorkThread("penstock-grammar", stack_bytes=256 * 1024 * 1024)
+
+
+class GrammarCompiler:
+    """Makes matchers over one vocabulary. All of it blocks, without the interpreter lock: use a ``compile_thread``.
+
+    The first use indexes the vocabulary, which takes up to a second.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
+        """``vocab_size`` is the model's, which may be larger than the tokenizer's."""
+        self._vocabulary = _Vocabulary(tokenizer, vocab_size, eos_token_ids)
+
+    def compile(self, grammar: str) -> "LLMatcher":
+        """Return a matcher at the beginning of ``grammar``.
+
+        Raises ``InvalidRequest``, in the compiler's own words, for a grammar that cannot be compiled or that nothing
+        matches.
+        """
+        matcher = self._matcher(grammar)
+        if not matcher.is_error():
+            # A grammar may be well formed and allow no first token: that shows here, not in the middle of a batch.
+            matcher.compute_bitmask()
+        if matcher.is_error():
+            raise InvalidRequest(_plain(matcher.get_error()))
+        return matcher
+
+    def locate(self, schema: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the path to the smallest part of ``schema`` that is wrong in the way the whole is."""
+        shared = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
+
+        def error_of(part: Mapping[str, Any]) -> str:
+            return self._matcher(json_schema_grammar({**shared, **part})).get_error()
+
+        path: tuple[str, ...] = ()
+        part, whole = schema, error_of(schema)
+        num_left = _MOST_ATTEMPTS
+        found: bool = bool(whole)
+        while found:
+            found = False
+            for place, child in _parts(part):
+                num_left -= 1
+                if num_left < 0:
+                    return path
+                if error_of(child) == whole:
+                    path, part, found = path + place, child, True
+                    break
+        return path
+
+    def _matcher(self, grammar: str) -> "LLMatcher":
+        from llguidance import LLParserLimits
+
+        matcher = _matcher_type()
+        limits = LLParserLimits(verbose_errors=False)
+        return matcher(self._vocabulary.indexed, grammar, log_level=0, limits=limits)
+
+
+class _Vocabulary:
+    """A tokenizer as llguidance wants to see one."""
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
+        self._tokenizer = tokenizer
+        self._vocab_size = vocab_size
+        # A model that has no end of sequence gets one past its vocabulary, which it can never say.
+        self._eos_token_ids = list(eos_token_ids) or [vocab_size]
+
+    @cached_property
+    def indexed(self) -> "LLTokenizer":
+        """The prefix tree of all tokens."""
+        from llguidance import LLTokenizer
+        from llguidance._tokenizer import TokenizerWrapper
+
+        size = max(self._vocab_size, *(token_id + 1 for token_id in self._eos_token_ids))
+        self.eos_token_id = self._eos_token_ids[0]
+        self.bos_token_id = self._tokenizer.bos_token_id
+        self.tokens = [self._tokenizer.token_bytes(token_id) for token_id in range(size)]
+        self.special_token_ids = sorted({*self._tokenizer.special_token_ids, *self._eos_token_ids})
+        return LLTokenizer(TokenizerWrapper(self), n_vocab=size, eos_token=self._eos_token_ids)
+
+    def __call__(self, text: bytes | str) -> list[int]:
+        """Return the token ids of ``text``."""
+        return self._tokenizer.encode(text if isinstance(text, str) else text.decode(), add_special_tokens=False)
+
+
+def _parts(schema: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
+    """Yield the schemas directly inside ``schema`` and where they are."""
+    for name in ("properties", "patternProperties", "$defs", "definitions"):
+        for key, child in _items(schema.get(name)):
+            yield (name, key), child
+    for name in ("items", "additionalProperties"):
+        one = schema.get(name)
+        if isinstance(one, dict):
+            yield (name,), one
+    for name in ("prefixItems", "anyOf", "allOf", "oneOf"):
+        for key, child in _items(schema.get(name)):
+            yield (name, key), child
+
+
+def _items(value: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, child in pairs:
+        if isinstance(child, dict):
+            yield str(key), child
+
+
+def _plain(message: str) -> str:
+    """Return the compiler's complaint without its note about settings that are not the caller's."""
+    message = message.replace("\n<non-verbose/>", "").strip()
+    if message in ("NoExtension", "NoExtensionBias"):
+        return "there is no text that it matches"
+    return message if len(message) <= _MOST_MESSAGE_CHARS else message[:_MOST_MESSAGE_CHARS] + "..."
