@@ -98,12 +98,14 @@ class FakeEngine:
 
 
 @contextlib.asynccontextmanager
-async def http_over(engine: FakeEngine, config: ServerConfig | None = None) -> AsyncIterator[httpx.AsyncClient]:
+async def http_over(
+    engine: FakeEngine, config: ServerConfig | None = None, *, template: str = CHAT_TEMPLATE
+) -> AsyncIterator[httpx.AsyncClient]:
     """Yield a client of a server over ``engine``."""
     app = create_app(
         client=engine,
         tokenizer=TOKENIZER,
-        template=ChatTemplate({"default": CHAT_TEMPLATE}),
+        template=ChatTemplate({"default": template}),
         config=config or ServerConfig(),
         registry=CollectorRegistry(),
     )
@@ -112,9 +114,11 @@ async def http_over(engine: FakeEngine, config: ServerConfig | None = None) -> A
 
 
 @contextlib.asynccontextmanager
-async def openai_over(engine: FakeEngine, config: ServerConfig | None = None) -> AsyncIterator[openai.AsyncOpenAI]:
+async def openai_over(
+    engine: FakeEngine, config: ServerConfig | None = None, *, template: str = CHAT_TEMPLATE
+) -> AsyncIterator[openai.AsyncOpenAI]:
     """Yield OpenAI's client of a server over ``engine``."""
-    async with http_over(engine, config) as client:
+    async with http_over(engine, config, template=template) as client:
         # Some versions of the SDK declare a fork of httpx; either is taken.
         transport: Any = client
         yield openai.AsyncOpenAI(base_url="http://fake/v1", api_key="none", max_retries=0, http_client=transport)

@@ -418,7 +418,6 @@ A_VALUE: dict[str, Any] = {
     "functions": [{"name": "f"}],
     "modalities": ["text", "audio"],
     "moderation": {"model": "m"},
-    "parallel_tool_calls": True,
     "prediction": {"type": "content", "content": "x"},
     "prompt_cache_key": "k",
     "prompt_cache_options": {},
@@ -428,8 +427,6 @@ A_VALUE: dict[str, Any] = {
     "service_tier": "auto",
     "store": True,
     "suffix": "end",
-    "tool_choice": "auto",
-    "tools": [{"type": "function", "function": {"name": "f"}}],
     "verbosity": "low",
     "web_search_options": {},
 }
@@ -457,7 +454,6 @@ async def test_every_parameter_of_the_sdk_is_taken_or_refused_by_name(caller: Ca
 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
 AUDIO = {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}
-TOOL_CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 
 
 @pytest.mark.parametrize(
@@ -469,12 +465,6 @@ TOOL_CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments
             {"messages": [{"role": "user", "content": [{"type": "text", "text": "see"}, AUDIO]}]},
             "messages.0.content.1.type",
             "input_audio",
-        ),
-        ({"messages": [*HELLO, {"role": "tool", "content": "x", "tool_call_id": "1"}]}, "messages.1.role", "tool"),
-        (
-            {"messages": [*HELLO, {"role": "assistant", "content": "", "tool_calls": [TOOL_CALL]}]},
-            "messages.1.tool_calls",
-            "tool_calls",
         ),
         ({"modalities": ["text", "audio"]}, "modalities", "modalities"),
     ],

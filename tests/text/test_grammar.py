@@ -17,6 +17,7 @@ from penstock.text.grammar import (
     lark_grammar,
     lark_or_gbnf_grammar,
     regex_grammar,
+    with_content,
 )
 from tests.fakes.tokenizer_files import byte_fallback_tokenizer, byte_level_tokenizer
 
@@ -51,7 +52,7 @@ def accepts(matcher: "LLMatcher", text: str, tokenizer: Tokenizer = TOKENIZER) -
         (lark_or_gbnf_grammar('root ::= "a" b*\nb ::= [0-9]'), ["a", "a12"], ["b", "aa"]),
         (json_schema_grammar({"type": "array", "items": {"type": "integer"}}), ["[]", "[1, 2]"], ["[1", "[1,]", "{}"]),
         (json_schema_grammar({"enum": ["x", None]}), ['"x"', "null"], ["x"]),
-        (json_schema_grammar({"type": "object", "not": {}}, lenient=True), ["{}", '{"a": 1}'], ["[]"]),
+        (with_content('start: "<" @content ">"', regex_grammar("a+")), ["<a>", "<aa>"], ["a", "<>"]),
     ],
 )
 def test_what_is_written_is_what_matches(

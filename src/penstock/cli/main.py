@@ -75,6 +75,10 @@ def serve(
         typer.Option(help="Name clients call the model by; may be repeated."),
     ] = None,
     revision: Annotated[Optional[str], typer.Option(help="Branch, tag or commit of a hub id.")] = None,  # noqa: UP045
+    tool_call_parser: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="hermes, llama3_json or mistral.  [default: as the chat template has it]"),
+    ] = None,
     dtype: Annotated[Optional[str], typer.Option(help="auto, float32, bfloat16 or float16.")] = None,  # noqa: UP045
     quantize: Annotated[Optional[str], typer.Option(help="int8, int4, w8a16 or w4a16: quantize while loading.")] = None,  # noqa: UP045
     kv_dtype: Annotated[
@@ -112,6 +116,7 @@ def serve(
             "server.host": ("--host", host),
             "server.port": ("--port", port),
             "server.served_names": ("--served-model-name", served_model_name or None),
+            "server.tool_call_parser": ("--tool-call-parser", tool_call_parser),
             "runner.dtype": ("--dtype", dtype),
             "runner.quantize": ("--quantize", quantize),
             "runner.kv_dtype": ("--kv-dtype", kv_dtype),

@@ -14,7 +14,9 @@ from penstock.errors import InternalError, PenstockError
 from penstock.http import sse
 from penstock.http.errors import error_body
 from penstock.protocol import Candidate, FinishReason, Timeline, TokenDelta, TokenLogprobs
+from penstock.server.reading import AnswerReader, Reading, Reasoning
 from penstock.text import Tokenizer
+from penstock.text.tool_formats import Arguments, CallBegins, Content, Event
 
 _log = structlog.get_logger(__name__)
 
@@ -35,6 +37,9 @@ class _Choice:
     """Whether a chat stream has said whose turn it is."""
     num_chars: int = 0
     """Of the tokens streamed with log probabilities, which the older endpoint counts."""
+    reader: AnswerReader | None = None
+    """Of a chat's answer"""
+    has_calls: bool = False
 
 
 class Answer:
@@ -50,11 +55,14 @@ class Answer:
         tokenizer: Tokenizer,
         wants_timeline: bool,
         summary: dict[str, Any],
+        reading: Reading | None = None,
     ) -> None:
+        """``reading`` says how to read a chat's answers."""
         self._is_chat = is_chat
         self._tokenizer = tokenizer
         self._wants_timeline = wants_timeline
         self._summary = summary
+        self._reading = reading
         self._num_choices = num_choices
         """For each prompt."""
         self._choices: dict[int, _Choice] = {}
@@ -85,8 +93,9 @@ class Answer:
                         choice.has_begun = True
                         begin = {"role": "assistant", "content": ""}
                         yield self._event([self._chunk(index, begin, None, None, None)], **no_usage)
-                    if delta.text or delta.logprobs or delta.finish_reason:
-                        yield self._event([self._streamed_choice(index, choice, delta)], **no_usage)
+                    content = self._streamed_content(choice, delta)
+                    if content or delta.logprobs or delta.finish_reason:
+                        yield self._event([self._streamed_choice(index, choice, delta, content)], **no_usage)
         except PenstockError as error:
             yield self._error_event(error)
             return
@@ -107,7 +116,10 @@ class Answer:
     def _take(self, prompt: int, delta: TokenDelta) -> tuple[int, _Choice]:
         """Count a delta and return its choice and that one's index."""
         index = prompt * self._num_choices + delta.index
-        choice = self._choices.setdefault(index, _Choice())
+        choice = self._choices.get(index)
+        if choice is None:
+            choice = self._choices[index] = _Choice()
+            choice.reader = None if self._reading is None else AnswerReader(self._reading)
         if delta.finish_reason is not None:
             choice.finish_reason, choice.stop_reason = delta.finish_reason, delta.stop_reason
             choice.timeline = delta.timeline
@@ -146,34 +158,71 @@ class Answer:
 
     def _whole_choice(self, index: int, choice: _Choice) -> dict[str, Any]:
         text = "".join(choice.text)
-        common = {"index": index, "finish_reason": choice.finish_reason, "stop_reason": choice.stop_reason}
-        if self._is_chat:
-            message = {"role": "assistant", "content": text, "refusal": None}
-            return {**common, "message": message, "logprobs": self._chat_logprobs(choice.logprobs)}
+        if choice.reader is not None:
+            parts = self._parts(choice, choice.reader.push(text, is_last=True))
+            message = {"role": "assistant", "content": None if choice.has_calls else "", "refusal": None, **parts}
+            for call in message.get("tool_calls", ()):
+                del call["index"]
+            return {
+                **self._ends(index, choice),
+                "message": message,
+                "logprobs": self._chat_logprobs(choice.logprobs),
+            }
         return {
-            **common,
+            **self._ends(index, choice),
             "text": text,
             "logprobs": self._text_logprobs(choice.logprobs, 0) if choice.logprobs else None,
         }
 
-    def _streamed_choice(self, index: int, choice: _Choice, delta: TokenDelta) -> dict[str, Any]:
+    def _ends(self, index: int, choice: _Choice) -> dict[str, Any]:
+        reason = _finish_reason(choice)
+        return {"index": index, "finish_reason": reason, "stop_reason": choice.stop_reason}
+
+    def _parts(self, choice: _Choice, events: Sequence[Event | Reasoning]) -> dict[str, Any]:
+        """Return events as parts of a message, or of a streamed piece of one."""
+        parts: dict[str, Any] = {}
+        calls: dict[int, dict[str, Any]] = {}
+        for event in events:
+            match event:
+                case Reasoning(text):
+                    parts["reasoning_content"] = parts.get("reasoning_content", "") + text
+                case Content(text):
+                    parts["content"] = parts.get("content", "") + text
+                case CallBegins(index, name):
+                    choice.has_calls = True
+                    assert self._reading is not None
+                    assert self._reading.tool_format is not None, "only a format's parser finds calls"
+                    function = {"name": name, "arguments": ""}
+                    call_id = self._reading.tool_format.call_id()
+                    calls[index] = {"index": index, "id": call_id, "type": "function", "function": function}
+                case Arguments(index, text):
+                    call = calls.setdefault(index, {"index": index, "function": {"arguments": ""}})
+                    call["function"]["arguments"] += text
+        return {**parts, "tool_calls": list(calls.values())} if calls else parts
+
+    def _streamed_content(self, choice: _Choice, delta: TokenDelta) -> dict[str, Any] | str:
+        if choice.reader is None:
+            return delta.text
+        return self._parts(choice, choice.reader.push(delta.text, is_last=delta.finish_reason is not None))
+
+    def _streamed_choice(
+        self, index: int, choice: _Choice, delta: TokenDelta, content: dict[str, Any] | str
+    ) -> dict[str, Any]:
         logprobs: dict[str, Any] | None = None
         if delta.logprobs and self._is_chat:
             logprobs = self._chat_logprobs(delta.logprobs)
         elif delta.logprobs:
             logprobs = self._text_logprobs(delta.logprobs, choice.num_chars)
             choice.num_chars += sum(map(len, logprobs["tokens"]))
-        content: dict[str, str] | str = delta.text
-        if self._is_chat:
-            content = {"content": delta.text} if delta.text else {}
-        return self._chunk(index, content, logprobs, delta.finish_reason, delta.stop_reason)
+        reason = None if delta.finish_reason is None else _finish_reason(choice)
+        return self._chunk(index, content, logprobs, reason, delta.stop_reason)
 
     def _chunk(
         self,
         index: int,
-        content: dict[str, str] | str,
+        content: dict[str, Any] | str,
         logprobs: dict[str, Any] | None,
-        finish_reason: FinishReason | None,
+        finish_reason: str | None,
         stop_reason: int | str | None,
     ) -> dict[str, Any]:
         chunk = {
@@ -224,6 +273,10 @@ class Answer:
         for candidate in sorted((*one.top, one.chosen), key=lambda candidate: candidate.rank):
             by_text.setdefault(self._tokenizer.token_text(candidate.token_id), _finite(candidate.logprob))
         return by_text
+
+
+def _finish_reason(choice: _Choice) -> str | None:
+    return "tool_calls" if choice.has_calls and choice.finish_reason == "stop" else choice.finish_reason
 
 
 def _finite(logprob: float) -> float:

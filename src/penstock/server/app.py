@@ -5,6 +5,7 @@ import contextlib
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
@@ -24,6 +25,7 @@ from penstock.server.answers import Answer, Deltas
 from penstock.server.complaints import explain
 from penstock.server.config import ServerConfig
 from penstock.server.prepare import check_model, generate_request
+from penstock.server.reading import Reading
 from penstock.server.schemas import (
     ChatCompletionRequest,
     CompletionRequest,
@@ -33,6 +35,7 @@ from penstock.server.schemas import (
     TokenizeRequest,
 )
 from penstock.server.structure import GrammarChecker, structure_of
+from penstock.server.tools import Conventions, ToolUse, answers_to, reading_of, tool_use
 from penstock.text import ChatTemplate, Tokenizer
 
 T = TypeVar("T")
@@ -86,6 +89,15 @@ def _describe_as_it_is(app: FastAPI) -> None:
             operation["responses"].pop("422", None)
 
 
+@dataclass(frozen=True, slots=True)
+class _Conversation:
+    """A conversation as the model reads it."""
+
+    token_ids: list[int]
+    use: ToolUse | None
+    reading: Reading
+
+
 class _API:
     """What the generating routes share."""
 
@@ -96,27 +108,31 @@ class _API:
         self.tokenizer = tokenizer
         self.config = config
         self._template = template
+        self._conventions = Conventions.of(template, config)
         self._grammars = GrammarChecker(tokenizer, client.model, config)
 
     @property
     def names(self) -> tuple[str, ...]:
         return self.config.served_names or (self.client.model().name,)
 
-    async def chat_tokens(self, body: ChatCompletionRequest | TokenizeChatRequest) -> list[int]:
-        """Return a conversation's tokens."""
+    async def conversation(self, body: ChatCompletionRequest | TokenizeChatRequest) -> _Conversation:
+        """Return a conversation's tokens and what is to be expected of the answer."""
         template = self._template
         if template is None:
             raise InvalidRequest("this model has no chat template; use /v1/completions", param="messages")
-        messages = [message.as_template_input() for message in body.messages]
+        use = tool_use(body, self._conventions)
+        messages = [message.as_template_input(place) for place, message in enumerate(body.messages)]
 
-        def run() -> list[int]:
+        def run() -> _Conversation:
             text = template.render(
                 messages,
                 add_generation_prompt=body.add_generation_prompt and not body.continue_final_message,
                 continue_final_message=body.continue_final_message,
+                tools=None if use is None else use.shown,
                 variables=body.chat_template_kwargs,
             )
-            return self.tokenizer.encode(text, add_special_tokens=body.add_special_tokens)
+            token_ids = self.tokenizer.encode(text, add_special_tokens=body.add_special_tokens)
+            return _Conversation(token_ids, use, reading_of(use, self._conventions, text))
 
         return await _off_loop(run, sum(len(message["content"]) + _MESSAGE_CHARS for message in messages))
 
@@ -148,9 +164,13 @@ class _API:
         return await self.text_tokens(texts, add_special_tokens=body.add_special_tokens)
 
     async def answer(
-        self, request: Request, body: CompletionRequest | ChatCompletionRequest, prompts: list[list[int]]
+        self,
+        request: Request,
+        body: CompletionRequest | ChatCompletionRequest,
+        prompts: list[list[int]],
+        conversation: _Conversation | None = None,
     ) -> Response:
-        """Run every prompt and return the response, whole or streamed."""
+        """Run every prompt, or the one of a ``conversation``, and return the response, whole or streamed."""
         is_chat = isinstance(body, ChatCompletionRequest)
         model = self.client.model()
         answer_id = f"{'chatcmpl' if is_chat else 'cmpl'}-{uuid.uuid4().hex}"
@@ -159,9 +179,21 @@ class _API:
         if body.stream_options is not None and not body.stream:
             raise InvalidRequest("stream_options needs stream to be true", param="stream_options")
         structure = structure_of(body)
+        reading = None
+        if conversation is not None:
+            reading = conversation.reading
+            structure = answers_to(structure, conversation.use, reading, self.tokenizer)
         grammar = None if structure is None else await self._grammars.check(structure)
         requests = [
-            generate_request(body, ids, request_id=f"{answer_id}-{i}", model=model, config=self.config, grammar=grammar)
+            generate_request(
+                body,
+                ids,
+                request_id=f"{answer_id}-{i}",
+                model=model,
+                config=self.config,
+                grammar=grammar,
+                keeps_special_tokens=reading is not None and reading.needs_special_tokens,
+            )
             for i, ids in enumerate(prompts)
         ]
         answer = Answer(
@@ -171,6 +203,7 @@ class _API:
             num_choices=body.num_choices,
             tokenizer=self.tokenizer,
             wants_timeline=body.penstock.timeline,
+            reading=reading,
             summary=summary,
         )
         deltas = _measured(_merge(self.client, requests), request.state.waited)
@@ -205,7 +238,8 @@ def _add_generation(app: FastAPI, api: _API) -> None:
     async def chat_completions(body: ChatCompletionRequest, request: Request) -> Response:
         """Answer a conversation."""
         check_model(body.model, api.names)
-        return await api.answer(request, body, [await api.chat_tokens(body)])
+        conversation = await api.conversation(body)
+        return await api.answer(request, body, [conversation.token_ids], conversation)
 
 
 def _add_tokenizing(app: FastAPI, api: _API) -> None:
@@ -214,7 +248,7 @@ def _add_tokenizing(app: FastAPI, api: _API) -> None:
         """Return the tokens of a prompt or a conversation."""
         check_model(body.model, api.names)
         if isinstance(body, TokenizeChatRequest):
-            tokens = await api.chat_tokens(body)
+            tokens = (await api.conversation(body)).token_ids
         else:
             tokens = (await api.text_tokens([body.prompt], add_special_tokens=body.add_special_tokens))[0]
         strings = None

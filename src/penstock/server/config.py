@@ -1,7 +1,7 @@
 """What an operator may tell the server. Each note says what turning the value up and down does."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -35,6 +35,8 @@ class ServerConfig:
     """Longest stop string. Up: more text may be held back while streaming. Down: less."""
     max_logprobs: Limit = 20
     """Most alternatives per token. Up: larger answers. Down: smaller ones."""
+    tool_call_parser: Literal["hermes", "llama3_json", "mistral"] | None = None
+    """How the model writes calls of tools: hermes, llama3_json or mistral; None: as its chat template says."""
     max_grammar_chars: Annotated[int, msgspec.Meta(ge=1, le=131_072)] = 131_072
     """Largest schema or grammar an answer may be held to, as JSON. Up: larger ones. Down: less work a stranger can ask
     for."""

@@ -28,9 +28,12 @@ def generate_request(
     model: ModelInfo,
     config: ServerConfig,
     grammar: str | None = None,
+    keeps_special_tokens: bool = False,
 ) -> GenerateRequest:
-    """Return the engine's request for one prompt, its answers held to ``grammar``, which has been checked.
+    """Return the engine's request for one prompt.
 
+    ``grammar`` is what answers are held to, and has been checked. ``keeps_special_tokens`` leaves them in the text
+    whatever ``body`` says, for whoever reads the answer needs them.
     Raises ``InvalidRequest`` or ``ContextTooLong`` naming the parameter at fault.
     """
     room = model.max_model_tokens - len(prompt_token_ids)
@@ -68,7 +71,7 @@ def generate_request(
     return GenerateRequest(
         request_id=request_id,
         prompt_token_ids=prompt_token_ids,
-        sampling=_sampling(body, max_tokens, logprobs, model, config, grammar),
+        sampling=_sampling(body, max_tokens, logprobs, model, config, grammar, keeps_special_tokens),
         priority=Priority[options.priority],
         deadline_s=options.deadline_s,
         tenant=options.tenant,
@@ -89,6 +92,7 @@ def _sampling(
     model: ModelInfo,
     config: ServerConfig,
     grammar: str | None,
+    keeps_special_tokens: bool,
 ) -> SamplingParams:
     if body.num_choices > config.max_choices:
         raise InvalidRequest(f"n is {body.n}; this server makes at most {config.max_choices} choices", param="n")
@@ -130,7 +134,7 @@ def _sampling(
         stop_token_ids=tuple(body.stop_token_ids or ()),
         ignore_eos=body.ignore_eos,
         logprobs=logprobs,
-        skip_special_tokens=body.skip_special_tokens,
+        skip_special_tokens=body.skip_special_tokens and not keeps_special_tokens,
         grammar=grammar,
     )
 

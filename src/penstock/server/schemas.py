@@ -2,6 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
+import msgspec
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -12,6 +13,8 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import PydanticCustomError
+
+from penstock.errors import InvalidRequest
 
 LATER = frozenset(
     {
@@ -24,15 +27,12 @@ LATER = frozenset(
         "functions",
         "length_penalty",
         "modalities",
-        "parallel_tool_calls",
         "prediction",
         "prompt_logprobs",
         "reasoning_effort",
         "service_tier",
         "store",
         "suffix",
-        "tool_choice",
-        "tools",
         "truncate_prompt_tokens",
         "typical_p",
         "use_beam_search",
@@ -219,24 +219,109 @@ class TextPart(_Strict):
     text: Text
 
 
+class CalledFunction(_Strict):
+    """What was called, and with what."""
+
+    name: str = Field(max_length=256)
+    arguments: Text
+    """A JSON object, as text"""
+
+
+class ToolCall(_Strict):
+    """A call that the model made."""
+
+    id: str = Field(max_length=256)
+    type: Literal["function"]
+    function: CalledFunction
+
+    def as_template_input(self) -> dict[str, Any]:
+        """Return the call as chat templates expect it, with its arguments as an object."""
+        arguments = msgspec.json.decode(self.function.arguments or "{}", type=dict[str, Any])
+        return {"id": self.id, "type": self.type, "function": {"name": self.function.name, "arguments": arguments}}
+
+
 class Message(_Strict):
     """One turn of a conversation."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[TextPart], Field(fail_fast=True)]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Text | Annotated[list[TextPart], Field(fail_fast=True)] | None = None
     name: str | None = Field(None, max_length=256)
+    tool_calls: Annotated[list[ToolCall] | None, Field(max_length=256)] = None
+    """Of an assistant"""
+    tool_call_id: str | None = Field(None, max_length=256)
+    """Of a tool: what it answers"""
+    reasoning_content: Text | None = None
     refusal: None = None
-    """Comes back with answers that clients repeat as they got them."""
+    annotations: None = None
+    audio: None = None
+    function_call: None = None
+    """These come back with answers that clients repeat as they got them."""
 
-    def as_template_input(self) -> dict[str, Any]:
-        """Return the turn as chat templates expect it, with its text in one piece."""
-        content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        turn = {"role": "system" if self.role == "developer" else self.role, "content": content}
-        return turn if self.name is None else {**turn, "name": self.name}
+    def as_template_input(self, place: int) -> dict[str, Any]:
+        """Return the turn, number ``place`` of its conversation, as chat templates expect it, its text in one piece.
+
+        Raises ``InvalidRequest`` for what does not fit its role, or arguments of a call that are not a JSON object.
+        """
+        self._check_role(f"messages.{place}")
+        content = self.content or ""
+        text = content if isinstance(content, str) else "".join(part.text for part in content)
+        turn: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": text}
+        for name in ("name", "tool_call_id", "reasoning_content"):
+            if getattr(self, name) is not None:
+                turn[name] = getattr(self, name)
+        calls = []
+        for i, call in enumerate(self.tool_calls or ()):
+            try:
+                calls.append(call.as_template_input())
+            except (msgspec.DecodeError, RecursionError) as error:
+                param = f"messages.{place}.tool_calls.{i}.function.arguments"
+                raise InvalidRequest(f"{param} is not a JSON object: {error}", param=param) from error
+        return {**turn, "tool_calls": calls} if calls else turn
+
+    def _check_role(self, param: str) -> None:
+        if self.content is None and not self.tool_calls:
+            how = "null" if "content" in self.model_fields_set else "missing"
+            raise InvalidRequest(f"{param}.content is {how}", param=f"{param}.content")
+        if self.tool_calls is not None and self.role != "assistant":
+            raise InvalidRequest(f"{param}.tool_calls: only an assistant calls tools", param=f"{param}.tool_calls")
+        if (self.tool_call_id is not None) != (self.role == "tool"):
+            how = "is missing" if self.role == "tool" else "is a tool's to give"
+            raise InvalidRequest(f"{param}.tool_call_id {how}", param=f"{param}.tool_call_id")
+
+
+class Function(_Strict):
+    """A function that the model may call."""
+
+    name: str = Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    """A JSON schema; None: it takes nothing"""
+    strict: bool | None = None
+
+
+class ToolDefinition(_Strict):
+    """A tool that the model may use."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class FunctionName(_Strict):
+    """Which function to call."""
+
+    name: str = Field(max_length=256)
+
+
+class NamedTool(_Strict):
+    """A tool that the model has to use."""
+
+    type: Literal["function"]
+    function: FunctionName
 
 
 class _Conversation(_Strict):
     messages: Annotated[list[Message], Field(fail_fast=True)] = Field(min_length=1, max_length=4096)
+    tools: Annotated[list[ToolDefinition], Field(fail_fast=True, max_length=256)] | None = None
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     chat_template_kwargs: dict[str, Any] | None = None
@@ -249,6 +334,8 @@ class ChatCompletionRequest(_Conversation, _Sampling):
     max_completion_tokens: int | None = Field(None, ge=1, lt=2**31)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0)
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
 
 
 class TokenizeTextRequest(_Strict):

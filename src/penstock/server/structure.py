@@ -2,9 +2,9 @@
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -27,8 +27,10 @@ class Structure:
     param: str
     write: Callable[[], str]
     """Returns the grammar; raises ``InvalidRequest`` if it is not one."""
-    schema: dict[str, Any] | None = None
-    """Where the grammar is a JSON schema's"""
+    schemas: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """JSON schemas in it, by where the request says them"""
+    is_required: bool = True
+    """Whether an answer without it would be wrong; otherwise it is followed where it can be."""
 
 
 def structure_of(body: CompletionRequest | ChatCompletionRequest) -> Structure | None:
@@ -71,7 +73,7 @@ def _schema(given: str | dict[str, Any]) -> dict[str, Any]:
 
 
 def _of_schema(schema: dict[str, Any], param: str) -> Structure:
-    return Structure(param=param, write=partial(grammars.json_schema_grammar, schema), schema=schema)
+    return Structure(param=param, write=partial(grammars.json_schema_grammar, schema), schemas={param: schema})
 
 
 class GrammarChecker:
@@ -87,8 +89,8 @@ class GrammarChecker:
         self._given_up: list[Future[str]] = []
         """Of these, what is not done still has its thread."""
 
-    async def check(self, structure: Structure) -> str:
-        """Return the grammar, which the engine will be able to compile.
+    async def check(self, structure: Structure) -> str | None:
+        """Return the grammar, which the engine will be able to compile; None if it is none and is not required either.
 
         Raises ``InvalidRequest`` that says where and why it cannot be compiled, or that it is too large or complex, and
         ``Overloaded`` if others' are being compiled all the time.
@@ -101,12 +103,18 @@ class GrammarChecker:
         checked = self._thread.submit(self._check, structure, self._compiler)
         try:
             return await asyncio.wait_for(asyncio.wrap_future(checked), self._config.grammar_timeout_s)
+        except InvalidRequest:
+            if structure.is_required:
+                raise
+            return None
         except TimeoutError as error:
             if checked.cancelled():
                 raise Overloaded(
                     "the grammars of other requests are being compiled; retry in a moment", retry_after_s=1.0
                 ) from error
             self._give_up(checked)
+            if not structure.is_required:
+                return None
             raise InvalidRequest(
                 f"{structure.param} takes longer than {self._config.grammar_timeout_s:g} s to compile; simplify it",
                 param=structure.param,
@@ -120,8 +128,10 @@ class GrammarChecker:
                 raise InvalidRequest(f"it is {len(grammar)} characters long and this server takes at most {most}")
             compiler.compile(grammar)
         except InvalidRequest as error:
-            if structure.schema is not None:
-                param = ".".join((param, *compiler.locate(structure.schema)))
+            for place, schema in structure.schemas.items():
+                if compiler.is_wrong(schema):
+                    param = ".".join((place, *compiler.locate(schema)))
+                    break
             raise InvalidRequest(f"{param} cannot be compiled: {error.message}", param=param) from error
         return grammar
 

@@ -29,6 +29,8 @@ class ChatTemplate:
         Raises ``ModelUnreadable`` for a template that is not Jinja.
         """
         environment = _environment()
+        self.sources = dict(templates)
+        """By name, as ``templates`` has them"""
         self._templates: dict[str, jinja2.Template] = {}
         for name, source in templates.items():
             try:

@@ -23,10 +23,14 @@ _MOST_ATTEMPTS = 256
 _MOST_MESSAGE_CHARS = 600
 
 
-def json_schema_grammar(schema: Mapping[str, Any], *, lenient: bool = False) -> str:
-    """Return the grammar of the JSON texts that ``schema`` describes; ``lenient`` ignores what cannot be enforced."""
-    options = {"whitespace_pattern": _WHITESPACE, **({"lenient": True} if lenient else {})}
-    return _serialized({"json_schema": {**schema, "x-guidance": options}})
+def schema_with_options(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``schema`` with what llguidance is to know about JSON texts."""
+    return {**schema, "x-guidance": {"whitespace_pattern": _WHITESPACE}}
+
+
+def json_schema_grammar(schema: Mapping[str, Any]) -> str:
+    """Return the grammar of the JSON texts that ``schema`` describes."""
+    return _serialized({"json_schema": schema_with_options(schema)})
 
 
 def regex_grammar(pattern: str) -> str:
@@ -57,6 +61,12 @@ def lark_or_gbnf_grammar(text: str) -> str:
         return lark_grammar(any_to_lark(text))
     except Exception as error:  # the converter raises whatever its own parser meets
         raise InvalidRequest(f"the grammar is neither Lark nor GBNF: {error}") from error
+
+
+def with_content(rules: str, content: str | None) -> str:
+    """Return the grammar written in ``rules``, in Lark's syntax, whose ``@content`` is the grammar ``content``."""
+    named = [] if content is None else [{**json.loads(content)["grammars"][0], "name": "content"}]
+    return json.dumps({"grammars": [{"lark_grammar": rules}, *named]})
 
 
 def _serialized(grammar: Mapping[str, Any]) -> str:
@@ -105,6 +115,10 @@ class GrammarCompiler:
         if matcher.is_error():
             raise InvalidRequest(_plain(matcher.get_error()))
         return matcher
+
+    def is_wrong(self, schema: Mapping[str, Any]) -> bool:
+        """Whether ``schema`` cannot be compiled by itself."""
+        return self._matcher(json_schema_grammar(schema)).is_error()
 
     def locate(self, schema: Mapping[str, Any]) -> tuple[str, ...]:
         """Return the path to the smallest part of ``schema`` that is wrong in the way the whole is."""

@@ -88,6 +88,11 @@ class Tokenizer:
         """The token that ends a text, if the tokenizer names one."""
         return self._ids.get(self.special_tokens.get("eos_token", ""))
 
+    def special_token_id(self, token: str) -> int | None:
+        """Return the id of a special token, None if ``token`` is ordinary text to this tokenizer."""
+        token_id = self._ids.get(token)
+        return token_id if token_id in self.special_token_ids else None
+
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Return the token ids of ``text``, of any length; blocks for about a microsecond per character.
 

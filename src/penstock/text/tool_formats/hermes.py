@@ -1,0 +1,110 @@
+"""Hermes, Qwen 2.5 and 3: text, and calls as JSON, each between ``<tool_call>`` and ``</tool_call>``."""
+
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+
+from penstock.text.markers import at_mark, find_mark
+from penstock.text.tool_formats.base import (
+    CallReader,
+    Event,
+    Events,
+    NotACall,
+    Spelling,
+    Tool,
+    any_until,
+    call_rules,
+    long_call_id,
+)
+
+_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
+
+
+class Hermes:
+    """See the module."""
+
+    name = "hermes"
+    commits = True
+
+    def recognizes(self, template: str) -> bool:
+        """Whether a chat template teaches this format; ``<function=`` is another one between the same marks."""
+        return _OPEN in template and "<function=" not in template
+
+    def parser(self, names: AbstractSet[str], most_calls: int | None) -> "HermesParser":
+        """Return a parser for one answer."""
+        return HermesParser(names, most_calls)
+
+    def forced(self, tools: Sequence[Tool], spelling: Spelling, *, is_parallel: bool) -> str:
+        """Return rules for calls and nothing else."""
+        more = r' ("\n" marked)*' if is_parallel else ""
+        return f"answer: marked{more}\nmarked: {spelling(_OPEN)} body\n{_body_rules(tools, spelling)}"
+
+    def offered(self, tools: Sequence[Tool], spelling: Spelling, *, is_parallel: bool) -> str:
+        """Return rules for text in which the opening mark commits to a call."""
+        many = "*" if is_parallel else "?"
+        opened = any_until("opened", spelling(_OPEN))
+        return f"answer: (opened body){many} /(?s:.*)/\n{opened}\n{_body_rules(tools, spelling)}"
+
+    def call_id(self) -> str:
+        """Return an id such as OpenAI's."""
+        return long_call_id()
+
+
+def _body_rules(tools: Sequence[Tool], spelling: Spelling) -> str:
+    return f'body: "\\n" call "\\n" {spelling(_CLOSE)}\n{call_rules(tools, "arguments")}\n'
+
+
+class HermesParser:
+    """See ``ToolParser``."""
+
+    def __init__(self, names: AbstractSet[str], most_calls: int | None) -> None:
+        self._names = names
+        self._events = Events(most_calls)
+        self._rest = ""
+        self._call: CallReader | None = None
+
+    def push(self, text: str) -> list[Event]:
+        """Add text; return what is now certain."""
+        self._rest += text
+        self._read(is_final=False)
+        return self._events.take()
+
+    def finish(self) -> list[Event]:
+        """Return what was held back, when nothing can follow."""
+        self._read(is_final=True)
+        if self._call is not None and not self._call.is_reported:
+            self._events.content(_OPEN + self._call.text)
+        self._events.finish()
+        return self._events.take()
+
+    def _read(self, *, is_final: bool) -> None:
+        while self._rest:
+            if self._call is None:
+                before, after = find_mark(self._rest, _OPEN, is_final=is_final)
+                self._events.content(before)
+                if after is None:
+                    self._rest = self._rest[len(before) :]
+                    return
+                self._rest, self._call = after, CallReader(self._names, self._events)
+            elif not self._call.is_done:
+                self._read_call(self._call)
+            else:
+                rest = self._rest.lstrip()
+                closes = at_mark(rest, _CLOSE)
+                if closes is None and not is_final:
+                    return
+                # Whatever else follows a whole call is content.
+                self._rest = rest[len(_CLOSE) :] if closes else "" if closes is None else self._rest
+                self._call = None
+
+    def _read_call(self, call: CallReader) -> None:
+        for position, character in enumerate(self._rest, start=1):
+            try:
+                call.push(character)
+            except NotACall:
+                self._events.content(_OPEN + call.text)
+                self._rest, self._call = self._rest[position:], None
+                return
+            if call.is_done:
+                self._rest = self._rest[position:]
+                return
+        self._rest = ""
