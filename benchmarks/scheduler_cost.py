@@ -15,6 +15,7 @@ from penstock.engine.config import SchedulerConfig
 from penstock.engine.engine import Engine
 from penstock.engine.host import EngineHost
 from penstock.engine.kv import BlockPool, CacheManager
+from penstock.engine.runner import StepResult
 from penstock.engine.sampling import SampledToken
 from penstock.engine.scheduler import ScheduledBatch, Scheduler
 from penstock.models import resolve_model
@@ -44,9 +45,9 @@ class NullRunner:
         """Nothing to remember."""
         return False
 
-    def execute(self, batch: ScheduledBatch) -> list[SampledToken | None]:
+    def execute(self, batch: ScheduledBatch) -> StepResult:
         """Return a token for each row."""
-        return [SampledToken(500) for _ in batch.sample_rows]
+        return StepResult([SampledToken(500) for _ in batch.sample_rows])
 
 
 def measure(num_running: int) -> list[float]:

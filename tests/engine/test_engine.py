@@ -142,3 +142,25 @@ class TestOutput:
         x = tokenizer.encode("x", add_special_tokens=False)[0]
         pieces, *_ = self.text(tokenizer, "a#x", stop=("##",), stop_token_ids=(x,), include_stop_str_in_output=True)
         assert "".join(pieces) == "a#x"
+
+
+def test_prompt_logprobs_in_chunks_and_after_preemption_are_whole(checkpoint: Checkpoint) -> None:
+    path = checkpoint("llama")
+    prompts = [[(7 * i + j) % 250 for j in range(30)] for i in range(6)]
+    requests = [greedy(f"{i}", prompt, 40, prompt_logprobs=1, n=1 + i % 2) for i, prompt in enumerate(prompts)]
+    whole = build_engine(path)
+    tight = build_engine(path, num_blocks=40, step_tokens=7, max_running=7)
+    run_to_end(tight, [greedy(f"short-{i}", prompt, 1) for i, prompt in enumerate(prompts)])
+    expected, chunked = run_to_end(whole, requests), run_to_end(tight, requests)
+    assert tight.status().counters.num_preemptions > 0
+    for i, prompt in enumerate(prompts):
+        for deltas in (expected[f"{i}"], chunked[f"{i}"]):
+            (first,) = [delta for delta in deltas if delta.prompt_logprobs]
+            assert (first.index, first) == (0, next(delta for delta in deltas if delta.index == 0))
+            assert [score.chosen.token_id for score in first.prompt_logprobs] == prompt[1:]
+        values = [
+            [score.chosen.logprob for delta in deltas[f"{i}"] for score in delta.prompt_logprobs]
+            for deltas in (expected, chunked)
+        ]
+        assert values[0] == pytest.approx(values[1], abs=1e-5)
+    assert is_whole(tight)

@@ -11,7 +11,7 @@ import structlog
 
 from penstock.engine.output import ChoiceOutput
 from penstock.engine.request import Request, Sequence
-from penstock.engine.runner.base import Runner
+from penstock.engine.runner.base import Runner, StepResult
 from penstock.engine.sampling import SampledToken
 from penstock.engine.scheduler import ScheduledBatch, Scheduler
 from penstock.errors import ContextTooLong, InvalidRequest, PenstockError, StepFailed
@@ -24,6 +24,7 @@ from penstock.protocol import (
     GenerateRequest,
     ModelInfo,
     TokenDelta,
+    TokenLogprobs,
     Usage,
 )
 from penstock.text import Tokenizer
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 
-Results = list[tuple[ScheduledBatch, list[SampledToken | None]]]
-"""Batches that ran, each with the tokens of its sampled rows"""
+Results = list[tuple[ScheduledBatch, StepResult]]
+"""Batches that ran, and what each gave"""
 
 
 class Engine:
@@ -59,6 +60,8 @@ class Engine:
         self._eos_token_ids = frozenset(model.eos_token_ids)
         self._requests: dict[str, Request] = {}
         self._outputs: dict[int, ChoiceOutput] = {}
+        self._prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
+        """Until the first token"""
         self._next_number = 0
         self._num_steps = 0
         self._num_prompt_tokens = 0
@@ -106,8 +109,8 @@ class Engine:
         self._num_steps += 1
         if batch.num_tokens > len(batch.sequence_ids):
             self._scheduler.prefill_rate.observe(batch.num_tokens, now_s - started_s)
-        for ran, tokens in results:
-            self._commit(ran, tokens, now_s, deltas, failures)
+        for ran, result in results:
+            self._commit(ran, result, now_s, deltas, failures)
         for sequence_id, error in failures.items():
             deltas.extend(self._fail(sequence_id, error, now_s))
         return deltas
@@ -160,13 +163,15 @@ class Engine:
     def _commit(
         self,
         batch: ScheduledBatch,
-        tokens: list[SampledToken | None],
+        result: StepResult,
         now_s: float,
         deltas: list[TokenDelta],
         failures: dict[int, PenstockError],
     ) -> None:
+        for owner, score in zip(batch.score_owners, result.scores, strict=True):
+            self._prompt_logprobs.setdefault(batch.sequence_ids[owner], []).append(score)
         sampled = {}
-        for sequence_id, token in zip(batch.sample_ids, tokens, strict=True):
+        for sequence_id, token in zip(batch.sample_ids, result.tokens, strict=True):
             if token is None:
                 failures[sequence_id] = StepFailed(
                     "the model produced numbers that are not finite for this request; check the checkpoint, or run it "
@@ -176,7 +181,7 @@ class Engine:
                 sampled[sequence_id] = token.token_id
         self._scheduler.commit(batch, sampled, now_s)
         self._num_generation_tokens += len(sampled)
-        for sequence_id, token in zip(batch.sample_ids, tokens, strict=True):
+        for sequence_id, token in zip(batch.sample_ids, result.tokens, strict=True):
             if token is not None:
                 try:
                     deltas.append(self._delta(self._scheduler.sequence(sequence_id), token, now_s))
@@ -194,6 +199,7 @@ class Engine:
         is_complete = self._runner.commit(sequence.id, token.token_id)
         step = self._outputs[sequence.id].push(token.token_id, is_complete=is_complete)
         logprobs = () if token.logprobs is None else (token.logprobs,)
+        prompt_logprobs = tuple(self._prompt_logprobs.pop(sequence.id, ()))
         if step.finish_reason is None:
             return TokenDelta(
                 request_id=request.request_id,
@@ -201,6 +207,7 @@ class Engine:
                 text=step.text,
                 token_ids=(token.token_id,),
                 logprobs=logprobs,
+                prompt_logprobs=prompt_logprobs,
             )
         self._finish(sequence)
         return TokenDelta(
@@ -209,6 +216,7 @@ class Engine:
             text=step.text,
             token_ids=(token.token_id,),
             logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
             finish_reason=step.finish_reason,
             stop_reason=step.stop_reason,
             usage=_usage(sequence),
@@ -239,6 +247,7 @@ class Engine:
             self._num_prompt_tokens += sequence.num_prompt_tokens
         self._scheduler.finish(sequence)
         self._runner.remove(sequence.id)
+        self._prompt_logprobs.pop(sequence.id, None)
         if request.is_finished:
             # Ending an undivided request's first choice ends them all, and each is then reported here.
             self._requests.pop(request.request_id, None)
@@ -259,7 +268,12 @@ class Engine:
                 f"token id {low if low < 0 else high} is not in the vocabulary: ids go from 0 to {vocab_size - 1}",
                 param="prompt",
             )
-        for name, ids in (("logit_bias", sampling.logit_bias), ("stop_token_ids", sampling.stop_token_ids)):
+        for name, ids in (
+            ("logit_bias", sampling.logit_bias),
+            ("stop_token_ids", sampling.stop_token_ids),
+            ("allowed_token_ids", sampling.allowed_token_ids or ()),
+            ("bad_words", [token_id for word in sampling.bad_words for token_id in word]),
+        ):
             for token_id in ids:
                 if not 0 <= token_id < vocab_size:
                     raise InvalidRequest(

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from penstock.engine.host import SteppedEngine
-from penstock.engine.runner.base import Runner
+from penstock.engine.runner.base import Runner, StepResult
 from penstock.engine.runner.cpu import RunnableModel
-from penstock.engine.sampling import SampledToken
 from penstock.engine.scheduler import ScheduledBatch
 from penstock.kernels import Attention, BatchLayout, HeadNorms, KVBlocks, Linear, Ops
 from penstock.kernels.ops import CacheShapes
@@ -167,11 +166,11 @@ class _Runner:
     def commit(self, sequence_id: int, token_id: int) -> bool:
         return self._runner.commit(sequence_id, token_id)
 
-    def execute(self, batch: ScheduledBatch) -> list[SampledToken | None]:
+    def execute(self, batch: ScheduledBatch) -> StepResult:
         self._profiler.lap("schedule")
-        tokens = self._runner.execute(batch)
+        result = self._runner.execute(batch)
         self._profiler.lap("sampling")
-        return tokens
+        return result
 
 
 class _Model:

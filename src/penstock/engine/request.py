@@ -76,8 +76,10 @@ class Sequence:
         "num_computed_tokens",
         "num_prompt_tokens",
         "num_recomputed_tokens",
+        "num_scored_tokens",
         "num_shared_blocks",
         "num_steps",
+        "num_to_score",
         "preemptions",
         "request",
         "reserved_blocks",
@@ -106,6 +108,11 @@ class Sequence:
         """Blocks it got from others, which are not part of that."""
         self.num_cached_tokens = 0
         self.num_recomputed_tokens = 0
+        self.num_to_score = (
+            len(prompt_token_ids) - 1 if index == 0 and request.sampling.prompt_logprobs is not None else 0
+        )
+        """Tokens of the prompt whose logits say how likely the next one was, which somebody wants to know."""
+        self.num_scored_tokens = 0
         self.num_steps = 0
         self.preemptions: list[Preemption] = []
         self.first_admitted_at_s: float | None = None

@@ -43,6 +43,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """Keep the k most likely tokens; 0 keeps all."""
     top_p: float = 1.0
     """Keep the smallest set of tokens whose probability reaches this, in (0, 1]."""
+    typical_p: float = 1.0
+    """Keep the tokens whose surprise is nearest to the expected one, to this share of probability, in (0, 1]."""
     min_p: float = 0.0
     """Drop tokens less likely than this share of the most likely one, in [0, 1]."""
     repetition_penalty: float = 1.0
@@ -53,6 +55,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """Subtract per occurrence from logits of tokens already in the output."""
     logit_bias: dict[int, float] = {}
     """Added to the logits of these token ids."""
+    allowed_token_ids: tuple[int, ...] | None = None
+    """Only these tokens may come."""
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    """Sequences of tokens that may not be completed in the output."""
     seed: int | None = None
     """Same seed and same request give the same tokens whatever else runs; None draws a fresh seed."""
     stop: tuple[str, ...] = ()
@@ -63,6 +69,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     ignore_eos: bool = False
     logprobs: int | None = None
     """None: none; 0: of the chosen token; k: of the k most likely tokens as well."""
+    prompt_logprobs: int | None = None
+    """The same of the prompt's tokens, from the second on."""
     skip_special_tokens: bool = True
     """Leave special tokens out of the text."""
     grammar: str | None = None
@@ -131,6 +139,8 @@ class TokenDelta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprobs, ...] = ()
     """One per token id, if asked for."""
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    """On the first delta of the first choice, if asked for: one per token of the prompt but the first."""
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
     """The stop token id or stop string that ended the choice; None for end of sequence."""

@@ -24,6 +24,19 @@ Deltas = AsyncGenerator[tuple[int, TokenDelta], None]
 """(which prompt, delta)"""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShownPrompts:
+    """What answers show of their prompts."""
+
+    token_ids: Sequence[Sequence[int]]
+    echoes: Sequence[str] | None = None
+    """Text to put before each one's answers"""
+    num_alternatives: int | None = None
+    """None: no log probabilities of their own; else as ``SamplingParams.prompt_logprobs``"""
+    hides_output: bool = False
+    """Show nothing else"""
+
+
 @dataclass(slots=True)
 class _Choice:
     """One choice as it grows."""
@@ -40,6 +53,7 @@ class _Choice:
     reader: AnswerReader | None = None
     """Of a chat's answer"""
     has_calls: bool = False
+    has_shown_prompt: bool = False
 
 
 class Answer:
@@ -55,6 +69,7 @@ class Answer:
         tokenizer: Tokenizer,
         wants_timeline: bool,
         summary: dict[str, Any],
+        prompts: ShownPrompts,
         reading: Reading | None = None,
     ) -> None:
         """``reading`` says how to read a chat's answers."""
@@ -63,6 +78,8 @@ class Answer:
         self._wants_timeline = wants_timeline
         self._summary = summary
         self._reading = reading
+        self._prompts = prompts
+        self._prompt_logprobs: dict[int, Sequence[TokenLogprobs]] = {}
         self._num_choices = num_choices
         """For each prompt."""
         self._choices: dict[int, _Choice] = {}
@@ -74,7 +91,7 @@ class Answer:
     async def whole(self, deltas: Deltas) -> dict[str, Any]:
         """Take all deltas in and return the response's body."""
         async for prompt, delta in deltas:
-            _, choice = self._take(prompt, delta)
+            _, choice, delta = self._take(prompt, delta)
             choice.text.append(delta.text)
             choice.logprobs.extend(delta.logprobs)
         kind = "chat.completion" if self._is_chat else "text_completion"
@@ -88,14 +105,18 @@ class Answer:
         try:
             async with contextlib.aclosing(deltas):
                 async for prompt, delta in deltas:
-                    index, choice = self._take(prompt, delta)
+                    index, choice, delta = self._take(prompt, delta)
                     if self._is_chat and not choice.has_begun:
                         choice.has_begun = True
                         begin = {"role": "assistant", "content": ""}
                         yield self._event([self._chunk(index, begin, None, None, None)], **no_usage)
                     content = self._streamed_content(choice, delta)
                     if content or delta.logprobs or delta.finish_reason:
-                        yield self._event([self._streamed_choice(index, choice, delta, content)], **no_usage)
+                        piece = self._streamed_choice(index, choice, delta, content)
+                        if not choice.has_shown_prompt:
+                            choice.has_shown_prompt = True
+                            piece |= self._of_prompt(prompt)
+                        yield self._event([piece], **no_usage)
         except PenstockError as error:
             yield self._error_event(error)
             return
@@ -113,18 +134,53 @@ class Answer:
         self._summary["error"] = error.code
         return sse.event(msgspec.json.encode(error_body(error)))
 
-    def _take(self, prompt: int, delta: TokenDelta) -> tuple[int, _Choice]:
-        """Count a delta and return its choice and that one's index."""
+    def _take(self, prompt: int, delta: TokenDelta) -> tuple[int, _Choice, TokenDelta]:
+        """Count a delta; return its choice's index, the choice and what is to be shown of it, the prompt included."""
+        if delta.prompt_logprobs:
+            self._prompt_logprobs[prompt] = delta.prompt_logprobs
         index = prompt * self._num_choices + delta.index
         choice = self._choices.get(index)
         if choice is None:
             choice = self._choices[index] = _Choice()
             choice.reader = None if self._reading is None else AnswerReader(self._reading)
+            delta = self._with_echo(prompt, delta)
+        if self._prompts.hides_output and delta.finish_reason is not None:
+            delta = msgspec.structs.replace(delta, finish_reason="length", stop_reason=None)
         if delta.finish_reason is not None:
             choice.finish_reason, choice.stop_reason = delta.finish_reason, delta.stop_reason
             choice.timeline = delta.timeline
             self._summarize(prompt, delta)
-        return index, choice
+        return index, choice, delta
+
+    def _with_echo(self, prompt: int, delta: TokenDelta) -> TokenDelta:
+        """Return a choice's first delta with the prompt before it, if it is to be shown."""
+        shown = self._prompts
+        if shown.echoes is None:
+            return delta
+        text, logprobs = ("", ()) if shown.hides_output else (delta.text, delta.logprobs)
+        scores = self._prompt_logprobs.get(prompt, ())
+        if scores or delta.logprobs:
+            first = TokenLogprobs(Candidate(shown.token_ids[prompt][0], 0.0, 0))
+            logprobs = (first, *scores, *logprobs)
+        return msgspec.structs.replace(delta, text=shown.echoes[prompt] + text, logprobs=logprobs)
+
+    def _of_prompt(self, prompt: int) -> dict[str, Any]:
+        """Return what vLLM adds to each choice: the prompt's log probabilities, none for its first token."""
+        most = self._prompts.num_alternatives
+        if most is None:
+            return {}
+        scores = [
+            {str(one.token_id): self._alternative(one) for one in (*score.top[:most], score.chosen)}
+            for score in self._prompt_logprobs.get(prompt, ())
+        ]
+        return {"prompt_logprobs": [None, *scores]}
+
+    def _alternative(self, candidate: Candidate) -> dict[str, Any]:
+        return {
+            "logprob": _finite(candidate.logprob),
+            "rank": candidate.rank,
+            "decoded_token": self._tokenizer.token_text(candidate.token_id),
+        }
 
     def _summarize(self, prompt: int, delta: TokenDelta) -> None:
         usage = delta.usage
@@ -132,7 +188,7 @@ class Answer:
             if prompt not in self._prompt_tokens:
                 self._cached_tokens += usage.num_cached_tokens
             self._prompt_tokens[prompt] = usage.num_prompt_tokens
-            self._output_tokens += usage.num_output_tokens
+            self._output_tokens += 0 if self._prompts.hides_output else usage.num_output_tokens
         self._summary.update(
             num_prompt_tokens=sum(self._prompt_tokens.values()),
             num_cached_tokens=self._cached_tokens,
@@ -176,7 +232,8 @@ class Answer:
 
     def _ends(self, index: int, choice: _Choice) -> dict[str, Any]:
         reason = _finish_reason(choice)
-        return {"index": index, "finish_reason": reason, "stop_reason": choice.stop_reason}
+        ends = {"index": index, "finish_reason": reason, "stop_reason": choice.stop_reason}
+        return ends | self._of_prompt(index // self._num_choices)
 
     def _parts(self, choice: _Choice, events: Sequence[Event | Reasoning]) -> dict[str, Any]:
         """Return events as parts of a message, or of a streamed piece of one."""
@@ -262,8 +319,8 @@ class Answer:
             offset += len(token)
         return {
             "tokens": tokens,
-            "token_logprobs": [_finite(one.chosen.logprob) for one in logprobs],
-            "top_logprobs": [self._alternatives(one) for one in logprobs],
+            "token_logprobs": [_finite(one.chosen.logprob) if one.chosen.rank else None for one in logprobs],
+            "top_logprobs": [self._alternatives(one) if one.chosen.rank else None for one in logprobs],
             "text_offset": offsets,
         }
 

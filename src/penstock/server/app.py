@@ -21,10 +21,10 @@ from penstock.http import errors as http_errors
 from penstock.http.middleware import BodyLimit, HTTPMetrics, RequestMiddleware, Waited
 from penstock.http.sse import ClientLeft, EventStream, until_client_leaves
 from penstock.protocol import EngineClient, EngineState, GenerateRequest, TokenDelta
-from penstock.server.answers import Answer, Deltas
+from penstock.server.answers import Answer, Deltas, ShownPrompts
 from penstock.server.complaints import explain
 from penstock.server.config import ServerConfig
-from penstock.server.prepare import check_model, generate_request
+from penstock.server.prepare import bad_word_tokens, check_model, generate_request, truncated
 from penstock.server.reading import Reading
 from penstock.server.schemas import (
     ChatCompletionRequest,
@@ -163,6 +163,22 @@ class _API:
             texts = [text for text in given if isinstance(text, str)]
         return await self.text_tokens(texts, add_special_tokens=body.add_special_tokens)
 
+    async def _shown(self, body: CompletionRequest | ChatCompletionRequest, prompts: list[list[int]]) -> ShownPrompts:
+        """Return what the answers show of their prompts."""
+        if isinstance(body, ChatCompletionRequest):
+            return ShownPrompts(token_ids=prompts)
+        most = body.prompt_logprobs
+        if not body.echo:
+            return ShownPrompts(token_ids=prompts, num_alternatives=most)
+        if isinstance(body.prompt, str) and body.truncate_prompt_tokens is None:
+            echoes = [body.prompt]
+        else:
+            echoes = await _off_loop(
+                lambda: [self.tokenizer.decode(ids, skip_special_tokens=body.skip_special_tokens) for ids in prompts],
+                sum(map(len, prompts)),
+            )
+        return ShownPrompts(token_ids=prompts, echoes=echoes, num_alternatives=most, hides_output=body.max_tokens == 0)
+
     async def answer(
         self,
         request: Request,
@@ -184,6 +200,8 @@ class _API:
             reading = conversation.reading
             structure = answers_to(structure, conversation.use, reading, self.tokenizer)
         grammar = None if structure is None else await self._grammars.check(structure)
+        bad_words = bad_word_tokens(body.bad_words, self.tokenizer)
+        prompts = [truncated(body, ids, model.max_model_tokens) for ids in prompts]
         requests = [
             generate_request(
                 body,
@@ -193,6 +211,7 @@ class _API:
                 config=self.config,
                 grammar=grammar,
                 keeps_special_tokens=reading is not None and reading.needs_special_tokens,
+                bad_words=bad_words,
             )
             for i, ids in enumerate(prompts)
         ]
@@ -204,6 +223,7 @@ class _API:
             tokenizer=self.tokenizer,
             wants_timeline=body.penstock.timeline,
             reading=reading,
+            prompts=await self._shown(body, prompts),
             summary=summary,
         )
         deltas = _measured(_merge(self.client, requests), request.state.waited)

@@ -6,6 +6,7 @@ from penstock.errors import ContextTooLong, InvalidRequest, ModelNotFound
 from penstock.protocol import GenerateRequest, ModelInfo, Priority, SamplingParams
 from penstock.server.config import ServerConfig
 from penstock.server.schemas import ChatCompletionRequest, CompletionRequest
+from penstock.text import Tokenizer
 
 T = TypeVar("T")
 
@@ -29,11 +30,12 @@ def generate_request(
     config: ServerConfig,
     grammar: str | None = None,
     keeps_special_tokens: bool = False,
+    bad_words: tuple[tuple[int, ...], ...] = (),
 ) -> GenerateRequest:
     """Return the engine's request for one prompt.
 
     ``grammar`` is what answers are held to, and has been checked. ``keeps_special_tokens`` leaves them in the text
-    whatever ``body`` says, for whoever reads the answer needs them.
+    whatever ``body`` says, for whoever reads the answer needs them. ``bad_words`` are those of ``body`` as tokens.
     Raises ``InvalidRequest`` or ``ContextTooLong`` naming the parameter at fault.
     """
     room = model.max_model_tokens - len(prompt_token_ids)
@@ -59,7 +61,11 @@ def generate_request(
         max_tokens = body.max_completion_tokens or body.max_tokens or room
         logprobs = _chat_logprobs(body)
     else:
-        max_tokens = body.max_tokens or min(DEFAULT_COMPLETION_TOKENS, room)
+        if body.max_tokens == 0 and not body.echo:
+            raise InvalidRequest("max_tokens is 0, which only echo has a use for", param="max_tokens")
+        default = min(DEFAULT_COMPLETION_TOKENS, room)
+        # To look at a prompt the engine has to say one token; the answer leaves it out.
+        max_tokens = default if body.max_tokens is None else max(1, body.max_tokens)
         logprobs = body.logprobs
     if max_tokens > room:
         raise ContextTooLong(
@@ -71,12 +77,36 @@ def generate_request(
     return GenerateRequest(
         request_id=request_id,
         prompt_token_ids=prompt_token_ids,
-        sampling=_sampling(body, max_tokens, logprobs, model, config, grammar, keeps_special_tokens),
+        sampling=_sampling(body, max_tokens, logprobs, model, config, grammar, keeps_special_tokens, bad_words),
         priority=Priority[options.priority],
         deadline_s=options.deadline_s,
         tenant=options.tenant,
         cache_salt=body.cache_salt,
     )
+
+
+def truncated(body: CompletionRequest | ChatCompletionRequest, prompt_token_ids: list[int], most: int) -> list[int]:
+    """Return the end of a prompt, as long as ``body`` wants it; ``most`` tokens are what a model holds."""
+    wanted = body.truncate_prompt_tokens
+    if wanted is None:
+        return prompt_token_ids
+    if wanted == 0:
+        raise InvalidRequest("truncate_prompt_tokens is 0, which would leave nothing", param="truncate_prompt_tokens")
+    if wanted < 0:
+        in_chat = body.max_completion_tokens if isinstance(body, ChatCompletionRequest) else None
+        wanted = max(1, most - max(1, in_chat or body.max_tokens or DEFAULT_COMPLETION_TOKENS))
+    return prompt_token_ids[-wanted:]
+
+
+def bad_word_tokens(words: list[str] | None, tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
+    """Return the ways in which ``words`` may begin as tokens: as they are, and after a space."""
+    found: dict[tuple[int, ...], None] = {}
+    for word in words or ():
+        for spelled in (word, f" {word.lstrip()}"):
+            token_ids = tuple(tokenizer.encode(spelled, add_special_tokens=False))
+            if token_ids:
+                found[token_ids] = None
+    return tuple(found)
 
 
 def _chat_logprobs(body: ChatCompletionRequest) -> int | None:
@@ -93,12 +123,21 @@ def _sampling(
     config: ServerConfig,
     grammar: str | None,
     keeps_special_tokens: bool,
+    bad_words: tuple[tuple[int, ...], ...],
 ) -> SamplingParams:
     if body.num_choices > config.max_choices:
         raise InvalidRequest(f"n is {body.n}; this server makes at most {config.max_choices} choices", param="n")
     if logprobs is not None and logprobs > config.max_logprobs:
         param = "top_logprobs" if isinstance(body, ChatCompletionRequest) else "logprobs"
         raise InvalidRequest(f"{param} is {logprobs}; this server gives at most {config.max_logprobs}", param=param)
+    prompt_logprobs = body.prompt_logprobs if isinstance(body, CompletionRequest) else None
+    if isinstance(body, CompletionRequest) and body.echo and logprobs is not None:
+        prompt_logprobs = max(logprobs, prompt_logprobs or 0)
+    if prompt_logprobs is not None and prompt_logprobs > config.max_logprobs:
+        raise InvalidRequest(
+            f"prompt_logprobs is {prompt_logprobs}; this server gives at most {config.max_logprobs}",
+            param="prompt_logprobs",
+        )
     if body.min_tokens > max_tokens:
         raise InvalidRequest(
             f"min_tokens is {body.min_tokens} and at most {max_tokens} tokens may come; lower it", param="min_tokens"
@@ -109,7 +148,11 @@ def _sampling(
             param="ignore_eos",
         )
     logit_bias = {int(token_id): bias for token_id, bias in (body.logit_bias or {}).items()}
-    for name, ids in (("logit_bias", logit_bias), ("stop_token_ids", body.stop_token_ids or ())):
+    for name, ids in (
+        ("logit_bias", logit_bias),
+        ("stop_token_ids", body.stop_token_ids or ()),
+        ("allowed_token_ids", body.allowed_token_ids or ()),
+    ):
         for token_id in ids:
             if token_id >= model.vocab_size:
                 raise InvalidRequest(
@@ -128,12 +171,16 @@ def _sampling(
         presence_penalty=body.presence_penalty or 0.0,
         frequency_penalty=body.frequency_penalty or 0.0,
         logit_bias=logit_bias,
+        typical_p=1.0 if body.typical_p is None else body.typical_p,
+        allowed_token_ids=None if body.allowed_token_ids is None else tuple(body.allowed_token_ids),
+        bad_words=bad_words,
         seed=body.seed,
         stop=_stop_strings(body.stop, config),
         include_stop_str_in_output=body.include_stop_str_in_output,
         stop_token_ids=tuple(body.stop_token_ids or ()),
         ignore_eos=body.ignore_eos,
         logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
         skip_special_tokens=body.skip_special_tokens and not keeps_special_tokens,
         grammar=grammar,
     )

@@ -18,23 +18,17 @@ from penstock.errors import InvalidRequest
 
 LATER = frozenset(
     {
-        "allowed_token_ids",
         "audio",
-        "bad_words",
         "best_of",
-        "echo",
         "function_call",
         "functions",
         "length_penalty",
         "modalities",
         "prediction",
-        "prompt_logprobs",
         "reasoning_effort",
         "service_tier",
         "store",
         "suffix",
-        "truncate_prompt_tokens",
-        "typical_p",
         "use_beam_search",
         "verbosity",
         "web_search_options",
@@ -166,6 +160,10 @@ class _Sampling(_Strict):
     metadata: Annotated[dict[str, str] | None, BeforeValidator(_few_fields)] = None
     top_k: int | None = Field(None, ge=-1, lt=2**31)
     min_p: float | None = Field(None, ge=0, le=1)
+    typical_p: float | None = Field(None, gt=0, le=1)
+    allowed_token_ids: TokenIds | None = Field(None, min_length=1)
+    bad_words: Annotated[list[Annotated[str, Field(min_length=1, max_length=256)]] | None, Field(max_length=128)] = None
+    truncate_prompt_tokens: int | None = Field(None, ge=-1, lt=2**31)
     repetition_penalty: float | None = Field(None, gt=0, le=10)
     stop_token_ids: TokenIds | None = Field(None, max_length=64)
     min_tokens: int = Field(0, ge=0, lt=2**31)
@@ -208,7 +206,10 @@ class CompletionRequest(_Sampling):
     """POST /v1/completions."""
 
     prompt: Prompt
+    max_tokens: int | None = Field(None, ge=0, lt=2**31)
+    echo: bool | None = None
     logprobs: int | None = Field(None, ge=0)
+    prompt_logprobs: int | None = Field(None, ge=0)
     add_special_tokens: bool = True
 
 

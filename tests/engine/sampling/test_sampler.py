@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -167,3 +168,47 @@ def test_choices_and_seeds_have_streams_of_their_own() -> None:
     numbers = uniforms(np.arange(1000, dtype=np.uint64), np.zeros(1000, dtype=np.uint64))
     assert abs(float(numbers.mean()) - 0.5) < 0.03
     assert 0 <= numbers.min() < numbers.max() < 1
+
+
+def typical_naive(row: torch.Tensor, temperature: float, typical_p: float) -> set[int]:
+    probabilities = torch.softmax(row.double() / temperature, 0)
+    surprise = -probabilities.log()
+    entropy = float((probabilities * surprise).sum())
+    kept: set[int] = set()
+    mass = 0.0
+    for token_id in sorted(range(len(row)), key=lambda one: abs(float(surprise[one]) - entropy)):
+        if mass >= typical_p and kept:
+            break
+        kept.add(token_id)
+        mass += float(probabilities[token_id])
+    return kept
+
+
+@pytest.mark.parametrize("typical_p", [0.01, 0.2, 0.5, 0.9])
+def test_typical_tokens_are_those_whose_surprise_is_expected(typical_p: float) -> None:
+    (row,) = logits_of(1, seed=4)
+    kept = typical_naive(row, 1.3, typical_p)
+    params = [params_of(seed=seed, temperature=1.3, typical_p=typical_p) for seed in range(400)]
+    picked = set(sample(row.expand(400, -1), params))
+    assert picked <= kept
+    assert len(picked) > len(kept) / 2
+    if typical_p == 0.2:
+        assert int(row.argmax()) not in kept, "the likeliest token is not the most typical one here"
+
+
+def test_typical_sampling_beside_tokens_that_cannot_come() -> None:
+    row = logits_of(1)
+    params = params_of(typical_p=0.5, allowed_token_ids=(3, 7))
+    assert set(sample(row.expand(20, -1), [msgspec.structs.replace(params, seed=seed) for seed in range(20)])) <= {3, 7}
+
+
+def test_scores_of_a_prompt() -> None:
+    logits = logits_of(3)
+    sampler = Sampler(vocab_size=V, eos_token_ids=())
+    sampler.add(0, 0, params_of(prompt_logprobs=2), [])
+    sampler.add(1, 0, params_of(prompt_logprobs=0), [])
+    scores = sampler.score(logits, [4, 5, 6], [0, 1, 0])
+    expected = torch.log_softmax(logits, -1)
+    assert [score.chosen.token_id for score in scores] == [4, 5, 6]
+    assert [score.chosen.logprob for score in scores] == pytest.approx([float(expected[i, 4 + i]) for i in range(3)])
+    assert [len(score.top) for score in scores] == [2, 0, 2]

@@ -37,14 +37,14 @@ class CacheManager:
             return blocks
         return min(blocks, self.blocks_for(self.window + step_tokens) + 1)
 
-    def open(self, token_ids: Sequence[int], salt: str) -> tuple[BlockTable, int]:
+    def open(self, token_ids: Sequence[int], salt: str, *, reuse: bool = True) -> tuple[BlockTable, int]:
         """Return a table that shares the cached blocks ``token_ids`` begins with, and how many tokens they hold.
 
-        At least the last token is left to compute, since its logits are wanted.
+        At least the last token is left to compute, since its logits are wanted; all are unless ``reuse``.
         """
         table = BlockTable()
         table.chain = self._hasher.root(salt)
-        if not self._prefix_caching:
+        if not (self._prefix_caching and reuse):
             return table, 0
         size = self.block_size
         for start in range(0, len(token_ids) - size, size):

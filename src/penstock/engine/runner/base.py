@@ -1,14 +1,25 @@
 """What the engine asks of a device."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from penstock.engine.sampling import SampledToken
 from penstock.engine.scheduler import ScheduledBatch
-from penstock.protocol import SamplingParams
+from penstock.protocol import SamplingParams, TokenLogprobs
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
+
+
+@dataclass(slots=True, frozen=True)
+class StepResult:
+    """What a batch gave."""
+
+    tokens: list[SampledToken | None]
+    """[R] one token for each row; None where the logits are not numbers"""
+    scores: list[TokenLogprobs] = field(default_factory=list)
+    """[C] of the prompts' tokens"""
 
 
 class Runner(Protocol):
@@ -27,8 +38,8 @@ class Runner(Protocol):
     def remove(self, sequence_id: int) -> None:
         """Forget a sequence."""
 
-    def execute(self, batch: ScheduledBatch) -> list[SampledToken | None]:
-        """Compute the batch and return one token for each of its R rows; None where the logits are not numbers.
+    def execute(self, batch: ScheduledBatch) -> StepResult:
+        """Compute the batch.
 
         Running the same batch again gives the same result: keys and values are rewritten in place and the
         sampler's history only moves in ``commit``.

@@ -7,14 +7,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from penstock.engine.sampling import GrammarMasks, SampledToken, Sampler
+from penstock.engine.runner.base import StepResult
+from penstock.engine.sampling import GrammarMasks, Sampler
 from penstock.engine.scheduler import ScheduledBatch
 from penstock.kernels.copy_blocks.reference import copy_blocks
 from penstock.kernels.layout import BatchLayout, KVBlocks
-from penstock.protocol import SamplingParams
+from penstock.protocol import SamplingParams, TokenLogprobs
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
+
+
+_SCORED_AT_ONCE = 64
+"""Rows of logits in memory while a prompt's log probabilities are taken; a step samples more than that."""
 
 
 class RunnableModel(Protocol):
@@ -61,8 +66,8 @@ class CPURunner:
         return self._masks.commit(sequence_id, token_id)
 
     @torch.inference_mode()
-    def execute(self, batch: ScheduledBatch) -> list[SampledToken | None]:
-        """Compute the batch and return one token for each of its R rows; None where the logits are not numbers."""
+    def execute(self, batch: ScheduledBatch) -> StepResult:
+        """Compute the batch; see ``Runner.execute``."""
         if batch.block_copies:
             copy_blocks(self._cache, batch.block_copies)
         token_ids = torch.tensor(batch.token_ids, dtype=torch.int64)
@@ -70,8 +75,9 @@ class CPURunner:
         pending = self._masks.begin(batch.sample_ids)
         try:
             hidden = self._model.forward(token_ids, self._layout(batch), self._cache)
+            scores = self._score(batch, hidden) if batch.score_rows else []
             if not batch.sample_rows:
-                return []
+                return StepResult([], scores)
             rows = batch.sample_rows
             # When all decode, every row is sampled, in order: nothing to pick out.
             if len(rows) != batch.num_tokens or rows != list(range(len(rows))):
@@ -79,7 +85,18 @@ class CPURunner:
             logits = self._model.logits(hidden)
         finally:
             masks = self._masks.finish(pending)
-        return self._sampler.sample(logits, batch.sample_ids, masks)
+        return StepResult(self._sampler.sample(logits, batch.sample_ids, masks), scores)
+
+    def _score(self, batch: ScheduledBatch, hidden: Tensor) -> list[TokenLogprobs]:
+        """Return the log probabilities of the prompts' tokens, [C], a few rows at a time, for logits are large."""
+        rows = torch.tensor(batch.score_rows, dtype=torch.int64)
+        scores: list[TokenLogprobs] = []
+        for start in range(0, len(rows), _SCORED_AT_ONCE):
+            part = slice(start, start + _SCORED_AT_ONCE)
+            owners = [batch.sequence_ids[s] for s in batch.score_owners[part]]
+            logits = self._model.logits(hidden[rows[part]])
+            scores.extend(self._sampler.score(logits, batch.score_targets[part], owners))
+        return scores
 
     def _layout(self, batch: ScheduledBatch) -> BatchLayout:
         size = self._block_size

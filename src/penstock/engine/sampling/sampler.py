@@ -1,13 +1,14 @@
 """The sampler: [R, V] logits in, one token for each row out.
 
 R rows, V vocabulary entries. Order of operations, as users of vLLM know it: logprobs are taken from the model's own
-logits; then logit bias, repetition, frequency and presence penalties; then tokens are ruled out by minimum length and
-grammars; then temperature; then min_p, top_k and top_p together cut the tail.
+logits; then logit bias, repetition, frequency and presence penalties; then tokens are ruled out by minimum length,
+lists of tokens and words, and grammars; then temperature; then typical_p; then min_p, top_k and top_p together cut the
+tail.
 """
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from penstock.engine.sampling.masks import TokenMasks
 from penstock.engine.sampling.noise import stream_seed, uniforms
+from penstock.engine.sampling.typical import atypical
 from penstock.kernels.sampling import DrawRows, draw_tokens, top_tokens
 from penstock.protocol import Candidate, SamplingParams, TokenLogprobs
 
@@ -41,6 +43,10 @@ class _State:
     bias_values: Tensor | None = None
     forbidden_early: Tensor | None = None
     """Token ids that may not come before ``min_tokens``"""
+    not_allowed: Tensor | None = None
+    """[V] float32, -inf for tokens that are not, if only some are"""
+    output: list[int] | None = None
+    """Tokens so far, if a word is bad"""
 
     @property
     def changes_logits(self) -> bool:
@@ -49,8 +55,29 @@ class _State:
             self.bias_ids is not None
             or self.forbidden_early is not None
             or self.seen is not None
+            or self.not_allowed is not None
+            or self.output is not None
             or self.params.grammar is not None
+            or self.is_typical
         )
+
+    @property
+    def is_typical(self) -> bool:
+        """Whether tokens that are not typical are to be left out."""
+        return self.params.typical_p < 1 and self.params.temperature > 0
+
+    def forbidden(self) -> Tensor | None:
+        """Return the ids of tokens that may not come next, besides those that are never allowed."""
+        token_ids = []
+        if self.output is not None:
+            for word in self.params.bad_words:
+                first = len(self.output) - len(word) + 1
+                if first >= 0 and tuple(self.output[first:]) == word[:-1]:
+                    token_ids.append(word[-1])
+        found = torch.tensor(token_ids, dtype=torch.int64) if token_ids else None
+        if self.forbidden_early is None or self.num_output_tokens >= self.params.min_tokens:
+            return found
+        return self.forbidden_early if found is None else torch.cat([self.forbidden_early, found])
 
 
 class _Seen:
@@ -101,6 +128,11 @@ class Sampler:
             state.seen = _Seen(prompt_token_ids, most=params.max_tokens)
         elif params.presence_penalty or params.frequency_penalty:
             state.seen = _Seen((), most=params.max_tokens)
+        if params.allowed_token_ids is not None:
+            state.not_allowed = torch.full((self._vocab_size,), -torch.inf)
+            state.not_allowed[torch.tensor(params.allowed_token_ids, dtype=torch.int64)] = 0
+        if params.bad_words:
+            state.output = []
         self._states[sequence_id] = state
 
     def remove(self, sequence_id: int) -> None:
@@ -113,6 +145,8 @@ class Sampler:
         state.num_output_tokens += 1
         if state.seen is not None:
             state.seen.add(token_id)
+        if state.output is not None:
+            state.output.append(token_id)
 
     def sample(
         self, logits: Tensor, sequence_ids: Sequence[int], masks: TokenMasks | None = None
@@ -134,23 +168,37 @@ class Sampler:
             for row, token_id in enumerate(tokens)
         ]
 
+    def score(self, logits: Tensor, targets: Sequence[int], sequence_ids: Sequence[int]) -> list[TokenLogprobs]:
+        """Return how likely each of ``targets`` [C] is in its row of ``logits`` [C, V], one of ``sequence_ids`` [C]."""
+        wanted = {
+            row: self._states[sequence_id].params.prompt_logprobs or 0 for row, sequence_id in enumerate(sequence_ids)
+        }
+        taken = self._raw_logprobs(logits, wanted)
+        return [taken[row].of(target) for row, target in enumerate(targets)]
+
     def _take_logprobs(self, logits: Tensor, states: list[_State]) -> dict[int, "_RawLogprobs"]:
-        rows = [row for row, state in enumerate(states) if state.params.logprobs is not None]
-        if not rows:
-            return {}
-        values = logits if len(rows) == len(states) else logits[rows]
-        most = max(states[row].params.logprobs or 0 for row in rows)
-        top = top_tokens(values, min(most, self._vocab_size))
+        wanted = {row: state.params.logprobs for row, state in enumerate(states) if state.params.logprobs is not None}
+        taken = self._raw_logprobs(logits, wanted) if wanted else {}
+        for row, raw in taken.items():
+            if states[row].changes_logits:
+                taken[row] = replace(raw, logits=raw.logits.copy())
+        return taken
+
+    def _raw_logprobs(self, logits: Tensor, wanted: dict[int, int]) -> dict[int, "_RawLogprobs"]:
+        """Return the log probabilities of the rows in ``wanted``, and as many of the likeliest tokens as it says.
+
+        They may share memory with ``logits``.
+        """
+        values = logits if len(wanted) == len(logits) else logits[list(wanted)]
+        top = top_tokens(values, min(max(wanted.values()), self._vocab_size))
         taken = {}
-        for i, row in enumerate(rows):
-            state, log_total = states[row], top.log_totals[i]
-            k = state.params.logprobs or 0
+        for i, (row, k) in enumerate(wanted.items()):
+            log_total = top.log_totals[i]
             candidates = tuple(
                 Candidate(token_id, logit - log_total, rank + 1)
                 for rank, (token_id, logit) in enumerate(zip(top.tokens[i][:k], top.logits[i][:k], strict=True))
             )
-            own = values[i].numpy()
-            taken[row] = _RawLogprobs(own.copy() if state.changes_logits else own, log_total, candidates)
+            taken[row] = _RawLogprobs(values[i].numpy(), log_total, candidates)
         return taken
 
     def _adjust(self, logits: Tensor, states: list[_State], masks: TokenMasks | None) -> set[int]:
@@ -166,25 +214,34 @@ class Sampler:
                 penalized.append(row)
         if penalized:
             _penalize(logits, penalized, states)
-        return self._rule_out(logits, states, masks)
+        spoiled = self._rule_out(logits, states, masks)
+        typical = [row for row, state in enumerate(states) if state.is_typical]
+        if typical:
+            spoiled |= _leave_typical(logits, typical, states)
+        return spoiled
 
     def _rule_out(self, logits: Tensor, states: list[_State], masks: TokenMasks | None) -> set[int]:
-        """Rule tokens out, and return as ``_adjust``. Where that would leave none, a grammar alone counts."""
+        """Rule tokens out, and return as ``_adjust``.
+
+        Where all that would leave no token, a grammar counts alone, and without one what is allowed.
+        """
         spoiled: set[int] = set()
         for row, state in enumerate(states):
-            is_early = state.num_output_tokens < state.params.min_tokens
-            token_ids = state.forbidden_early if is_early else None
+            token_ids = state.forbidden()
             by_grammar = None if masks is None else masks.bias_of(row, self._vocab_size)
+            bias = state.not_allowed if by_grammar is None else by_grammar
             if token_ids is not None:
                 if not bool((logits[row, token_ids] < torch.inf).all()):
                     spoiled.add(row)
-                if by_grammar is None:
+                if bias is None:
                     logits[row, token_ids] = -torch.inf
-            if by_grammar is not None:
-                together = by_grammar if token_ids is None else by_grammar.index_fill(0, token_ids, -torch.inf)
-                is_nothing = together is not by_grammar and bool((together == -torch.inf).all())
+            if bias is not None:
+                together = bias if token_ids is None else bias.index_fill(0, token_ids, -torch.inf)
+                if by_grammar is not None and state.not_allowed is not None:
+                    together = together + state.not_allowed
+                is_nothing = together is not bias and bool((together == -torch.inf).all())
                 # What is no number stays so under addition, and is found where the token is picked.
-                logits[row] += by_grammar if is_nothing else together
+                logits[row] += bias if is_nothing else together
         return spoiled
 
 
@@ -207,6 +264,17 @@ def _penalize(logits: Tensor, rows: list[int], states: list[_State]) -> None:
     some -= of_each([p.frequency_penalty for p in params]) * counts
     some -= of_each([p.presence_penalty for p in params]) * (counts > 0)
     flat[places] = some
+
+
+def _leave_typical(logits: Tensor, rows: list[int], states: list[_State]) -> set[int]:
+    """Rule out what is not typical in ``rows``; return those whose logits are not numbers, which cannot be seen then."""
+    params = [states[row].params for row in rows]
+    some = logits[rows]
+    temperatures = torch.tensor([[max(p.temperature, 1e-5)] for p in params])
+    dropped = atypical(some / temperatures, torch.tensor([[p.typical_p] for p in params]))
+    is_number = torch.isfinite(some.amax(-1)).tolist()
+    logits[rows] = some.masked_fill(dropped, -torch.inf)
+    return {row for row, is_one in zip(rows, is_number, strict=True) if not is_one}
 
 
 def _draw_rows(states: list[_State]) -> DrawRows:

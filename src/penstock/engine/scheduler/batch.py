@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class ScheduledBatch:
-    """One step's work: S sequences with T new tokens, one after another, and R rows to sample.
+    """One step's work: S sequences with T new tokens, one after another, R rows to sample and C to score.
 
     Valid until the scheduler's next step: ``block_tables`` are the sequences' own.
     """
@@ -32,6 +32,12 @@ class ScheduledBatch:
     """[R] the sequence each sampled token goes to"""
     sample_owners: list[int] = field(default_factory=list)
     """[R] which of the S sequences computed the row"""
+    score_rows: list[int] = field(default_factory=list)
+    """[C] which of the T tokens' logits say how likely the prompt's next token was"""
+    score_targets: list[int] = field(default_factory=list)
+    """[C] that token"""
+    score_owners: list[int] = field(default_factory=list)
+    """[C] which of the S sequences computed the row"""
 
     @property
     def num_tokens(self) -> int:
@@ -57,4 +63,9 @@ class ScheduledBatch:
                     part.sample_rows.append(row + offset)
                     part.sample_ids.append(sample_id)
                     part.sample_owners.append(len(part.sequence_ids) - 1)
+            for row, target, owner in zip(self.score_rows, self.score_targets, self.score_owners, strict=True):
+                if owner == s:
+                    part.score_rows.append(row + offset)
+                    part.score_targets.append(target)
+                    part.score_owners.append(len(part.sequence_ids) - 1)
         return part

@@ -185,6 +185,7 @@ class Scheduler:
                 sequence.num_recomputed_tokens += recomputed
                 self.counters.num_recomputed_tokens += recomputed
             sequence.num_computed_tokens = end
+            sequence.num_scored_tokens = max(sequence.num_scored_tokens, min(end, sequence.num_to_score))
             sequence.most_computed_tokens = max(end, sequence.most_computed_tokens)
             sequence.num_steps += 1
             if end // self.cache.block_size > sequence.table.num_registered or self.cache.window is not None:
@@ -287,7 +288,9 @@ class Scheduler:
         most_shared = self.cache.blocks_for(sequence.num_tokens)
         if not self._fits(reserved - most_shared):
             return False  # spares the search for a prefix that could not help
-        table, num_cached = self.cache.open(sequence.token_ids, request.salt)
+        # What is read from the cache has no logits to take log probabilities from.
+        reuse = sequence.num_scored_tokens >= sequence.num_to_score
+        table, num_cached = self.cache.open(sequence.token_ids, request.salt, reuse=reuse)
         num_shared = sum(1 for block in table.block_ids if self.cache.pool.references(block) > 1)
         num_new = min(sequence.num_tokens - num_cached, plan.tokens_left)
         fits = self._fits(reserved - num_shared)
@@ -357,6 +360,11 @@ class Scheduler:
             batch.block_tables.append(table.block_ids)
             batch.table_starts.append(table.num_dropped * size)
             batch.block_copies.extend(copies)
+            if sequence.num_scored_tokens < sequence.num_to_score:
+                for position in range(max(start, sequence.num_scored_tokens), min(end, sequence.num_to_score)):
+                    batch.score_rows.append(num_rows + position - start)
+                    batch.score_targets.append(sequence.token_ids[position + 1])
+                    batch.score_owners.append(len(batch.sequence_ids) - 1)
             num_rows += num_new
             if end == sequence.num_tokens:
                 samples: SequenceOf[Sequence] = sequence.request.sequences if sequence.is_leader else (sequence,)
