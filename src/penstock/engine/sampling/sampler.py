@@ -267,7 +267,7 @@ def _penalize(logits: Tensor, rows: list[int], states: list[_State]) -> None:
 
 
 def _leave_typical(logits: Tensor, rows: list[int], states: list[_State]) -> set[int]:
-    """Rule out what is not typical in ``rows``; return those whose logits are not numbers, which cannot be seen then."""
+    """Rule out what is not typical in ``rows``; return those whose logits are no numbers, which it would hide."""
     params = [states[row].params for row in rows]
     some = logits[rows]
     temperatures = torch.tensor([[max(p.temperature, 1e-5)] for p in params])
