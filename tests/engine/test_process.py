@@ -85,8 +85,7 @@ async def test_kill_9_fails_what_runs_and_the_next_request_is_served(client: Pro
             async for _ in client.generate(greedy(f"r{i}", [*PROMPT, i], 110)):
                 has_begun.set()
         except WorkerDied as error:
-            assert "SIGKILL" in str(error)
-            return True
+            return "SIGKILL" in str(error)
         return False
 
     # Many more than run at once, so that some are in the middle however late the kill comes.
