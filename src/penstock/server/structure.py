@@ -85,6 +85,7 @@ class GrammarChecker:
         self._model = model
         self._config = config
         self._compiler: GrammarCompiler | None = None
+        self._index: Future[None] = Future()
         self._thread = grammars.compile_thread()
         self._given_up: list[Future[str]] = []
         """Of these, what is not done still has its thread."""
@@ -95,12 +96,8 @@ class GrammarChecker:
         Raises ``InvalidRequest`` that says where and why it cannot be compiled, or that it is too large or complex, and
         ``Overloaded`` if others' are being compiled all the time.
         """
-        if self._compiler is None:
-            model = self._model()
-            self._compiler = GrammarCompiler(
-                self._tokenizer, vocab_size=model.vocab_size, eos_token_ids=model.eos_token_ids
-            )
-        checked = self._thread.submit(self._check, structure, self._compiler)
+        compiler = await self._indexed_compiler()
+        checked = self._thread.submit(self._check, structure, compiler)
         try:
             return await asyncio.wait_for(asyncio.wrap_future(checked), self._config.grammar_timeout_s)
         except InvalidRequest:
@@ -119,6 +116,18 @@ class GrammarChecker:
                 f"{structure.param} takes longer than {self._config.grammar_timeout_s:g} s to compile; simplify it",
                 param=structure.param,
             ) from error
+
+    async def _indexed_compiler(self) -> GrammarCompiler:
+        """Return the compiler once it has indexed the vocabulary, which no grammar's time is spent on."""
+        if self._compiler is None:
+            model = self._model()
+            self._compiler = GrammarCompiler(
+                self._tokenizer, vocab_size=model.vocab_size, eos_token_ids=model.eos_token_ids
+            )
+            self._index = self._thread.submit(self._compiler.index)
+        if not self._index.done():
+            await asyncio.shield(asyncio.wrap_future(self._index))
+        return self._compiler
 
     def _check(self, structure: Structure, compiler: GrammarCompiler) -> str:
         param, most = structure.param, self._config.max_grammar_chars

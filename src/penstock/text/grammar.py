@@ -102,6 +102,10 @@ class GrammarCompiler:
         """``vocab_size`` is the model's, which may be larger than the tokenizer's."""
         self._vocabulary = _Vocabulary(tokenizer, vocab_size, eos_token_ids)
 
+    def index(self) -> None:
+        """Do now what the first use would do."""
+        assert self._vocabulary.indexed is not None
+
     def compile(self, grammar: str) -> "LLMatcher":
         """Return a matcher at the beginning of ``grammar``.
 

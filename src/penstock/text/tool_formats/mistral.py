@@ -49,7 +49,7 @@ class Mistral:
 
 def _list_rules(tools: Sequence[Tool], *, is_parallel: bool) -> str:
     more = ' (", " call)*' if is_parallel else ""
-    return f'list: "[" call{more} "]"\n{call_rules(tools, "arguments")}\n'
+    return f'list: / ?/ "[" call{more} "]"\n{call_rules(tools, "arguments")}\n'
 
 
 class MistralParser:
