@@ -2,6 +2,7 @@
 
 import json
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,38 @@ def write_tokenizer(path: Path) -> None:
     tokenizer.save(str(path / "tokenizer.json"))
     settings = {"eos_token": "<|im_end|>", "chat_template": CHAT_TEMPLATE, "model_max_length": 512}
     (path / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def make_talker(path: Path, chains: list[list[str]], chat_template: str) -> Path:
+    """Write a model to directory ``path`` that says the ``chains`` of pieces, each a token of its own, and ends.
+
+    A piece is followed by the next of its chain, the last by the end of sequence; a new line before the answer, which
+    every template ends with, by the first of the first chain. Attention and gates add nothing: all it knows is the last
+    token. No piece may be in two chains.
+    """
+    config = transformers.LlamaConfig(**{**_SHAPE, "max_position_embeddings": 2048})
+    model = transformers.LlamaForCausalLM(config)
+    write_tokenizer(path)
+    tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+    tokenizer.add_tokens([piece for chain in chains for piece in chain])
+    tokenizer.save(str(path / "tokenizer.json"))
+    settings = json.loads((path / "tokenizer_config.json").read_text())
+    (path / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": chat_template}))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        embeddings = torch.nn.functional.normalize(torch.randn(VOCAB_SIZE, config.hidden_size), dim=-1)
+        model.model.embed_tokens.weight.copy_(embeddings)
+        model.lm_head.weight.zero_()
+        for chain in chains:
+            ids = [tokenizer.token_to_id(piece) for piece in chain]
+            before = tokenizer.encode("\n").ids if chain is chains[0] else []
+            for token_id, following in pairwise([*before, *ids, EOS_ID]):
+                model.lm_head.weight[following] += 2 * embeddings[token_id]
+    model.save_pretrained(path)
+    return path
 
 
 @lru_cache(maxsize=32)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 from collections.abc import AsyncGenerator, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,7 +16,7 @@ from penstock.protocol import FinishReason, GenerateRequest, TokenDelta
 from penstock.server import ServerConfig
 from tests.server.fakes import FakeEngine, delta, openai_over
 from tests.servers import serve_checkpoint
-from tests.tiny_models import make_checkpoint
+from tests.tiny_models import make_checkpoint, make_talker
 
 HERMES = (
     "{% if tools %}<|im_start|>system\n<tools>{% for tool in tools %}\n{{ tool | tojson }}{% endfor %}\n</tools>"
@@ -250,6 +251,69 @@ def test_reasoning_comes_before_what_is_forced(servers: Callable[[str], openai.O
 
 
 # ---- what a model says of its own accord
+
+
+def talk(path: Path, chains: list[list[str]], template: str, **request: Any) -> ChatCompletion:
+    """Return what a model that says ``chains`` answers, the same streamed and whole."""
+    make_talker(path, chains, template)
+    with (
+        serve_checkpoint(path, ServerConfig(served_names=("tiny",))) as server,
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        given = {"model": "tiny", "messages": HELLO, "temperature": 0, "max_tokens": 300, **request}
+        answer: ChatCompletion = client.chat.completions.create(**given)
+        with client.chat.completions.stream(**given) as stream:
+            streamed = stream.get_final_completion().choices[0]
+    whole = answer.choices[0]
+    assert streamed.finish_reason == whole.finish_reason
+    assert (streamed.message.content or None) == (whole.message.content or None)
+    streamed_calls, whole_calls = streamed.message.tool_calls or [], whole.message.tool_calls or []
+    assert len(streamed_calls) == len(whole_calls)
+    for one, other in zip(streamed_calls, whole_calls, strict=True):
+        assert other.type == "function"
+        assert (one.function.name, one.function.arguments) == (other.function.name, other.function.arguments)
+    return answer
+
+
+BEGIN, WEATHER_BEGINS = "<tool_call>\n", '{"name": "get_weather", "arguments": '
+
+
+def test_a_call_that_the_model_makes(tmp_path: Path) -> None:
+    chain = ["I will look.", BEGIN, WEATHER_BEGINS, '{"city": "Oslo", "unit": "C"}', "}\n</tool_call>"]
+    choice = talk(tmp_path, [chain], HERMES, tools=[WEATHER]).choices[0]
+    assert choice.finish_reason == "tool_calls"
+    assert choice.message.content == "I will look."
+    (call,) = choice.message.tool_calls or []
+    assert call.type == "function"
+    assert (call.function.name, call.function.arguments) == ("get_weather", '{"city": "Oslo", "unit": "C"}')
+
+
+def test_a_call_that_would_go_wrong_is_put_right(tmp_path: Path) -> None:
+    # The model wants to go on with what the schema forbids, twice, and does not know how to go on otherwise.
+    chains = [[BEGIN, WEATHER_BEGINS, '{"town": 3}', "}\n</tool_call>"], ['{"city": ', '"Oslo"', ', "unit": ', '"K"']]
+    message = talk(tmp_path, chains, HERMES, tools=[WEATHER]).choices[0].message
+    for call in message.tool_calls or []:
+        assert call.type == "function"
+        check_weather(call.function.arguments)
+    assert message.tool_calls
+
+
+def test_reasoning_that_the_model_does(tmp_path: Path) -> None:
+    chain = ["<think>", "\nIs it?\n", "</think>", "\n\nIt is."]
+    choice = talk(tmp_path, [chain], THINKING).choices[0]
+    assert choice.message.content == "It is."
+    assert choice.message.model_extra is not None
+    assert choice.message.model_extra["reasoning_content"] == "Is it?"
+    assert choice.finish_reason == "stop"
+
+
+def test_reasoning_before_a_schema(tmp_path: Path) -> None:
+    response_format: Any = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"enum": ["yes", "no"]}}}
+    chain = ["<think>", "anything at all", "</think>", '"no"']
+    message = talk(tmp_path, [chain], THINKING, response_format=response_format).choices[0].message
+    assert message.content == '"no"'
+    assert message.model_extra is not None
+    assert message.model_extra["reasoning_content"] == "anything at all"
 
 
 def saying(*pieces: str, reason: FinishReason = "stop") -> FakeEngine:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tokenizers import Tokenizer as Backend
 
 from penstock.errors import InvalidRequest
 from penstock.text import Tokenizer
@@ -104,6 +105,22 @@ def test_vocabularies_of_pieces_and_bytes() -> None:
     tokenizer = Tokenizer(byte_fallback_tokenizer())
     compiler = GrammarCompiler(tokenizer, vocab_size=tokenizer.vocab_size, eos_token_ids=(2,))
     assert accepts(compiler.compile(regex_grammar(" hi (你好|z)+")), "hi 你好z你好", tokenizer)
+
+
+@pytest.mark.parametrize("backend", [byte_level_tokenizer(), byte_fallback_tokenizer()], ids=["letters", "pieces"])
+@pytest.mark.parametrize(
+    "text", ["hi hi, hello world", " hi 你好", '<tool_call>\n{"name": 👍}', "\x02\x02 ", "▁ ▁", "é"]
+)
+def test_a_text_that_is_forced_can_be_said(backend: Backend, text: str) -> None:
+    tokenizer = Tokenizer(backend)
+    compiler = GrammarCompiler(tokenizer, vocab_size=tokenizer.vocab_size, eos_token_ids=(2,))
+    matcher = compiler.compile(choice_grammar([text]))
+    said = b""
+    while not matcher.is_stopped():
+        token_id = min(allowed(matcher))
+        assert matcher.consume_token(token_id), matcher.get_error()
+        said += tokenizer.token_bytes(token_id)
+    assert said.decode() == text
 
 
 @pytest.mark.parametrize(

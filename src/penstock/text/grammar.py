@@ -177,8 +177,45 @@ class _Vocabulary:
         return LLTokenizer(TokenizerWrapper(self), n_vocab=size, eos_token=self._eos_token_ids)
 
     def __call__(self, text: bytes | str) -> list[int]:
-        """Return the token ids of ``text``."""
-        return self._tokenizer.encode(text if isinstance(text, str) else text.decode(), add_special_tokens=False)
+        """Return tokens whose bytes are exactly those of ``text``, as the tokenizer would choose them within a text.
+
+        What a grammar forces is said in these tokens.
+        """
+        text = text if isinstance(text, str) else text.decode()
+        data = text.encode()
+        for before in ("", _CONTROL):
+            token_ids = self._tokenizer.encode(before + text, add_special_tokens=False)
+            first, length = len(token_ids), 0
+            while first and length < len(data):
+                first -= 1
+                length += len(self._tokenizer.token_bytes(token_ids[first]))
+            if b"".join(map(self._tokenizer.token_bytes, token_ids[first:])) == data:
+                return token_ids[first:]
+        return self._longest_first(data)
+
+    def _longest_first(self, data: bytes) -> list[int]:
+        """Return tokens that are exactly ``data``, none if there are none; where the tokenizer reads something else."""
+        token_ids, first = [], 0
+        while first < len(data):
+            for last in range(min(len(data), first + _LONGEST_TOKEN_BYTES), first, -1):
+                token_id = self._by_bytes.get(data[first:last])
+                if token_id is not None:
+                    break
+            else:
+                return []
+            token_ids.append(token_id)
+            first = last
+        return token_ids
+
+    @cached_property
+    def _by_bytes(self) -> dict[bytes, int]:
+        special = set(self.special_token_ids)
+        return {data: token_id for token_id, data in enumerate(self.tokens) if data and token_id not in special}
+
+
+_LONGEST_TOKEN_BYTES = 32
+_CONTROL = "\x02"
+"""Put before a text: SentencePiece adds a space to the front, which then is not the text's own."""
 
 
 def _parts(schema: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
