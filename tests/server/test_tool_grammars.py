@@ -106,6 +106,8 @@ def test_a_mark_that_is_a_special_token_is_said_as_that_token() -> None:
     use = ToolUse(shown=None, tools=TOOLS[1:], params=("a",), is_forced=True, is_strict=False, is_parallel=True)
     held = answers_to(None, use, Reading(tool_format=FORMATS["mistral"], tool_names=frozenset({"stop"})), tokenizer)
     assert held is not None
+    assert Reading(tool_format=FORMATS["mistral"]).needs_special_tokens(tokenizer)
+    assert not Reading(tool_format=FORMATS["hermes"], reasoning_is_open=False).needs_special_tokens(tokenizer)
     matcher = compiler.compile(held.write())
     (mark, *rest) = tokenizer.encode(calls("mistral", STOP), add_special_tokens=False)
     assert mark == tokenizer.special_token_id("[TOOL_CALLS]")

@@ -342,7 +342,7 @@ async def test_reasoning_text_and_calls_are_told_apart(pieces: tuple[str, ...]) 
         message = (await client.chat.completions.create(**request)).choices[0].message
         stream = await client.chat.completions.create(**request, stream=True)
         chunks = [choice.delta for chunk in [chunk async for chunk in stream] for choice in chunk.choices]
-    assert not engine.requests[0].sampling.skip_special_tokens
+    assert engine.requests[0].sampling.skip_special_tokens, "these marks are ordinary text to this tokenizer"
     assert message.content == "Let me see."
     assert message.model_extra is not None
     assert message.model_extra["reasoning_content"] == "I wonder."

@@ -210,7 +210,7 @@ class _API:
                 model=model,
                 config=self.config,
                 grammar=grammar,
-                keeps_special_tokens=reading is not None and reading.needs_special_tokens,
+                keeps_special_tokens=reading is not None and reading.needs_special_tokens(self.tokenizer),
                 bad_words=bad_words,
             )
             for i, ids in enumerate(prompts)

@@ -3,7 +3,8 @@
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
-from penstock.text.reasoning import ReasoningSplitter
+from penstock.text import Tokenizer
+from penstock.text.reasoning import CLOSE, OPEN, ReasoningSplitter
 from penstock.text.tool_formats import Content, Event, ToolFormat
 
 
@@ -24,10 +25,12 @@ class Reading:
     tool_names: AbstractSet[str] = frozenset()
     most_calls: int | None = None
 
-    @property
-    def needs_special_tokens(self) -> bool:
-        """Whether the engine must leave them in the text."""
-        return self.reasoning_is_open is not None or self.tool_format is not None
+    def needs_special_tokens(self, tokenizer: Tokenizer) -> bool:
+        """Whether the engine must leave special tokens in the text, because the marks that are looked for are such."""
+        marks = () if self.tool_format is None else self.tool_format.marks
+        if self.reasoning_is_open is not None:
+            marks = (*marks, OPEN, CLOSE)
+        return any(tokenizer.special_token_id(mark) is not None for mark in marks)
 
 
 class AnswerReader:

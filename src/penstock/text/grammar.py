@@ -5,6 +5,7 @@ here write it, ``GrammarCompiler`` reads it.
 """
 
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 
 _WHITESPACE = r" |\r?\n[ \t]{0,40}"
 """Between the parts of a JSON text: a space, or a new line and its indentation; never all there is in an answer."""
-_MOST_ATTEMPTS = 256
-"""Parts of a schema that are compiled to find the one at fault."""
+_SEARCH_S = 0.5
+"""For compiling the parts of a schema to find the one at fault. A part that holds it is found in any case."""
 _MOST_MESSAGE_CHARS = 600
 
 
@@ -133,13 +134,12 @@ class GrammarCompiler:
 
         path: tuple[str, ...] = ()
         part, whole = schema, error_of(schema)
-        num_left = _MOST_ATTEMPTS
+        deadline_s = time.monotonic() + _SEARCH_S
         found: bool = bool(whole)
         while found:
             found = False
             for place, child in _parts(part):
-                num_left -= 1
-                if num_left < 0:
+                if time.monotonic() > deadline_s:
                     return path
                 if error_of(child) == whole:
                     path, part, found = path + place, child, True

@@ -64,6 +64,8 @@ class ToolFormat(Protocol):
     """How a family of models writes calls."""
 
     name: str
+    marks: tuple[str, ...]
+    """What begins and ends its calls"""
     commits: bool
     """Whether what begins like a call can be nothing else"""
 

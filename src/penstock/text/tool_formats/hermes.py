@@ -23,6 +23,7 @@ class Hermes:
     """See the module."""
 
     name = "hermes"
+    marks: tuple[str, ...] = (_OPEN, _CLOSE)
     commits = True
 
     def recognizes(self, template: str) -> bool:

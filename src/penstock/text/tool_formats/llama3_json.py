@@ -22,6 +22,7 @@ class Llama3JSON:
     """See the module."""
 
     name = "llama3_json"
+    marks: tuple[str, ...] = (_TAG,)
     commits = False
 
     def recognizes(self, template: str) -> bool:

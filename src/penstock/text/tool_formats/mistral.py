@@ -23,6 +23,7 @@ class Mistral:
     """See the module. Templates with ``[ARGS]`` teach another format with the same mark."""
 
     name = "mistral"
+    marks: tuple[str, ...] = (_TAG,)
     commits = True
 
     def recognizes(self, template: str) -> bool:
