@@ -82,7 +82,7 @@ class CPUOps:
         """See ``rope_write_kv/reference.py``; rotates the queries where they lie."""
         assert NATIVE is not None
         H, G, D, P = num_heads, num_kv_heads, cos.shape[-1], layout.block_size
-        T = len(qkv)
+        T = qkv.shape[0]
         NATIVE.rope_write_kv(
             checked(qkv, torch.float32, T, (H + 2 * G) * D),
             T,

@@ -61,7 +61,8 @@ class PackedLinear:
 
     def __call__(self, x: Tensor, added: Tensor | None = None) -> Tensor:
         """Return [T, N] float32 from ``x`` [T, K] float32, plus ``added`` [T, N], which it overwrites."""
-        address, num_tokens, N = checked(x, torch.float32, -1, self.num_inputs), x.shape[0], self.num_outputs
+        num_tokens, N = x.shape[0], self.num_outputs
+        address = checked(x, torch.float32, num_tokens, self.num_inputs)
         out = torch.empty(num_tokens, N) if added is None else added
         out_address = checked(out, torch.float32, num_tokens, N)
         self._packed.run(address, self.num_inputs, num_tokens, out_address, N, 0 if added is None else out_address)

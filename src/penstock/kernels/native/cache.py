@@ -16,7 +16,7 @@ def cache_addresses(kv: KVBlocks, num_kv_heads: int, head_dim: int, block_size: 
     G KV heads, D head width, N blocks, P tokens per block: see ``kernels.h``. Raises ``KernelUnsupported`` for a cache
     of another dtype or shape.
     """
-    N, G, D, P = len(kv.k), num_kv_heads, head_dim, block_size
+    N, G, D, P = kv.k.shape[0], num_kv_heads, head_dim, block_size
     dtype = kv.k.dtype
     kind = _KINDS.get(dtype)
     if kind is None or (dtype is torch.int8) != (kv.k_scales is not None and kv.v_scales is not None):

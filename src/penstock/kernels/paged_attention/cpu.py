@@ -50,7 +50,7 @@ class CPUAttention:
             q_address = checked(q, torch.float32, T, H, D)
         else:
             q_address = q.data_ptr()
-        out = torch.empty(self._shape)
+        out = torch.empty(T, H, D)
         addresses = cache_addresses(kv, *self._cache_shape)
         self._plan.run(q_address, q.stride(0), *addresses, out.data_ptr(), scale)
         return out
