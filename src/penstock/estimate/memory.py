@@ -7,8 +7,8 @@ from penstock.protocol import MemoryPlan
 from penstock.units import format_bytes
 
 _FLOAT32_BYTES = 4
-_LOGIT_BYTES = 24
-"""Per logit of a sampled row: float32 logits, the scaled copy, probabilities, sorted values and int64 indices."""
+_LOGIT_BYTES = 2 * _FLOAT32_BYTES
+"""Per logit of a sampled row: itself, and a copy where log-probabilities are to be of what the model said."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,6 +28,8 @@ class ModelShape:
     """Bytes per activation."""
     kv_element_bytes: int
     """Bytes per element of a cached key or value."""
+    sampling_scratch_bytes: int = 0
+    """What sampling works in, however many rows there are."""
     kv_scale_bytes: int = 0
     """Bytes of the scale beside each head's key and value, where elements are codes."""
 
@@ -102,7 +104,7 @@ def activation_peak_bytes(shape: ModelShape, *, step_tokens: int, max_running: i
       for one sequence at a time its gathered keys and values, widened to all heads, and a float32 row of scores
       or mask per query token;
     - feed-forward: gate, up and their product, with the product's float32 twin;
-    - sampling: a few float32 copies of the logits, one row per running sequence.
+    - sampling: the logits and a copy of them, one row per running sequence, and what sampling works in.
     """
     element = shape.activation_element_bytes
     query_width = shape.num_heads * shape.head_dim
@@ -115,7 +117,7 @@ def activation_peak_bytes(shape: ModelShape, *, step_tokens: int, max_running: i
         + min(step_tokens, max_model_tokens) * max_model_tokens * _FLOAT32_BYTES
     )
     feed_forward = step_tokens * shape.intermediate_size * (3 * element + _FLOAT32_BYTES)
-    sampling = min(max_running, step_tokens) * shape.vocab_size * _LOGIT_BYTES
+    sampling = min(max_running, step_tokens) * shape.vocab_size * _LOGIT_BYTES + shape.sampling_scratch_bytes
     return residual + max(attention, feed_forward, sampling)
 
 

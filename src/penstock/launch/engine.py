@@ -19,6 +19,7 @@ try:
     from penstock.engine.engine import Engine
     from penstock.engine.profile import Profiler
     from penstock.kernels import QUANTIZATIONS, ops_for, use_threads
+    from penstock.kernels.sampling import scratch_bytes
     from penstock.models.config import ModelConfig
     from penstock.models.decoder import cache_dtype, count_parameters, load_model, run_dtype
     from penstock.models.random_weights import count_random_parameters, make_random_model
@@ -38,7 +39,8 @@ def build_engine(settings: Settings, profiler: Profiler | None = None) -> Engine
     Raises ``ModelUnreadable``, ``NotEnoughMemory`` or ``InvalidSetting``, each before memory was taken for nothing.
     """
     # All cores but one, which the API's process needs.
-    use_threads(settings.runner.threads or max(1, usable_cores() - 1))
+    num_threads = settings.runner.threads or max(1, usable_cores() - 1)
+    use_threads(num_threads)
     config, path = _find(settings.model)
     sampling = SamplingDefaults() if path is None else read_sampling_defaults(path)
     tokenizer = load_tokenizer(settings.model)
@@ -66,6 +68,7 @@ def build_engine(settings: Settings, profiler: Profiler | None = None) -> Engine
             vocab_size=config.vocab_size,
             activation_element_bytes=ops.activation_dtype(weights_dtype).itemsize,
             kv_element_bytes=kv_dtype.itemsize,
+            sampling_scratch_bytes=scratch_bytes(config.vocab_size, num_threads),
             kv_scale_bytes=torch.float32.itemsize if kv_dtype is torch.int8 else 0,
         ),
         block_size=settings.cache.block_size,

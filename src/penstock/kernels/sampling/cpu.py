@@ -47,6 +47,11 @@ def top_tokens(logits: Tensor, count: int) -> TopTokens:
     )
 
 
+def scratch_bytes(vocab_size: int, num_threads: int) -> int:
+    """Return what drawing works in: each thread's candidates, and maxima and sums of blocks."""
+    return 9 * vocab_size * num_threads
+
+
 def _address(values: npt.NDArray[Any], dtype: type[np.generic], num_rows: int) -> int:
     assert values.dtype == dtype
     assert values.shape == (num_rows,)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from penstock.kernels.sampling.rows import DrawRows, TopTokens
 
+_ROWS_TOGETHER = 16
 _NARROW = 1024
 """Candidates looked at before a full sort: top_p rarely needs more, and choosing these is far cheaper."""
 
@@ -21,6 +22,14 @@ def draw_tokens(logits: Tensor, rows: DrawRows) -> list[int]:
     least ``min_p`` times as likely as the likeliest; and always that one.
     A row's token depends on nothing but that row.
     """
+    tokens: list[int] = []
+    for first in range(0, len(logits), _ROWS_TOGETHER):
+        some = slice(first, first + _ROWS_TOGETHER)
+        tokens += _draw(logits[some], rows.part(some))
+    return tokens
+
+
+def _draw(logits: Tensor, rows: DrawRows) -> list[int]:
     highest, tokens = logits.max(dim=-1)
     is_random = rows.temperatures > 0
     is_cut = is_random & ((rows.top_k > 0) | (rows.top_p < 1) | (rows.min_p > 0))
@@ -40,6 +49,11 @@ def draw_tokens(logits: Tensor, rows: DrawRows) -> list[int]:
     return drawn
 
 
+def scratch_bytes(vocab_size: int, num_threads: int) -> int:
+    """Return what drawing works in: a dozen float64 copies of the rows it looks at together."""
+    return 12 * 8 * _ROWS_TOGETHER * vocab_size
+
+
 def top_tokens(logits: Tensor, count: int) -> TopTokens:
     """Return each row's ``count`` likeliest tokens, and what makes log-probabilities of the logits [R, V] float32."""
     values, tokens = logits.topk(count, dim=-1)
@@ -47,7 +61,7 @@ def top_tokens(logits: Tensor, count: int) -> TopTokens:
     return TopTokens(
         [row[:n] for row, n in zip(tokens.tolist(), found, strict=True)],
         [row[:n] for row, n in zip(values.tolist(), found, strict=True)],
-        torch.logsumexp(logits.double(), dim=-1).tolist(),
+        [float(torch.logsumexp(row.double(), dim=0)) for row in logits],
     )
 
 

@@ -21,6 +21,12 @@ class DrawRows:
     min_p: npt.NDArray[np.float64]
     """[R]"""
 
+    def part(self, rows: slice) -> "DrawRows":
+        """Return some of the rows."""
+        return DrawRows(
+            self.numbers[rows], self.temperatures[rows], self.top_k[rows], self.top_p[rows], self.min_p[rows]
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class TopTokens:
