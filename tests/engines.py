@@ -30,7 +30,7 @@ def build_engine(
 ) -> Engine:
     """Return an engine that serves the checkpoint in ``path`` in ``dtype``, its parts watched by ``profiler``."""
     if profiler is not None:
-        ops = profiler.around_ops(ops or ops_for(torch.float32), read_config(path), weight_element_bytes=4)
+        ops = profiler.around_ops(ops or ops_for(torch.float32), read_config(path))
     model = load_model(path, dtype=dtype, kv_dtype=kv_dtype, ops=ops)
     config = EngineConfig(
         scheduler=SchedulerConfig(step_tokens=step_tokens, max_running=max_running),

@@ -9,7 +9,7 @@ from penstock.bench.profile import format_profile, report_profile, write_trace
 from penstock.engine.profile import ProfiledStep, Span
 from penstock.kernels.limits import Limits, measure_limits
 
-LIMITS = Limits(read_bytes_per_s=1e9, flops_per_s=2e9)
+LIMITS = Limits(read_bytes_per_s=1e9, flops_per_s=2e9, byte_ops_per_s=4e9)
 MS = 1_000_000
 DECODE = ProfiledStep(
     num_tokens=2,
@@ -34,7 +34,7 @@ def test_kinds_of_steps_are_told_apart_and_held_against_the_floor() -> None:
     assert (first.calls_per_step, first.mean_s, first.share) == pytest.approx((2, 0.008, 0.8))
     assert first.floor_share == pytest.approx(5 / 8)
     assert first.bytes_per_s == pytest.approx(3e6 / 0.008)
-    assert first.flops_per_s == pytest.approx(7e6 / 0.008)
+    assert first.ops_per_s == pytest.approx(7e6 / 0.008)
     assert {part.part: part.floor_share for part in rest} == {"schedule": None, "output": None}
     assert (prefill.kind, prefill.num_steps) == ("prefill", 1)
 
@@ -56,11 +56,13 @@ def test_the_trace_has_an_event_for_each_step_and_part(tmp_path: Path) -> None:
     assert [event["name"] for event in events if event["tid"] == 1] == ["decode", "prefill"]
     qkv = [event for event in events if event["name"] == "qkv"]
     assert [(event["ts"], event["dur"]) for event in qkv] == [(1000, 4000), (5000, 4000)]
-    assert qkv[0]["args"] == {"bytes": 2_000_000, "flops": 1_000_000}
+    assert qkv[0]["args"] == {"bytes": 2_000_000, "ops": 1_000_000}
 
 
 def test_limits_are_a_machines() -> None:
     limits = measure_limits()
     assert 1e8 < limits.read_bytes_per_s < 1e13
     assert 1e8 < limits.flops_per_s < 1e15
+    assert 1e8 < limits.byte_ops_per_s < 1e16
     assert limits.floor_s(limits.read_bytes_per_s, 0) == pytest.approx(1)
+    assert limits.floor_s(0, limits.byte_ops_per_s, of_bytes=True) == pytest.approx(1)

@@ -54,13 +54,13 @@ def test_work_is_counted(checkpoint: Callable[[str], Path]) -> None:
     config = read_config(path)
     E, F = config.hidden_size, config.intermediate_size
     (down, *_), step = [span for span in profiler.steps[1].spans if span.part == "down"], profiler.steps[1]
-    assert down.num_flops == 2 * 3 * E * F
+    assert down.num_ops == 2 * 3 * E * F
     assert down.num_bytes == 4 * (E * F + 3 * (E + F))
     gate_up = next(span for span in step.spans if span.part == "gate_up")
-    assert gate_up.num_flops == 2 * 3 * E * 2 * F
+    assert gate_up.num_ops == 2 * 3 * E * 2 * F
     attention = next(span for span in step.spans if span.part == "attention")
     num_seen, D = 10 + 11 + 12, config.head_dim
-    assert attention.num_flops == 4 * num_seen * config.num_heads * D
+    assert attention.num_ops == 4 * num_seen * config.num_heads * D
     assert attention.num_bytes == 4 * (2 * num_seen * config.num_kv_heads * D + 2 * 3 * config.num_heads * D)
 
 

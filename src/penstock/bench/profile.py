@@ -23,7 +23,7 @@ class PartReport:
     """Of the steps' time"""
     bytes_per_s: float | None
     """None where nobody counted what was moved and computed, here and in the next two"""
-    flops_per_s: float | None
+    ops_per_s: float | None
     floor_share: float | None
     """What moving or computing takes at least, over what it took; above one where data was in a processor's cache"""
 
@@ -66,7 +66,11 @@ def _report_kind(kind: str, steps: Sequence[ProfiledStep], limits: Limits) -> St
         for span in step.spans:
             by_part.setdefault(span.part, []).append(span)
     total_s = sum(_seconds(span) for spans in by_part.values() for span in spans)
-    floor_s = sum(limits.floor_s(span.num_bytes, span.num_flops) for spans in by_part.values() for span in spans)
+    floor_s = sum(
+        limits.floor_s(span.num_bytes, span.num_ops, of_bytes=span.of_bytes)
+        for spans in by_part.values()
+        for span in spans
+    )
     parts = [_report_part(part, spans, len(steps), total_s, limits) for part, spans in by_part.items()]
     return StepsReport(
         kind=kind,
@@ -80,15 +84,15 @@ def _report_kind(kind: str, steps: Sequence[ProfiledStep], limits: Limits) -> St
 
 def _report_part(part: str, spans: Sequence[Span], num_steps: int, total_s: float, limits: Limits) -> PartReport:
     part_s = sum(map(_seconds, spans))
-    num_bytes, num_flops = sum(span.num_bytes for span in spans), sum(span.num_flops for span in spans)
-    floor_s = sum(limits.floor_s(span.num_bytes, span.num_flops) for span in spans)
+    num_bytes, num_ops = sum(span.num_bytes for span in spans), sum(span.num_ops for span in spans)
+    floor_s = sum(limits.floor_s(span.num_bytes, span.num_ops, of_bytes=span.of_bytes) for span in spans)
     return PartReport(
         part=part,
         calls_per_step=len(spans) / num_steps,
         mean_s=part_s / num_steps,
         share=part_s / total_s,
         bytes_per_s=num_bytes / part_s if num_bytes else None,
-        flops_per_s=num_flops / part_s if num_bytes else None,
+        ops_per_s=num_ops / part_s if num_bytes else None,
         floor_share=floor_s / part_s if num_bytes else None,
     )
 
@@ -109,7 +113,7 @@ def format_profile(report: ProfileReport) -> str:
     console = Console(file=text, width=100, no_color=True)
     console.print(
         f"measured limits: reads {limits.read_bytes_per_s / 1e9:,.1f} GB/s, "
-        f"float32 multiply-adds {limits.flops_per_s / 1e9:,.0f} GFLOP/s"
+        f"multiply-adds of float32 {limits.flops_per_s / 1e9:,.0f} Gop/s, of bytes {limits.byte_ops_per_s / 1e9:,.0f}"
     )
     for steps in report.kinds:
         title = (
@@ -118,7 +122,7 @@ def format_profile(report: ProfileReport) -> str:
         )
         table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
         table.add_column("part")
-        for heading in ("calls a step", "time a step", "share", "GB/s", "GFLOP/s", "of the floor"):
+        for heading in ("calls a step", "time a step", "share", "GB/s", "Gop/s", "of the floor"):
             table.add_column(heading, justify="right")
         for part in steps.parts:
             table.add_row(
@@ -127,7 +131,7 @@ def format_profile(report: ProfileReport) -> str:
                 format_duration(part.mean_s),
                 f"{part.share:.1%}",
                 "" if part.bytes_per_s is None else f"{part.bytes_per_s / 1e9:,.1f}",
-                "" if part.flops_per_s is None else f"{part.flops_per_s / 1e9:,.1f}",
+                "" if part.ops_per_s is None else f"{part.ops_per_s / 1e9:,.1f}",
                 "" if part.floor_share is None else f"{part.floor_share:.0%}",
             )
         console.print(table)
@@ -148,7 +152,7 @@ def write_trace(file: Path, steps: Sequence[ProfiledStep]) -> None:
         name = "decode" if step.is_decode else "prefill"
         add(name, 1, step.spans[0].began_ns, step.spans[-1].ended_ns, facts)
         for span in step.spans:
-            work = {"bytes": span.num_bytes, "flops": span.num_flops} if span.num_bytes else {}
+            work = {"bytes": span.num_bytes, "ops": span.num_ops} if span.num_bytes else {}
             add(span.part, 2, span.began_ns, span.ended_ns, work)
     for row, title in ((1, "steps"), (2, "parts")):
         events.append({"name": "thread_name", "ph": "M", "pid": 1, "tid": row, "args": {"name": title}})

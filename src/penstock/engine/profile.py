@@ -16,6 +16,7 @@ from penstock.engine.runner.base import Runner, StepResult
 from penstock.engine.runner.cpu import RunnableModel
 from penstock.engine.scheduler import ScheduledBatch
 from penstock.kernels import Attention, BatchLayout, HeadNorms, KVBlocks, Linear, Ops
+from penstock.kernels.linear.quantization import Quantization
 from penstock.kernels.ops import CacheShapes
 from penstock.models import ModelConfig
 from penstock.protocol import EngineStatus, GenerateRequest, SamplingParams, TokenDelta
@@ -34,8 +35,10 @@ class Span(NamedTuple):
     ended_ns: int
     num_bytes: int
     """Weights, cache and activations read or written, each once; 0 where nobody counted"""
-    num_flops: int
+    num_ops: int
     """Multiplications and additions"""
+    of_bytes: bool = False
+    """Whether those were of bytes, not of floats"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,9 +73,9 @@ class Profiler:
         """Forget the steps so far. For when the engine is idle."""
         self.steps = []
 
-    def around_ops(self, ops: Ops, config: ModelConfig, *, weight_element_bytes: float) -> Ops:
-        """Return ``ops`` that are timed; a weight's element takes ``weight_element_bytes`` once it is prepared."""
-        return _Ops(ops, config, weight_element_bytes, self)
+    def around_ops(self, ops: Ops, config: ModelConfig, *, quantization: Quantization | None = None) -> Ops:
+        """Return ``ops`` that are timed and keep weights as ``quantization`` says."""
+        return _Ops(ops, config, quantization, self)
 
     def around_model(self, model: RunnableModel) -> RunnableModel:
         """Return ``model`` with its borders marked."""
@@ -88,10 +91,10 @@ class Profiler:
 
     # ---- for the wrappers
 
-    def lap(self, part: str, num_bytes: int = 0, num_flops: int = 0) -> None:
+    def lap(self, part: str, num_bytes: int = 0, num_ops: int = 0, *, of_bytes: bool = False) -> None:
         """Say what the time since the last lap was spent on."""
         now_ns = time.perf_counter_ns()
-        self._spans.append(Span(part, self._cursor_ns, now_ns, num_bytes, num_flops))
+        self._spans.append(Span(part, self._cursor_ns, now_ns, num_bytes, num_ops, of_bytes))
         self._cursor_ns = now_ns
 
     def begin_step(self, *, is_next: bool) -> None:
@@ -194,9 +197,9 @@ class _Model:
 class _Ops:
     """See ``ops.Ops``. Products are told apart by their sizes, which differ within every family."""
 
-    def __init__(self, ops: Ops, config: ModelConfig, weight_element_bytes: float, profiler: Profiler) -> None:
+    def __init__(self, ops: Ops, config: ModelConfig, quantization: Quantization | None, profiler: Profiler) -> None:
         self._ops = ops
-        self._weight_element_bytes = weight_element_bytes
+        self._quantization = quantization
         self._profiler = profiler
         E, D, H, G = config.hidden_size, config.head_dim, config.num_heads, config.num_kv_heads
         self._roles = {
@@ -219,16 +222,27 @@ class _Ops:
     def prepare_linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
         N, K = weight.shape
         role = self._roles.get((N, K), f"linear {N} x {K}")
-        return _Linear(
-            self._ops.prepare_linear(weight, bias), role, N, K, N, self._weight_element_bytes, self._profiler
-        )
+        return self._timed(self._ops.prepare_linear(weight, bias), role, weight, num_rows=N, num_outputs=N)
 
     def prepare_gated_linear(
         self, gate: Tensor, up: Tensor, gate_bias: Tensor | None, up_bias: Tensor | None
     ) -> Linear:
-        F, K = gate.shape
+        F, _ = gate.shape
         linear = self._ops.prepare_gated_linear(gate, up, gate_bias, up_bias)
-        return _Linear(linear, "gate_up", 2 * F, K, F, self._weight_element_bytes, self._profiler)
+        return self._timed(linear, "gate_up", gate, num_rows=2 * F, num_outputs=F)
+
+    def _timed(self, linear: Linear, role: str, weight: Tensor, *, num_rows: int, num_outputs: int) -> Linear:
+        form, K = self._quantization, weight.shape[1]
+        element_bytes = weight.element_size() if form is None else form.weight_bytes
+        return _Linear(
+            linear,
+            role,
+            self._profiler,
+            weight_bytes=int(num_rows * K * element_bytes),
+            ops_per_token=2 * num_rows * K,
+            bytes_per_token=(K + num_outputs) * _FLOAT32_BYTES,
+            of_bytes=form is not None and form.int8_activations,
+        )
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         self._profiler.lap("between ops")
@@ -274,24 +288,27 @@ class _Linear:
         self,
         linear: Linear,
         role: str,
-        num_rows: int,
-        num_inputs: int,
-        num_outputs: int,
-        element_bytes: float,
         profiler: Profiler,
+        *,
+        weight_bytes: int,
+        ops_per_token: int,
+        bytes_per_token: int,
+        of_bytes: bool,
     ) -> None:
         self._linear = linear
         self._role = role
         self._profiler = profiler
-        self._weight_bytes = int(num_rows * num_inputs * element_bytes)
-        self._flops_per_token = 2 * num_rows * num_inputs
-        self._bytes_per_token = (num_inputs + num_outputs) * _FLOAT32_BYTES
+        self._weight_bytes = weight_bytes
+        self._ops_per_token = ops_per_token
+        self._bytes_per_token = bytes_per_token
+        self._of_bytes = of_bytes
 
     def __call__(self, x: Tensor, added: Tensor | None = None) -> Tensor:
         self._profiler.lap("between ops")
         out = self._linear(x, added)
         T = len(x)
-        self._profiler.lap(self._role, self._weight_bytes + T * self._bytes_per_token, T * self._flops_per_token)
+        num_bytes = self._weight_bytes + T * self._bytes_per_token
+        self._profiler.lap(self._role, num_bytes, T * self._ops_per_token, of_bytes=self._of_bytes)
         return out
 
 

@@ -80,9 +80,8 @@ def build_engine(settings: Settings, profiler: Profiler | None = None) -> Engine
         memory_share=settings.cache.memory_share,
     )
     if profiler is not None:
-        quantize = settings.runner.quantize
-        element_bytes = QUANTIZATIONS[quantize].weight_bytes if quantize else weights_dtype.itemsize
-        ops = profiler.around_ops(ops, config, weight_element_bytes=element_bytes)
+        form = QUANTIZATIONS[settings.runner.quantize] if settings.runner.quantize else None
+        ops = profiler.around_ops(ops, config, quantization=form)
     if path is None:
         model = make_random_model(config, weights_dtype, kv_dtype, ops)
     else:

@@ -20,20 +20,27 @@ class Limits:
     """Reading memory from front to back, in huge pages where kernels use them"""
     flops_per_s: float
     """Float32 multiply-adds in registers, each counted as two"""
+    byte_ops_per_s: float
+    """The same of bytes, in the fewest instructions there are for sums of their products"""
 
-    def floor_s(self, num_bytes: float, num_flops: float) -> float:
+    def floor_s(self, num_bytes: float, num_ops: float, *, of_bytes: bool = False) -> float:
         """Return the seconds that moving or computing takes at least, whichever is longer."""
-        return max(num_bytes / self.read_bytes_per_s, num_flops / self.flops_per_s)
+        rate = self.byte_ops_per_s if of_bytes else self.flops_per_s
+        return max(num_bytes / self.read_bytes_per_s, num_ops / rate)
 
 
 def measure_limits() -> Limits:
     """Return this machine's limits; takes about a second, with all of the kernels' threads busy."""
     if NATIVE is not None:
-        return Limits(NATIVE.read_bandwidth(_READ_BYTES), NATIVE.multiply_add_rate())
+        return Limits(
+            NATIVE.read_bandwidth(_READ_BYTES), NATIVE.multiply_add_rate(False), NATIVE.multiply_add_rate(True)
+        )
     numbers, square = torch.ones(_READ_BYTES // 4), torch.ones(1024, 1024)
     reading_s = min(_seconds(lambda: numbers.sum()) for _ in range(5))
     computing_s = min(_seconds(lambda: square @ square) for _ in range(5))
-    return Limits(_READ_BYTES / reading_s, 2 * 1024**3 / computing_s)
+    # The reference multiplies no bytes.
+    rate = 2 * 1024**3 / computing_s
+    return Limits(_READ_BYTES / reading_s, rate, rate)
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -168,6 +168,7 @@ struct Kernels {
 
     float (*read_all)(const float* from, int64_t size);
     int64_t (*multiply_add)(int64_t num_rounds, float* out);
+    int64_t (*multiply_add_bytes)(int64_t num_rounds, float* out);
 };
 
 namespace portable {

@@ -441,19 +441,20 @@ double read_bandwidth(int64_t num_bytes) {
     return num_bytes / seconds;
 }
 
-// Floating-point operations a second.
-double multiply_add_rate() {
+// Multiplications and additions a second, of floats or of bytes.
+double multiply_add_rate(bool of_bytes) {
     constexpr int64_t kTasksEach = 8, kRounds = 100000;
     Machine& machine = Machine::get();
-    std::atomic<int64_t> num_flops{0};
+    const auto run = of_bytes ? machine.kernels().multiply_add_bytes : machine.kernels().multiply_add;
+    std::atomic<int64_t> num_ops{0};
     const double seconds = best_of_five([&] {
-        num_flops = 0;
+        num_ops = 0;
         machine.each(machine.num_threads() * kTasksEach, 16, [&](int64_t, float* scratch) {
             scratch[0] = 0.5f, scratch[1] = 1.0f;
-            num_flops += machine.kernels().multiply_add(kRounds, scratch);
+            num_ops += run(kRounds, scratch);
         });
     });
-    return num_flops / seconds;
+    return num_ops / seconds;
 }
 
 }  // namespace

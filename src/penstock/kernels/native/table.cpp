@@ -25,6 +25,7 @@ int64_t gather(const float* logits, int64_t size, const float* maxima, float hig
                Candidate* out);
 float read_all(const float* from, int64_t size);
 int64_t multiply_add(int64_t num_rounds, float* out);
+int64_t multiply_add_bytes(int64_t num_rounds, float* out);
 
 const Kernels kernels = {
     PENSTOCK_TEXT(PENSTOCK_ISA),
@@ -44,6 +45,7 @@ const Kernels kernels = {
     gather,
     read_all,
     multiply_add,
+    multiply_add_bytes,
 };
 
 }  // namespace penstock::PENSTOCK_ISA
