@@ -56,8 +56,9 @@ int64_t multiply_add_bytes(int64_t num_rounds, float* out) {
             chains[j] = chains[j] * activations + codes;
 #endif
         }
-    for (int j = 1; j < kChains; ++j) chains[0] ^= chains[j];
-    for (int j = 0; j < W; ++j) out[0] += (float)chains[0][j];
+    vi all = chains[0];
+    for (int j = 1; j < kChains; ++j) all ^= chains[j];
+    out[0] = sum(__builtin_convertvector(all, vf));  // taking single elements of a chain would keep it in memory
     return num_rounds * kChains * kProductsEach * 2;
 }
 
