@@ -60,23 +60,37 @@ def test_packed_equals_the_reference(isa: str, dtype: torch.dtype, num_inputs: i
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("isa", instruction_sets())
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
 @pytest.mark.parametrize(("num_inputs", "num_outputs"), SIZES)
-def test_gated_equals_the_reference(isa: str, dtype: torch.dtype, num_inputs: int, num_outputs: int) -> None:
+def test_gated_equals_the_reference(
+    isa: str, dtype: torch.dtype, num_inputs: int, num_outputs: int, activation: str
+) -> None:
     torch.manual_seed(0)
     gate, up = ((torch.randn(num_outputs, num_inputs) / num_inputs**0.5).to(dtype) for _ in range(2))
     bias = torch.randn(num_outputs)
     with using(isa, 2):
         for gate_bias, up_bias in ((None, None), (bias, None), (None, bias), (bias, -bias)):
-            packed = PackedLinear(gate, gate_bias, up, up_bias)
+            packed = PackedLinear(gate, gate_bias, up, up_bias, activation=activation)
             expected = ReferenceGatedLinear(
                 gate.double(),
                 up.double(),
                 None if gate_bias is None else gate_bias.double(),
                 None if up_bias is None else up_bias.double(),
+                activation=activation,
             )
             for num_tokens in (1, 2, 7, 40):
                 x = torch.randn(num_tokens, num_inputs)
                 torch.testing.assert_close(packed(x).double(), expected(x.double()), atol=4e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("isa", instruction_sets())
+def test_gelu_of_all_sizes(isa: str) -> None:
+    x = torch.cat([torch.linspace(-12, 12, 4001), torch.tensor([0.0, 1e-30, -1e-30, 1e15, -1e15])]).unsqueeze(1)
+    with using(isa):
+        packed = PackedLinear(torch.ones(1, 1), None, torch.zeros(1, 1), torch.ones(1), activation="gelu_tanh")
+        found = packed(x)
+    expected = torch.nn.functional.gelu(x.double(), approximate="tanh")
+    torch.testing.assert_close(found.double(), expected, atol=2e-6, rtol=2e-6)
 
 
 FORMS = [

@@ -89,7 +89,7 @@ def make_case(
     )
 
 
-def written_out(case: Case, window: int | None, scale: float) -> Tensor:
+def written_out(case: Case, window: int | None, scale: float, cap: float | None = None) -> Tensor:
     """Return attention token by token and head by head, in float64."""
 
     def rows() -> Iterator[Tensor]:
@@ -102,18 +102,22 @@ def written_out(case: Case, window: int | None, scale: float) -> Tensor:
                 seen = slice(0 if window is None else max(0, position + 1 - window), position + 1)
                 keys = k[seen].double().repeat_interleave(group_size, 1)
                 values = v[seen].double().repeat_interleave(group_size, 1)
-                weights = torch.einsum("hd,lhd->hl", case.q[row].double(), keys).mul(scale).softmax(-1)
-                yield torch.einsum("hl,lhd->hd", weights, values)
+                scores = torch.einsum("hd,lhd->hl", case.q[row].double(), keys).mul(scale)
+                if cap is not None:
+                    scores = (scores / cap).tanh() * cap
+                yield torch.einsum("hl,lhd->hd", scores.softmax(-1), values)
                 row += 1
 
     return torch.stack(list(rows()))
 
 
-def attend(ops: Ops, case: Case, window: int | None, scale: float = 0.25) -> Tensor:
+def attend(ops: Ops, case: Case, window: int | None, scale: float = 0.25, cap: float | None = None) -> Tensor:
     """Return what ``ops`` makes of the case."""
     H, G, D = case.q.shape[1], case.histories[0][0].shape[1], case.q.shape[2]
     with torch.inference_mode():
-        attention = ops.plan_attention(case.layout, num_heads=H, num_kv_heads=G, head_dim=D, window=window)
+        attention = ops.plan_attention(
+            case.layout, num_heads=H, num_kv_heads=G, head_dim=D, window=window, score_cap=cap
+        )
         return attention(case.q, case.kv, scale=scale)
 
 
@@ -166,6 +170,16 @@ def test_large_scores_neither_overflow_nor_vanish(ops: Ops, isa: str | None, dty
     with using(isa):
         out = attend(ops, case, None, scale=40.0)
     torch.testing.assert_close(out.double(), written_out(case, None, 40.0), atol=10 * TOLERANCE[dtype], rtol=0)
+
+
+@pytest.mark.parametrize("cap", [0.3, 2.0, 50.0])
+@pytest.mark.parametrize("window", [None, 6])
+@pytest.mark.parametrize(("ops", "isa", "dtype"), BACKENDS)
+def test_capped_scores(ops: Ops, isa: str | None, dtype: torch.dtype, window: int | None, cap: float) -> None:
+    case = make_case(ops, BATCHES["mixed"], dtype=dtype, window=window)
+    with using(isa, 2):
+        out = attend(ops, case, window, 2.0, cap)
+    torch.testing.assert_close(out.double(), written_out(case, window, 2.0, cap), atol=2 * TOLERANCE[dtype], rtol=0)
 
 
 @needs_native

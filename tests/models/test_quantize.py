@@ -44,8 +44,15 @@ class RoundedOps(ReferenceOps):
         return RoundedLinear(self._form, weight, bias)
 
     def prepare_gated_linear(  # type: ignore[override]
-        self, gate: Tensor, up: Tensor, gate_bias: Tensor | None, up_bias: Tensor | None
+        self,
+        gate: Tensor,
+        up: Tensor,
+        gate_bias: Tensor | None,
+        up_bias: Tensor | None,
+        *,
+        activation: str = "silu",
     ) -> Linear:
+        assert activation == "silu"
         gates, ups = RoundedLinear(self._form, gate, gate_bias), RoundedLinear(self._form, up, up_bias)
 
         def product(x: Tensor, added: Tensor | None = None) -> Tensor:

@@ -225,10 +225,16 @@ class _Ops:
         return self._timed(self._ops.prepare_linear(weight, bias), role, weight, num_rows=N, num_outputs=N)
 
     def prepare_gated_linear(
-        self, gate: Tensor, up: Tensor, gate_bias: Tensor | None, up_bias: Tensor | None
+        self,
+        gate: Tensor,
+        up: Tensor,
+        gate_bias: Tensor | None,
+        up_bias: Tensor | None,
+        *,
+        activation: str = "silu",
     ) -> Linear:
         F, _ = gate.shape
-        linear = self._ops.prepare_gated_linear(gate, up, gate_bias, up_bias)
+        linear = self._ops.prepare_gated_linear(gate, up, gate_bias, up_bias, activation=activation)
         return self._timed(linear, "gate_up", gate, num_rows=2 * F, num_outputs=F)
 
     def _timed(self, linear: Linear, role: str, weight: Tensor, *, num_rows: int, num_outputs: int) -> Linear:
@@ -272,11 +278,23 @@ class _Ops:
         return q
 
     def plan_attention(
-        self, layout: BatchLayout, *, num_heads: int, num_kv_heads: int, head_dim: int, window: int | None
+        self,
+        layout: BatchLayout,
+        *,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        window: int | None,
+        score_cap: float | None = None,
     ) -> Attention:
         self._profiler.lap("between ops")
         plan = self._ops.plan_attention(
-            layout, num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim, window=window
+            layout,
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            head_dim=head_dim,
+            window=window,
+            score_cap=score_cap,
         )
         num_seen, num_scores = _attended(layout, window)
         self._profiler.lap("attention plan")

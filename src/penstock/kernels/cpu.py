@@ -46,10 +46,16 @@ class CPUOps:
         return PackedLinear(weight, bias, quantization=self.quantization)
 
     def prepare_gated_linear(
-        self, gate: Tensor, up: Tensor, gate_bias: Tensor | None, up_bias: Tensor | None
+        self,
+        gate: Tensor,
+        up: Tensor,
+        gate_bias: Tensor | None,
+        up_bias: Tensor | None,
+        *,
+        activation: str = "silu",
     ) -> Linear:
         """Pack both into one."""
-        return PackedLinear(gate, gate_bias, up, up_bias, quantization=self.quantization)
+        return PackedLinear(gate, gate_bias, up, up_bias, activation=activation, quantization=self.quantization)
 
     @staticmethod
     def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

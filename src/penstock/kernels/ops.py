@@ -70,9 +70,18 @@ class Ops(Protocol):
         """Take a weight [N, K] and bias [N] into the form this backend computes with, once at load."""
 
     def prepare_gated_linear(
-        self, gate: Tensor, up: Tensor, gate_bias: Tensor | None, up_bias: Tensor | None
+        self,
+        gate: Tensor,
+        up: Tensor,
+        gate_bias: Tensor | None,
+        up_bias: Tensor | None,
+        *,
+        activation: str = "silu",
     ) -> Linear:
-        """Take two weights [F, K] and biases [F] likewise; the result computes silu(gate) * up, which is [T, F]."""
+        """Take two weights [F, K] and biases [F] likewise; the result computes activation(gate) * up, which is [T, F].
+
+        ``activation`` is ``silu``, or ``gelu_tanh``: Gaussian error linear units by tanh.
+        """
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """See ``rms_norm/reference.py``."""
@@ -92,9 +101,17 @@ class Ops(Protocol):
         """See ``rope_write_kv/reference.py``; ``qkv`` may be overwritten."""
 
     def plan_attention(
-        self, layout: BatchLayout, *, num_heads: int, num_kv_heads: int, head_dim: int, window: int | None
+        self,
+        layout: BatchLayout,
+        *,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        window: int | None,
+        score_cap: float | None = None,
     ) -> Attention:
         """Work out what each sequence of a step sees, once for all layers with this ``window``.
 
-        ``window`` is how many tokens back a token sees, itself included; None: all.
+        ``window`` is how many tokens back a token sees, itself included; None: all. With a ``score_cap`` each score s
+        becomes cap * tanh(s / cap).
         """

@@ -23,10 +23,12 @@ class PackedLinear:
         up: Tensor | WeightCodes | None = None,
         up_bias: Tensor | None = None,
         *,
+        activation: str = "silu",
         quantization: Quantization | None = None,
     ) -> None:
         """Pack a copy of ``weight`` [N, K] and, if it is gated, of ``up`` [N, K]; biases [N] likewise.
 
+        ``activation`` is the gate's: ``silu`` or ``gelu_tanh``.
         ``quantization`` is the form codes have, and that floats are to be rounded to: 8 bits by the greatest magnitude
         of each group, 4 bits by the scale that leaves the least squared error.
         """
@@ -57,6 +59,7 @@ class PackedLinear:
             0 if up_source is None else up_source.scales,
             source.zeros,
             0 if up_source is None else up_source.zeros,
+            activation == "gelu_tanh",
         )
 
     def __call__(self, x: Tensor, added: Tensor | None = None) -> Tensor:

@@ -172,7 +172,7 @@ void finish(const LinearCall& call, int64_t panel, int64_t first_row, int64_t nu
             halves[0] += load(weight.bias + panel * kPanel);
             halves[1] += load(weight.bias + panel * kPanel + W);
         }
-        if (weight.gated) halves[0] = silu(halves[0]) * halves[1];
+        if (weight.gated) halves[0] = (weight.gelu ? gelu_tanh(halves[0]) : silu(halves[0])) * halves[1];
         float* out = call.out + (first_row + r) * call.out_stride + first;
         const float* added = call.added ? call.added + (first_row + r) * call.out_stride + first : nullptr;
         if (num_outputs == width) {

@@ -22,16 +22,26 @@ class ReferenceLinear:
 
 
 class ReferenceGatedLinear:
-    """Two projections of which one gates the other: Shazeer, "GLU Variants Improve Transformer" (2020), SwiGLU."""
+    """Two projections of which one gates the other: Shazeer, "GLU Variants Improve Transformer" (2020)."""
 
-    def __init__(self, gate: Tensor, up: Tensor, gate_bias: Tensor | None, up_bias: Tensor | None) -> None:
-        """Keep weights [F, K] and biases [F] as they are."""
+    def __init__(
+        self,
+        gate: Tensor,
+        up: Tensor,
+        gate_bias: Tensor | None,
+        up_bias: Tensor | None,
+        *,
+        activation: str = "silu",
+    ) -> None:
+        """Keep weights [F, K] and biases [F] as they are; ``activation`` is ``silu`` or ``gelu_tanh``."""
+        self._is_gelu = activation == "gelu_tanh"
         self._gate = ReferenceLinear(gate, gate_bias)
         self._up = ReferenceLinear(up, up_bias)
 
     def __call__(self, x: Tensor, added: Tensor | None = None) -> Tensor:
-        """Return silu(gate(x)) * up(x) [T, F] from ``x`` [T, K], plus ``added`` [T, F]."""
-        out = F.silu(self._gate(x)) * self._up(x)
+        """Return activation(gate(x)) * up(x) [T, F] from ``x`` [T, K], plus ``added`` [T, F]."""
+        gate = self._gate(x)
+        out = (F.gelu(gate, approximate="tanh") if self._is_gelu else F.silu(gate)) * self._up(x)
         return out if added is None else out + added
 
 

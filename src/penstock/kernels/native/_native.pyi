@@ -23,6 +23,7 @@ class PackedLinear:
         up_scales: int,
         zeros: int,
         up_zeros: int,
+        gelu: bool,
         /,
     ) -> None: ...
     def run(self, x: int, x_stride: int, num_rows: int, out: int, out_stride: int, added: int, /) -> None: ...
@@ -41,6 +42,7 @@ class AttentionPlan:
         num_kv_heads: int,
         head_dim: int,
         window: int,
+        score_cap: float,
         /,
     ) -> None: ...
     def run(

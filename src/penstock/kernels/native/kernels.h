@@ -30,6 +30,8 @@ struct PackedWeight {
     bool int8_activations;
     // First half of each panel gate outputs, second half the up outputs they multiply; num_outputs counts pairs.
     bool gated;
+    // The gate's activation: gelu by tanh, or silu.
+    bool gelu;
     void* panels;
     // [panels * panel_width] in the panels' order, or null
     float* bias;
@@ -105,6 +107,7 @@ struct AttentionCall {
     int64_t table_start;   // position of the first token of table[0]
     int64_t window;        // 0: none
     float scale;
+    float score_cap;       // 0: none
     float* partials;       // each [R, D + 2]: the weighted sum, the highest score, the sum of weights
     float* scratch;        // attention_scratch_floats()
 };

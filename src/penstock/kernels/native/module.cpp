@@ -166,7 +166,7 @@ class PackedLinear {
    public:
     PackedLinear(int64_t num_outputs, int64_t num_inputs, int kind, int64_t group, bool int8_activations,
                  int source_kind, Address weight, Address up, Address bias, Address up_bias, Address scales,
-                 Address up_scales, Address zeros, Address up_zeros)
+                 Address up_scales, Address zeros, Address up_zeros, bool gelu)
         : kernels_(Machine::get().kernels()),
           panel_outputs_(up ? kernels_.panel_width / 2 : kernels_.panel_width),
           num_panels_(ceil_div(num_outputs, panel_outputs_)),
@@ -180,6 +180,7 @@ class PackedLinear {
         packed_.group = group;
         packed_.int8_activations = int8_activations;
         packed_.gated = up != 0;
+        packed_.gelu = gelu;
         packed_.panels = memory_.data();
         const int64_t num_places = num_panels_ * kernels_.panel_width;
         if (group) {
@@ -270,7 +271,7 @@ class AttentionPlan {
    public:
     AttentionPlan(int64_t num_sequences, Address query_starts, Address context_lens, Address tables, int64_t table_width,
                   Address table_starts, int64_t block_size, int64_t num_heads, int64_t num_kv_heads, int64_t head_dim,
-                  int64_t window)
+                  int64_t window, float score_cap)
         : kernels_(Machine::get().kernels()),
           tables_(at<const int32_t>(tables)),
           table_width_(table_width),
@@ -279,7 +280,8 @@ class AttentionPlan {
           num_heads_(num_heads),
           num_kv_heads_(num_kv_heads),
           head_dim_(head_dim),
-          window_(window) {
+          window_(window),
+          score_cap_(score_cap) {
         constexpr int64_t kTileRows = 32;
         const int32_t* starts = at<const int32_t>(query_starts);
         const int32_t* lens = at<const int32_t>(context_lens);
@@ -335,7 +337,7 @@ class AttentionPlan {
             const AttentionTask& task = tasks_[i];
             kernels_.attention({&task, &cache, at<const float>(q), q_stride, at<float>(out), num_heads_,
                                 tables_ + task.sequence * table_width_, table_starts_[task.sequence], window_, scale,
-                                partials_.data(), scratch});
+                                score_cap_, partials_.data(), scratch});
         });
         if (merges_.empty()) return;
         const int64_t R = num_heads_ / num_kv_heads_;
@@ -359,6 +361,7 @@ class AttentionPlan {
     int64_t table_width_;
     const int32_t* table_starts_;
     int64_t block_size_, num_heads_, num_kv_heads_, head_dim_, window_;
+    float score_cap_;
     std::vector<AttentionTask> tasks_;
     std::vector<Merge> merges_;
     std::vector<float> partials_;
@@ -470,11 +473,12 @@ NB_MODULE(_native, m) {
     m.def("set_num_threads", [](int n) { Machine::get().set_num_threads(n); }, nb::arg("num_threads"), Unlocked());
     nb::class_<PackedLinear>(m, "PackedLinear")
         .def(nb::init<int64_t, int64_t, int, int64_t, bool, int, Address, Address, Address, Address, Address, Address,
-                      Address, Address>(),
+                      Address, Address, bool>(),
              Unlocked())
         .def("run", &PackedLinear::run, Unlocked());
     nb::class_<AttentionPlan>(m, "AttentionPlan")
-        .def(nb::init<int64_t, Address, Address, Address, int64_t, Address, int64_t, int64_t, int64_t, int64_t, int64_t>())
+        .def(nb::init<int64_t, Address, Address, Address, int64_t, Address, int64_t, int64_t, int64_t, int64_t, int64_t,
+                      float>())
         .def("run", &AttentionPlan::run, Unlocked());
     m.def("rms_norm", &rms_norm, Unlocked());
     m.def("rope_write_kv", &rope_write_kv, Unlocked());

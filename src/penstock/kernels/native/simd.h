@@ -171,6 +171,25 @@ static inline float exp(float x) { return exp(splat(x))[0]; }
 
 static inline vf silu(vf x) { return x / (1.0f + exp(-x)); }
 
+// Gaussian error linear units by their tanh: x / 2 (1 + tanh u) is x / (1 + e^-2u).
+static inline vf gelu_tanh(vf x) {
+    const vf cube = x * x * x;
+    return x / (1.0f + exp(fma(cube, splat(0.044715f), x) * -1.5957691216057308f));
+}
+
+// Near 0 the polynomial of Cephes' tanhf, because 1 - 2 / (1 + e^2x) cancels there.
+static inline vf tanh(vf x) {
+    const vf square = x * x;
+    vf p = splat(-5.70498872745e-3f);
+    p = fma(p, square, splat(2.06390887954e-2f));
+    p = fma(p, square, splat(-5.37397155531e-2f));
+    p = fma(p, square, splat(1.33314422036e-1f));
+    p = fma(p, square, splat(-3.33332819422e-1f));
+    const vf near = fma(p * square, x, x);
+    const vf far = 1.0f - 2.0f / (1.0f + exp(x + x));
+    return square < splat(0.390625f) ? near : far;
+}
+
 static inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 
 }  // namespace penstock::PENSTOCK_ISA

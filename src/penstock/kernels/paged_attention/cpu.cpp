@@ -248,10 +248,11 @@ void merge_row(float* whole, float& whole_high, float& whole_sum, const float* p
     whole_high = high;
 }
 
-// The scores of the row's visible tokens [lo, hi) of a chunk become weights of their values; others become 0.
+// The scores of the row's visible tokens [lo, hi) of a chunk become weights of their values; others become 0. With a
+// cap, scores s become cap * tanh(s / cap) first.
 template <class T>
-void soften(const Chunk<T>& chunk, float* scores, int64_t lo, int64_t hi, float* sums, float& high, float& sum_of,
-            int64_t D) {
+void soften(const Chunk<T>& chunk, float* scores, int64_t lo, int64_t hi, float cap, float* sums, float& high,
+            float& sum_of, int64_t D) {
     vf lanes;
     for (int i = 0; i < W; ++i) lanes[i] = (float)i;
     const bool whole = lo == 0 && hi == kChunk;
@@ -259,6 +260,7 @@ void soften(const Chunk<T>& chunk, float* scores, int64_t lo, int64_t hi, float*
     for (int64_t j = 0; j < kChunk; j += W) {
         vf score = load(scores + j);
         if constexpr (__is_same(T, int8_t)) score *= load(chunk.key_scales + j);
+        if (cap > 0.0f) score = tanh(score * splat(1.0f / cap)) * splat(cap);
         if (!whole) {
             const vf place = lanes + (float)j;
             score = (place >= (float)lo) & (place < (float)hi) ? score : splat(kLowest);
@@ -342,7 +344,8 @@ void attend(const AttentionCall& call) {
                     __builtin_memset(scores, 0, kChunk * sizeof(float));
                     continue;
                 }
-                soften(chunk, scores, lo, hi, scratch.part + row * D, scratch.part_high[row], scratch.part_sum[row], D);
+                soften(chunk, scores, lo, hi, call.score_cap, scratch.part + row * D, scratch.part_high[row],
+                       scratch.part_sum[row], D);
             }
             by_rows(num_rows - from, [&](int64_t row, auto count) {
                 weigh<count.value>(scratch.scores + (from + row) * kChunk, chunk, ahead, first - begin, end - begin,

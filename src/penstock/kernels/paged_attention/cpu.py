@@ -16,7 +16,14 @@ class CPUAttention:
     """See ``ops.Attention``. Queries and the result are float32, the cache float32, bfloat16 or int8."""
 
     def __init__(
-        self, layout: BatchLayout, *, num_heads: int, num_kv_heads: int, head_dim: int, window: int | None
+        self,
+        layout: BatchLayout,
+        *,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        window: int | None,
+        score_cap: float | None = None,
     ) -> None:
         assert NATIVE is not None
         if num_heads // num_kv_heads > _MAX_SHARING:
@@ -40,6 +47,7 @@ class CPUAttention:
             num_kv_heads,
             head_dim,
             window or 0,
+            score_cap or 0.0,
         )
 
     def __call__(self, q: Tensor, kv: KVBlocks, *, scale: float) -> Tensor:

@@ -29,16 +29,23 @@ class _Attention:
     """See ``ops.Attention``."""
 
     sequences: list[_Sequence]
+    score_cap: float | None
 
     def __call__(self, q: Tensor, kv: KVBlocks, *, scale: float) -> Tensor:
         out = torch.empty_like(q)
         for sequence in self.sequences:
-            out[sequence.rows] = _attend(q[sequence.rows], kv, sequence, scale)
+            out[sequence.rows] = _attend(q[sequence.rows], kv, sequence, scale, self.score_cap)
         return out
 
 
 def plan_attention(
-    layout: BatchLayout, *, num_heads: int, num_kv_heads: int, head_dim: int, window: int | None
+    layout: BatchLayout,
+    *,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    window: int | None,
+    score_cap: float | None = None,
 ) -> _Attention:
     """See ``ops.Ops.plan_attention``; the cache is [N, P, G, D]."""
     sequences, row = [], 0
@@ -54,15 +61,17 @@ def plan_attention(
         slots = blocks * layout.block_size + offsets % layout.block_size
         sequences.append(_Sequence(slice(row, row + query_len), slots, hidden))
         row += query_len
-    return _Attention(sequences)
+    return _Attention(sequences, score_cap)
 
 
-def _attend(q_QHD: Tensor, kv: KVBlocks, sequence: _Sequence, scale: float) -> Tensor:
+def _attend(q_QHD: Tensor, kv: KVBlocks, sequence: _Sequence, scale: float, score_cap: float | None) -> Tensor:
     Q, H, D = q_QHD.shape
     k_LGD = _gather(kv.k, kv.k_scales, sequence.slots)
     v_LGD = _gather(kv.v, kv.v_scales, sequence.slots)
     q_QGRD = q_QHD.float().view(Q, k_LGD.shape[1], -1, D)
     scores_GRQL = torch.einsum("qgrd,lgd->grql", q_QGRD, k_LGD) * scale
+    if score_cap is not None:
+        scores_GRQL = (scores_GRQL / score_cap).tanh() * score_cap
     weights_GRQL = scores_GRQL.masked_fill(sequence.hidden, -torch.inf).softmax(-1)
     return torch.einsum("grql,lgd->qgrd", weights_GRQL, v_LGD).reshape(Q, H, D).to(q_QHD.dtype)
 
