@@ -33,6 +33,15 @@ _SHAPE: dict[str, Any] = {
 }
 
 _ROPE = {"rope_theta": 10000.0}
+_LONGROPE = {
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "short_factor": [1.0 + i / 8 for i in range(6)],
+        "long_factor": [2.0 + i for i in range(6)],
+        "partial_rotary_factor": 0.75,
+        **_ROPE,
+    }
+}
 
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
@@ -71,8 +80,86 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
     "qwen2-windows": ("Qwen2", {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1}),
     "qwen3": ("Qwen3", {}),
+    "olmo2": ("Olmo2", {}),
+    "smollm3": ("SmolLM3", {"num_hidden_layers": 4}),
+    "smollm3-windows": (
+        "SmolLM3",
+        {"num_hidden_layers": 4, "no_rope_layer_interval": 2, "use_sliding_window": True, "sliding_window": 24},
+    ),
+    "granite": (
+        "Granite",
+        {
+            "embedding_multiplier": 12.0,
+            "residual_multiplier": 0.22,
+            "attention_multiplier": 0.1,
+            "logits_scaling": 8.0,
+            "attention_bias": True,
+        },
+    ),
+    "phi3": ("Phi3", {"sliding_window": 24}),
+    "phi3-partial": ("Phi3", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.75, **_ROPE}}),
+    "phi3-long": (
+        "Phi3",
+        {
+            "max_position_embeddings": 512,
+            "original_max_position_embeddings": 32,
+            "initializer_range": 0.25,
+            **_LONGROPE,
+        },
+    ),
+    "gemma2": (
+        "Gemma2",
+        {
+            "num_hidden_layers": 3,
+            "sliding_window": 24,
+            "query_pre_attn_scalar": 24,
+            "tie_word_embeddings": False,
+            "attn_logit_softcapping": 3.0,
+            "final_logit_softcapping": 5.0,
+        },
+    ),
+    "gemma3": (
+        "Gemma3",
+        {
+            "num_hidden_layers": 4,
+            "sliding_window": 24,
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"],
+            "query_pre_attn_scalar": 24,
+        },
+    ),
+    "gemma3-scaled": (
+        "Gemma3",
+        {
+            "num_hidden_layers": 6,
+            "sliding_window": 24,
+            "tie_word_embeddings": False,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000000.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            },
+        },
+    ),
+    "mixtral": ("Mixtral", {"num_local_experts": 5, "num_experts_per_tok": 2}),
+    "qwen3-moe": (
+        "Qwen3Moe",
+        {
+            "num_hidden_layers": 3,
+            "num_experts": 8,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 32,
+            "mlp_only_layers": [1],
+            "norm_topk_prob": True,
+        },
+    ),
+    "qwen3-moe-unnormalized": (
+        "Qwen3Moe",
+        {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "decoder_sparse_step": 2},
+    ),
 }
 """Name -> (transformers' class prefix, what differs from the shape above)."""
+
+_CONFIGS = {"Gemma3": "Gemma3TextConfig"}
+"""Where a class's configuration is not called like it"""
 
 
 def make_checkpoint(
@@ -89,7 +176,7 @@ def make_checkpoint(
     Biases and norms are random too, so that a forgotten one shows.
     """
     prefix, differences = FAMILIES[family]
-    config = getattr(transformers, f"{prefix}Config")(**{**_SHAPE, **differences, **overrides})
+    config = getattr(transformers, _CONFIGS.get(prefix, f"{prefix}Config"))(**{**_SHAPE, **differences, **overrides})
     torch.manual_seed(seed)
     model = getattr(transformers, f"{prefix}ForCausalLM")(config)
     with torch.no_grad():
@@ -148,7 +235,9 @@ def make_talker(path: Path, chains: list[list[str]], chat_template: str) -> Path
 @lru_cache(maxsize=32)
 def reference(path: Path) -> Any:
     """Return transformers' model of a checkpoint, in float32."""
-    return transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    # Whatever mode it is first asked for in, others will use it.
+    with torch.inference_mode(False):
+        return transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
 
 
 @torch.no_grad()

@@ -1,8 +1,10 @@
 """The documentation says what the code does: reference pages are the code's own, and every snippet runs."""
 
+import inspect
 import re
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import httpx
 import pytest
 
 from docs.generate import PAGES, REFERENCE
+from penstock.models import families
 from penstock.protocol import EngineState
 from tests.commands import PENSTOCK, Server, run, serving
 
@@ -95,6 +98,11 @@ def test_flags_settings_and_metrics_in_prose_exist(file: Path) -> None:
     for section, key in re.findall(r"`(server|scheduler|cache|runner|log|model)\.(\w+)`", text):
         if key != "safetensors":
             assert f"`{key}`" in settings, (section, key)
+
+
+def test_the_example_family_is_the_code() -> None:
+    shown = textwrap.indent(inspect.getsource(families.granite), "    ")
+    assert shown in (ROOT / "docs/adding-a-model.md").read_text(encoding="utf-8")
 
 
 def test_states_in_the_operating_guide_exist() -> None:

@@ -69,7 +69,9 @@ def test_greedy_tokens_equal_the_references_alone_and_among_32(
 
 @pytest.mark.parametrize("step_tokens", [1, 3, 16, 50, 200])
 @pytest.mark.parametrize("kv_dtype", CACHES)
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2-windows"])
+@pytest.mark.parametrize(
+    "family", ["llama", "mistral", "qwen2-windows", "gemma2", "gemma3", "phi3-partial", "qwen3-moe"]
+)
 def test_any_chunk_size_gives_the_same_tokens(
     family: str, kv_dtype: str, step_tokens: int, checkpoint: Checkpoint
 ) -> None:
@@ -82,7 +84,7 @@ def test_any_chunk_size_gives_the_same_tokens(
 
 
 @pytest.mark.parametrize("kv_dtype", CACHES)
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2-windows", "qwen3"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_prefix_cache_changes_no_token(family: str, kv_dtype: str, checkpoint: Checkpoint) -> None:
     path = checkpoint(family)
     shared = prompt(41, 3)

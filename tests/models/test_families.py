@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from penstock.models.decoder import load_model
+from tests.kernels.backends import needs_native
 from tests.packing import layout_of
 from tests.tiny_models import FAMILIES, VOCAB_SIZE, make_checkpoint, reference_logits
 
@@ -22,7 +23,7 @@ def _prompt(length: int, seed: int = 3) -> list[int]:
 @torch.inference_mode()
 def test_logits_equal_transformers(family: str, length: int, checkpoint: Callable[[str], Path]) -> None:
     path = checkpoint(family)
-    model = load_model(path, dtype="float32")
+    model = load_model(path, dtype="float32", max_tokens=length)
     token_ids = _prompt(length)
     blocks = list(range(-(-length // BLOCK)))
     cache = model.new_cache(len(blocks), BLOCK)
@@ -62,6 +63,39 @@ def test_a_window_needs_only_its_own_blocks(checkpoint: Callable[[str], Path]) -
         layout = layout_of([1], [60], [list(range(9, 15))], BLOCK, starts=[36])
         hidden = model.forward(torch.tensor(token_ids[59:]), layout, cache)
     torch.testing.assert_close(model.logits(hidden)[0], reference_logits(path, token_ids)[-1], atol=1e-4, rtol=0)
+
+
+@needs_native
+@pytest.mark.parametrize("family", ["llama", "olmo2", "gemma2", "phi3-partial", "mixtral", "qwen3-moe"])
+@torch.inference_mode()
+def test_no_bit_depends_on_neighbours(family: str, checkpoint: Callable[[str], Path]) -> None:
+    model = load_model(checkpoint(family), dtype="float32")
+    lengths = [1, 30, 7, 1, 19]
+    prompts = [_prompt(length, seed) for seed, length in enumerate(lengths)]
+    tables = [list(range(8 * i, 8 * i + 8)) for i in range(len(lengths))]
+
+    def hidden(chosen: list[int]) -> torch.Tensor:
+        sizes = [lengths[i] for i in chosen]
+        layout = layout_of(sizes, sizes, [tables[i] for i in chosen], BLOCK)
+        token_ids = torch.tensor([token_id for i in chosen for token_id in prompts[i]])
+        return model.logits(model.forward(token_ids, layout, model.new_cache(40, BLOCK)))
+
+    together = torch.split(hidden([0, 1, 2, 3, 4]), lengths)
+    for i, expected in enumerate(together):
+        assert torch.equal(hidden([i]), expected)
+
+
+@pytest.mark.parametrize("max_tokens", [32, 33])
+@torch.inference_mode()
+def test_longrope_stretches_where_longer_sequences_may_come(max_tokens: int, checkpoint: Callable[[str], Path]) -> None:
+    path = checkpoint("phi3-long")
+    model = load_model(path, dtype="float32", max_tokens=max_tokens)
+    token_ids = _prompt(max_tokens)
+    layout = layout_of([20], [20], [list(range(5))], BLOCK)
+    hidden = model.forward(torch.tensor(token_ids[:20]), layout, model.new_cache(5, BLOCK))
+    # transformers takes the divisors that the whole sequence asks for; so its first 20 tokens are those of all 33.
+    expected = reference_logits(path, token_ids)[:20]
+    torch.testing.assert_close(model.logits(hidden), expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -61,7 +61,7 @@ def build_engine(settings: Settings, profiler: Profiler | None = None) -> Engine
             weights_bytes=_weights_bytes(config, num_parameters, weights_dtype, settings.runner.quantize),
             num_layers=config.num_layers,
             hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
+            intermediate_size=config.mlp_width,
             num_heads=config.num_heads,
             num_kv_heads=config.num_kv_heads,
             head_dim=config.head_dim,
@@ -85,7 +85,13 @@ def build_engine(settings: Settings, profiler: Profiler | None = None) -> Engine
     if path is None:
         model = make_random_model(config, weights_dtype, kv_dtype, ops)
     else:
-        model = load_model(path, dtype=settings.runner.dtype, kv_dtype=settings.runner.kv_dtype, ops=ops)
+        model = load_model(
+            path,
+            dtype=settings.runner.dtype,
+            kv_dtype=settings.runner.kv_dtype,
+            ops=ops,
+            max_tokens=max_model_tokens,
+        )
     _keep_freed_memory()
     info = ModelInfo(
         name=settings.model.name,

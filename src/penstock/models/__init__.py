@@ -1,6 +1,7 @@
 """Models: reading a checkpoint, and the families that run natively."""
 
-from penstock.models.config import ModelConfig, RopeScaling, kv_bytes_per_token, read_config
+from penstock.models.config import ModelConfig, kv_bytes_per_token
+from penstock.models.families import read_config
 from penstock.models.generation import read_sampling_defaults
 from penstock.models.shapes import SHAPE_PREFIX, SHAPES, find_shape
 from penstock.models.source import DEMO_MODEL, resolve_model
@@ -10,7 +11,6 @@ __all__ = [
     "SHAPES",
     "SHAPE_PREFIX",
     "ModelConfig",
-    "RopeScaling",
     "find_shape",
     "kv_bytes_per_token",
     "read_config",

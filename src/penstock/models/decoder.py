@@ -1,10 +1,11 @@
-"""The decoder that Llama, Mistral, Qwen2 and Qwen3 share; ``ModelConfig`` says how they differ.
+"""The decoder that the native families share; ``ModelConfig`` says how they differ.
 
-T packed tokens, R rows, E hidden width, H query heads, G KV heads, D head width, F feed-forward width, V vocabulary.
+T packed tokens, R rows, E hidden width, V vocabulary.
 """
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from penstock.errors import InvalidSetting
-from penstock.kernels import BatchLayout, HeadNorms, KVBlocks, Linear, Ops, ops_for
-from penstock.models.config import DTYPES, ModelConfig, read_config
+from penstock.kernels import BatchLayout, KVBlocks, Ops, ops_for
+from penstock.models.config import DTYPES, ModelConfig
+from penstock.models.families import read_config
+from penstock.models.parts import AttentionBlock, FeedForward, Loader, Step, load_feed_forward
 from penstock.models.rope import RotaryEmbedding
 from penstock.models.weights import TensorSource, Weights
 
@@ -27,40 +30,47 @@ KV_DTYPES = ("float32", "bfloat16", "int8")
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """One layer's weights as the kernels want them."""
+    """Two blocks, each with a norm before it, after it or both."""
 
-    input_norm: Tensor
-    qkv: Linear
-    head_norms: HeadNorms | None
-    o: Linear
-    post_norm: Tensor
-    gate_up: Linear
-    down: Linear
-    window: int | None
+    before_attention: Tensor | None
+    attention: AttentionBlock
+    after_attention: Tensor | None
+    before_mlp: Tensor | None
+    mlp: FeedForward
+    after_mlp: Tensor | None
 
 
 class DecoderModel:
     """A loaded decoder-only language model."""
 
     def __init__(
-        self, config: ModelConfig, weights: TensorSource, dtype: torch.dtype, kv_dtype: torch.dtype, ops: Ops
+        self,
+        config: ModelConfig,
+        weights: TensorSource,
+        dtype: torch.dtype,
+        kv_dtype: torch.dtype,
+        ops: Ops,
+        max_tokens: int | None = None,
     ) -> None:
+        """Load; ``max_tokens`` is the longest sequence that will be run, if it is less than the model can hold."""
         self.config = config
         self.dtype = dtype
         self.kv_dtype = kv_dtype
-        self.num_parameters = 0
         self._ops = ops
         self._activation_dtype = ops.activation_dtype(dtype)
-        self._weights = weights
+        loader = Loader(config, weights, dtype, ops)
         E, V = config.hidden_size, config.vocab_size
-        self._embedding = self._take("model.embed_tokens.weight", V, E)
-        self._layers = [self._load_layer(layer) for layer in range(config.num_layers)]
-        self._norm = self._take_norm("model.norm.weight", E)
+        self._embedding = loader.tensor("model.embed_tokens.weight", V, E)
+        self._layers = [self._load_layer(loader, index) for index in range(config.num_layers)]
+        self._norm = loader.norm("model.norm", E)
         # Checkpoints may carry a copy of a tied head; the embedding is what counts.
-        head = self._embedding if config.tie_word_embeddings else self._take("lm_head.weight", V, E)
+        head = self._embedding if config.tie_word_embeddings else loader.tensor("lm_head.weight", V, E)
         self._head = ops.prepare_linear(head, None)
-        self._rope = RotaryEmbedding(config)
-        del self._weights
+        self.num_parameters = loader.num_parameters
+        self._ropes = {
+            layer.rope: RotaryEmbedding(layer.rope, config.head_dim, max_tokens or config.max_positions)
+            for layer in config.layers
+        }
 
     @property
     def weights_bytes(self) -> int:
@@ -84,74 +94,63 @@ class DecoderModel:
 
     def forward(self, token_ids: Tensor, layout: BatchLayout, cache: list[KVBlocks]) -> Tensor:
         """Return the final normed hidden states [T, E] of ``token_ids`` [T] int64; writes keys and values."""
-        ops, config = self._ops, self.config
-        eps, scale = config.rms_norm_eps, config.head_dim**-0.5
-        heads = {"num_heads": config.num_heads, "num_kv_heads": config.num_kv_heads}
-        attentions = {
-            window: ops.plan_attention(layout, **heads, head_dim=config.head_dim, window=window)
-            for window in set(config.layer_windows)
-        }
-        cos, sin = self._rope(layout.positions)
+        step = self._begin(layout)
         x_TE = F.embedding(token_ids, self._embedding).to(self._activation_dtype)
+        if self.config.embedding_scale != 1.0:
+            # Rounded as the weights are, because that is how it was trained.
+            x_TE = x_TE * torch.tensor(self.config.embedding_scale, dtype=self.dtype)
         for layer, kv in zip(self._layers, cache, strict=True):
-            qkv = layer.qkv(ops.rms_norm(x_TE, layer.input_norm, eps))
-            q_THD = ops.rope_write_kv(qkv, kv, layout, cos, sin, **heads, norms=layer.head_norms)
-            mixed_THD = attentions[layer.window](q_THD, kv, scale=scale)
-            x_TE = layer.o(mixed_THD.flatten(1), x_TE)
-            x_TE = layer.down(layer.gate_up(ops.rms_norm(x_TE, layer.post_norm, eps)), x_TE)
-        return ops.rms_norm(x_TE, self._norm, eps)
+            x_TE = self._add(
+                x_TE, layer.before_attention, partial(layer.attention, kv=kv, step=step), layer.after_attention
+            )
+            x_TE = self._add(x_TE, layer.before_mlp, layer.mlp, layer.after_mlp)
+        return self._ops.rms_norm(x_TE, self._norm, self.config.rms_norm_eps)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return [R, V] float32 from ``hidden`` [R, E]."""
-        return self._head(hidden).float()
+        config, logits = self.config, self._head(hidden).float()
+        if config.logit_scale != 1.0:
+            logits *= config.logit_scale
+        if config.logit_cap is not None:
+            logits.div_(config.logit_cap).tanh_().mul_(config.logit_cap)
+        return logits
 
-    # ---- loading
-
-    def _load_layer(self, index: int) -> _Layer:
-        config, name = self.config, f"model.layers.{index}"
-        E, D, F_ = config.hidden_size, config.head_dim, config.intermediate_size
-        q, kv = config.num_heads * D, config.num_kv_heads * D
-        attention = f"{name}.self_attn"
-        return _Layer(
-            input_norm=self._take_norm(f"{name}.input_layernorm.weight", E),
-            qkv=self._linear(
-                [(f"{attention}.q_proj", q), (f"{attention}.k_proj", kv), (f"{attention}.v_proj", kv)],
-                E,
-                bias=config.qkv_bias,
-            ),
-            head_norms=HeadNorms(
-                self._take_norm(f"{attention}.q_norm.weight", D),
-                self._take_norm(f"{attention}.k_norm.weight", D),
-                config.rms_norm_eps,
+    def _begin(self, layout: BatchLayout) -> Step:
+        config = self.config
+        attentions = {
+            window: self._ops.plan_attention(
+                layout,
+                num_heads=config.num_heads,
+                num_kv_heads=config.num_kv_heads,
+                head_dim=config.head_dim,
+                window=window,
+                score_cap=config.score_cap,
             )
-            if config.qk_norm
-            else None,
-            o=self._linear([(f"{attention}.o_proj", E)], q, bias=config.o_bias),
-            post_norm=self._take_norm(f"{name}.post_attention_layernorm.weight", E),
-            gate_up=self._gated_linear(f"{name}.mlp.gate_proj", f"{name}.mlp.up_proj", F_, E, bias=config.mlp_bias),
-            down=self._linear([(f"{name}.mlp.down_proj", E)], F_, bias=config.mlp_bias),
-            window=config.layer_windows[index],
+            for window in {layer.window for layer in config.layers}
+        }
+        return Step(layout, attentions, {kind: rope(layout.positions) for kind, rope in self._ropes.items()})
+
+    def _add(self, x: Tensor, before: Tensor | None, block: FeedForward, after: Tensor | None) -> Tensor:
+        """Return ``x`` [T, E] plus what ``block`` makes of it, normed before and after; may overwrite ``x``."""
+        eps, scale = self.config.rms_norm_eps, self.config.residual_scale
+        normed = x if before is None else self._ops.rms_norm(x, before, eps)
+        if after is None and scale == 1.0:
+            return block(normed, x)
+        result = block(normed, None)
+        if after is not None:
+            result = self._ops.rms_norm(result, after, eps)
+        return torch.add(x, result, alpha=scale)
+
+    def _load_layer(self, loader: Loader, index: int) -> _Layer:
+        layer, norms, prefix = self.config.layers[index], self.config.norms, f"model.layers.{index}"
+        return _Layer(
+            loader.optional_norm(prefix, norms.before_attention),
+            AttentionBlock(loader, f"{prefix}.self_attn", layer),
+            loader.optional_norm(prefix, norms.after_attention),
+            loader.optional_norm(prefix, norms.before_mlp),
+            load_feed_forward(loader, prefix, layer),
+            loader.optional_norm(prefix, norms.after_mlp),
         )
-
-    def _linear(self, parts: list[tuple[str, int]], num_inputs: int, *, bias: bool) -> Linear:
-        """Return the projections ``parts`` (name, outputs) as one, side by side."""
-        weights = [self._take(f"{name}.weight", outputs, num_inputs) for name, outputs in parts]
-        biases = [self._take(f"{name}.bias", outputs) for name, outputs in parts] if bias else []
-        weight = weights[0] if len(weights) == 1 else torch.cat(weights)
-        return self._ops.prepare_linear(weight, torch.cat(biases) if biases else None)
-
-    def _gated_linear(self, gate: str, up: str, num_outputs: int, num_inputs: int, *, bias: bool) -> Linear:
-        weights = [self._take(f"{name}.weight", num_outputs, num_inputs) for name in (gate, up)]
-        biases = [self._take(f"{name}.bias", num_outputs) if bias else None for name in (gate, up)]
-        return self._ops.prepare_gated_linear(weights[0], weights[1], biases[0], biases[1])
-
-    def _take_norm(self, name: str, size: int) -> Tensor:
-        return self._take(name, size).to(self._activation_dtype)
-
-    def _take(self, name: str, *shape: int) -> Tensor:
-        tensor = self._weights.take(name, shape, self.dtype)
-        self.num_parameters += tensor.numel()
-        return tensor
 
 
 def _lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -160,8 +159,15 @@ def _lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.from_numpy(np.zeros(num_bytes, dtype=np.uint8)).view(dtype).view(shape)
 
 
-def load_model(path: Path, *, dtype: str = "auto", kv_dtype: str = "auto", ops: Ops | None = None) -> DecoderModel:
-    """Load the model in directory ``path``.
+def load_model(
+    path: Path,
+    *,
+    dtype: str = "auto",
+    kv_dtype: str = "auto",
+    ops: Ops | None = None,
+    max_tokens: int | None = None,
+) -> DecoderModel:
+    """Load the model in directory ``path``, to run sequences of up to ``max_tokens``; None: of what it can hold.
 
     Raises ``ModelUnreadable`` if the checkpoint is incomplete or broken, ``InvalidSetting`` for an unknown dtype.
     """
@@ -169,7 +175,7 @@ def load_model(path: Path, *, dtype: str = "auto", kv_dtype: str = "auto", ops: 
     torch_dtype: torch.dtype = getattr(torch, run_dtype(config, dtype))
     torch_kv_dtype = cache_dtype(torch_dtype, kv_dtype)
     with torch.inference_mode(), Weights(path) as weights:
-        model = DecoderModel(config, weights, torch_dtype, torch_kv_dtype, ops or ops_for(torch_dtype))
+        model = DecoderModel(config, weights, torch_dtype, torch_kv_dtype, ops or ops_for(torch_dtype), max_tokens)
         ignored = list(weights.unused())
     if ignored:
         _log.debug("weights_ignored", num_tensors=len(ignored), first=ignored[0])

@@ -1,94 +1,128 @@
-"""Rotary angles and the scalings that stretch them. D head width, T tokens."""
+"""Rotary angles and the scalings that stretch them. D head width, R rotated elements of it, T tokens."""
 
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from penstock.models.config import ModelConfig, RopeScaling
+from penstock.models.config import Rope
 
 
 class RotaryEmbedding:
     """Cosines and sines for any positions.
 
     An angle depends on the token's position alone, never on what else is in the batch or on how far the sequence will
-    grow: keys in the cache stay valid. For ``dynamic`` that means the base a token gets is the one transformers uses
-    when the sequence ends with that token; a prompt longer than the trained context, which transformers rotates as a
-    whole by its last token's base, therefore differs from it.
+    grow: keys in the cache stay valid. See docs/decisions/0003 for ``dynamic`` and 0005 for ``longrope``.
+
+    Where only R of D elements rotate, heads are expected in ``rotary_order``, and the others get an angle of zero.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
-        self._config = config
-        self._scaling = config.rope
-        self._inverse, self._attention_factor = _inverse_frequencies(config)
+    def __init__(self, rope: Rope | None, head_dim: int, max_tokens: int) -> None:
+        """``max_tokens`` is the longest sequence that will be run; None for ``rope`` rotates nothing."""
+        self._rope = rope
+        self._half = head_dim // 2
+        self._inverse, self._attention_factor = (
+            _inverse_frequencies(rope, max_tokens) if rope is not None else (torch.empty(0), 1.0)
+        )
 
     def __call__(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Return (cos, sin) as ``kernels/rope`` takes them, each [T, 1, D] float32, for ``positions`` [T] int64."""
         places = positions.to(torch.float32).unsqueeze(1)
-        inverse = self._dynamic(positions) if self._scaling.kind == "dynamic" else self._inverse
-        angles = (places * inverse).unsqueeze(1)
-        cos, sin = angles.cos() * self._attention_factor, angles.sin() * self._attention_factor
+        is_dynamic = self._rope is not None and self._rope.kind == "dynamic"
+        angles = (places * (self._dynamic(positions) if is_dynamic else self._inverse)).unsqueeze(1)
+        unrotated = (0, self._half - angles.shape[-1])
+        cos = F.pad(angles.cos() * self._attention_factor, unrotated, value=1.0)
+        sin = F.pad(angles.sin() * self._attention_factor, unrotated, value=0.0)
         return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
     def _dynamic(self, positions: Tensor) -> Tensor:
-        """Return [T, D/2]: NTK-aware bases that grow with the length reached (as transformers computes them)."""
-        scaling, dim = self._scaling, self._config.head_dim
-        trained = self._config.max_positions / scaling.factor
-        lengths = (positions + 1).clamp(min=round(trained)).double()
-        growth = (scaling.factor * lengths / trained - (scaling.factor - 1)) ** (dim / (dim - 2))
-        bases = (self._config.rope_theta * growth).float().unsqueeze(1)
+        """Return [T, R/2]: NTK-aware bases that grow with the length reached (as transformers computes them)."""
+        rope = self._rope
+        assert rope is not None
+        dim, trained = rope.rotary_dim, rope.original_max_positions
+        lengths = (positions + 1).clamp(min=trained).double()
+        growth = (rope.factor * lengths / trained - (rope.factor - 1)) ** (dim / (dim - 2))
+        bases = (rope.theta * growth).float().unsqueeze(1)
         return 1.0 / bases ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
 
 
-def _inverse_frequencies(config: ModelConfig) -> tuple[Tensor, float]:
-    """Return [D/2] float32 and the factor on cosines and sines."""
-    dim, scaling = config.head_dim, config.rope
-    powers = config.rope_theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
-    match scaling.kind:
+def rotary_order(rope: Rope | None, head_dim: int) -> Tensor | None:
+    """Return the order [D] int64 of a head's elements in which the kernel's pairs (i, i + D/2) are those to rotate.
+
+    The R rotated elements pair up as (i, i + R/2); their halves go to the front of the head's halves. Queries and keys
+    in the same order have the same products. None where nothing has to move.
+    """
+    if rope is None or rope.rotary_dim == head_dim:
+        return None
+    turned, kept = torch.arange(rope.rotary_dim), torch.arange(rope.rotary_dim, head_dim)
+    return torch.cat([part for pair in zip(turned.chunk(2), kept.chunk(2), strict=True) for part in pair])
+
+
+def _inverse_frequencies(rope: Rope, max_tokens: int) -> tuple[Tensor, float]:
+    """Return [R/2] float32 and the factor on cosines and sines."""
+    powers = rope.theta ** (torch.arange(0, rope.rotary_dim, 2, dtype=torch.float32) / rope.rotary_dim)
+    match rope.kind:
         case "linear":
-            return 1.0 / powers / scaling.factor, 1.0
+            return 1.0 / powers / rope.factor, 1.0
         case "llama3":
-            return _llama3(1.0 / powers, scaling), 1.0
+            return _llama3(1.0 / powers, rope), 1.0
         case "yarn":
-            return _yarn(powers, config), _yarn_attention_factor(scaling)
+            return _yarn(powers, rope), _yarn_attention_factor(rope)
+        case "longrope":
+            return _longrope(powers, rope, max_tokens), _longrope_attention_factor(rope)
         case _:
             return 1.0 / powers, 1.0
 
 
-def _llama3(inverse: Tensor, scaling: RopeScaling) -> Tensor:
+def _llama3(inverse: Tensor, rope: Rope) -> Tensor:
     """Llama 3.1's rule: leave short wavelengths, divide long ones, blend between."""
     wavelengths = 2 * math.pi / inverse
-    trained = scaling.original_max_positions
-    blend = (trained / wavelengths - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    trained = rope.original_max_positions
+    blend = (trained / wavelengths - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
     blend = blend.clamp(0, 1)
-    return (1 - blend) * inverse / scaling.factor + blend * inverse
+    return (1 - blend) * inverse / rope.factor + blend * inverse
 
 
-def _yarn(powers: Tensor, config: ModelConfig) -> Tensor:
+def _yarn(powers: Tensor, rope: Rope) -> Tensor:
     """Peng et al., "YaRN" (2023): interpolate the slow dimensions, extrapolate the fast ones, ramp between."""
-    scaling, dim = config.rope, config.head_dim
+    dim = rope.rotary_dim
 
     def dimension_of(num_rotations: float) -> float:
-        turns = scaling.original_max_positions / (num_rotations * 2 * math.pi)
-        return dim * math.log(turns) / (2 * math.log(config.rope_theta))
+        turns = rope.original_max_positions / (num_rotations * 2 * math.pi)
+        return dim * math.log(turns) / (2 * math.log(rope.theta))
 
-    low, high = dimension_of(scaling.beta_fast), dimension_of(scaling.beta_slow)
-    if scaling.truncate:
+    low, high = dimension_of(rope.beta_fast), dimension_of(rope.beta_slow)
+    if rope.truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, dim - 1)
     if low == high:
         high += 0.001
     ramp = ((torch.arange(dim // 2, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
-    return ramp / (scaling.factor * powers) + (1 - ramp) / powers
+    return ramp / (rope.factor * powers) + (1 - ramp) / powers
 
 
-def _yarn_attention_factor(scaling: RopeScaling) -> float:
-    if scaling.attention_factor is not None:
-        return scaling.attention_factor
+def _yarn_attention_factor(rope: Rope) -> float:
+    if rope.attention_factor is not None:
+        return rope.attention_factor
 
     def magnitude(weight: float) -> float:
-        return 1.0 if scaling.factor <= 1 else 0.1 * weight * math.log(scaling.factor) + 1.0
+        return 1.0 if rope.factor <= 1 else 0.1 * weight * math.log(rope.factor) + 1.0
 
-    if scaling.mscale and scaling.mscale_all_dim:
-        return magnitude(scaling.mscale) / magnitude(scaling.mscale_all_dim)
+    if rope.mscale and rope.mscale_all_dim:
+        return magnitude(rope.mscale) / magnitude(rope.mscale_all_dim)
     return magnitude(1.0)
+
+
+def _longrope(powers: Tensor, rope: Rope, max_tokens: int) -> Tensor:
+    """Ding et al., "LongRoPE" (2024): each frequency has its own divisor, for short sequences and for long ones."""
+    divisors = rope.long_factors if max_tokens > rope.original_max_positions else rope.short_factors
+    return 1.0 / (torch.tensor(divisors, dtype=torch.float32) * powers)
+
+
+def _longrope_attention_factor(rope: Rope) -> float:
+    if rope.attention_factor is not None:
+        return rope.attention_factor
+    if rope.factor <= 1.0:
+        return 1.0
+    return math.sqrt(1 + math.log(rope.factor) / math.log(rope.original_max_positions))

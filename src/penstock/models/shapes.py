@@ -4,7 +4,7 @@ Values are those of each model's config.json on its publisher's page; how fast a
 """
 
 from penstock.errors import ModelUnreadable
-from penstock.models.config import ModelConfig, RopeScaling
+from penstock.models.config import LayerConfig, ModelConfig, Rope
 
 SHAPE_PREFIX = "shape:"
 """Begins the name of a model with random weights: ``shape:qwen2.5-0.5b``."""
@@ -37,32 +37,38 @@ def _shape(
     theta: float,
     tied: bool,
     eps: float = 1e-5,
-    rope: RopeScaling | None = None,
+    rope_factor: float | None = None,
 ) -> ModelConfig:
     return ModelConfig(
         architecture=architecture,
         vocab_size=vocab,
         hidden_size=hidden,
         intermediate_size=intermediate,
-        num_layers=layers,
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
         rms_norm_eps=eps,
-        rope_theta=theta,
-        rope=rope or RopeScaling(),
+        layers=(LayerConfig(rope=_rope(theta, head_dim, rope_factor)),) * layers,
         max_positions=context,
         tie_word_embeddings=tied,
         qkv_bias=architecture == "Qwen2ForCausalLM",
-        qk_norm=architecture == "Qwen3ForCausalLM",
-        layer_windows=(None,) * layers,
+        qk_norm="heads" if architecture == "Qwen3ForCausalLM" else "none",
+        attention_scale=head_dim**-0.5,
         dtype="bfloat16",
     )
 
 
-def _llama3(factor: float) -> RopeScaling:
-    return RopeScaling(
-        kind="llama3", factor=factor, original_max_positions=8192, low_freq_factor=1.0, high_freq_factor=4.0
+def _rope(theta: float, head_dim: int, llama3_factor: float | None) -> Rope:
+    if llama3_factor is None:
+        return Rope(theta=theta, rotary_dim=head_dim)
+    return Rope(
+        theta=theta,
+        rotary_dim=head_dim,
+        kind="llama3",
+        factor=llama3_factor,
+        original_max_positions=8192,
+        low_freq_factor=1.0,
+        high_freq_factor=4.0,
     )
 
 
@@ -91,7 +97,7 @@ SHAPES: dict[str, ModelConfig] = {
     # meta-llama/Llama-3.2-1B-Instruct
     "llama-3.2-1b": _shape(
         "LlamaForCausalLM", layers=16, hidden=2048, heads=32, kv_heads=8, head_dim=64, intermediate=8192,
-        vocab=128256, context=131072, theta=5e5, tied=True, rope=_llama3(32.0),
+        vocab=128256, context=131072, theta=5e5, tied=True, rope_factor=32.0,
     ),
     # Qwen/Qwen2.5-1.5B-Instruct
     "qwen2.5-1.5b": _shape(
@@ -106,7 +112,7 @@ SHAPES: dict[str, ModelConfig] = {
     # meta-llama/Llama-3.1-8B-Instruct
     "llama-3.1-8b": _shape(
         "LlamaForCausalLM", layers=32, hidden=4096, heads=32, kv_heads=8, head_dim=128, intermediate=14336,
-        vocab=128256, context=131072, theta=5e5, tied=False, rope=_llama3(8.0),
+        vocab=128256, context=131072, theta=5e5, tied=False, rope_factor=8.0,
     ),
 }
 # fmt: on

@@ -1,0 +1,251 @@
+"""The native architectures: what each changes in the decoder that all of them share. No torch here.
+
+A family is one function from its config.json to a ``ModelConfig``. ``docs/adding-a-model.md`` shows how to add one. A
+setting that changes the computation and that is not implemented is refused by name, never ignored.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from penstock.errors import ModelUnreadable
+from penstock.models.config import Experts, LayerConfig, ModelConfig, Norms
+from penstock.models.config_json import ConfigJson, read_json
+
+_SANDWICH = Norms(
+    after_attention="post_attention_layernorm",
+    before_mlp="pre_feedforward_layernorm",
+    after_mlp="post_feedforward_layernorm",
+    offset=1.0,
+)
+"""Gemma's: before and after each block, weights kept as deviations from one."""
+
+
+def llama(raw: ConfigJson, *, partial_rotary: bool = False) -> ModelConfig:
+    """Llama 2 and 3.x: what every other family starts from."""
+    num_layers, num_heads = raw.integer("num_hidden_layers"), raw.integer("num_attention_heads")
+    hidden_size = raw.integer("hidden_size")
+    num_kv_heads = raw.integer("num_key_value_heads", num_heads)
+    head_dim = raw.integer("head_dim", hidden_size // num_heads)
+    if num_heads % num_kv_heads:
+        raise raw.bad("num_key_value_heads", num_kv_heads, f"a divisor of the {num_heads} attention heads")
+    if head_dim % 2:
+        raise raw.bad("head_dim", head_dim, "an even number, as rotary embedding needs")
+    rope, max_positions = raw.rope(head_dim, partial=partial_rotary), raw.integer("max_position_embeddings")
+    stretched = rope.kind in ("linear", "dynamic") or (
+        rope.kind == "yarn" and rope.original_max_positions == max_positions
+    )
+    return ModelConfig(
+        architecture="LlamaForCausalLM",
+        vocab_size=raw.integer("vocab_size"),
+        hidden_size=hidden_size,
+        intermediate_size=raw.integer("intermediate_size"),
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        layers=(LayerConfig(rope=rope),) * num_layers,
+        max_positions=int(max_positions * rope.factor) if stretched else max_positions,
+        rms_norm_eps=float(raw.values.get("rms_norm_eps", 1e-6)),
+        tie_word_embeddings=raw.flag("tie_word_embeddings"),
+        qkv_bias=raw.flag("attention_bias"),
+        o_bias=raw.flag("attention_bias"),
+        mlp_bias=raw.flag("mlp_bias"),
+        activation=raw.activation(),
+        attention_scale=head_dim**-0.5,
+        eos_token_ids=raw.eos_token_ids(),
+        bos_token_id=raw.values.get("bos_token_id"),
+        dtype=raw.dtype(),
+    )
+
+
+def mistral(raw: ConfigJson) -> ModelConfig:
+    """All layers see ``sliding_window`` tokens, if it is set."""
+    return _windowed(raw, llama(raw), lambda layer: True)
+
+
+def qwen2(raw: ConfigJson) -> ModelConfig:
+    """Qwen2 and 2.5: biased queries, keys and values; upper layers may have windows."""
+    return _upper_windowed(raw, replace(llama(raw), qkv_bias=True, o_bias=False))
+
+
+def qwen3(raw: ConfigJson) -> ModelConfig:
+    """Heads of queries and keys are normalized."""
+    return _upper_windowed(raw, replace(llama(raw), qk_norm="heads"))
+
+
+def olmo2(raw: ConfigJson) -> ModelConfig:
+    """Norms after the blocks only, and over all of a token's queries or keys."""
+    norms = Norms(
+        before_attention=None,
+        after_attention="post_attention_layernorm",
+        before_mlp=None,
+        after_mlp="post_feedforward_layernorm",
+    )
+    return replace(llama(raw), norms=norms, qk_norm="projection")
+
+
+def smollm3(raw: ConfigJson) -> ModelConfig:
+    """Every fourth layer does not rotate; those may have windows."""
+    config = replace(llama(raw), tie_word_embeddings=raw.flag("tie_word_embeddings", True))
+    interval = raw.integer("no_rope_layer_interval", 4)
+    rotates = raw.values.get("no_rope_layers")
+    if rotates is None:
+        rotates = [(layer + 1) % interval != 0 for layer in range(config.num_layers)]
+    if len(rotates) != config.num_layers:
+        raise raw.bad("no_rope_layers", rotates, f"one for each of the {config.num_layers} layers")
+    layers = [
+        layer if rotated else replace(layer, rope=None) for layer, rotated in zip(config.layers, rotates, strict=True)
+    ]
+    config = replace(config, layers=tuple(layers))
+    return _windowed(raw, config, lambda i: not rotates[i]) if raw.flag("use_sliding_window") else config
+
+
+def granite(raw: ConfigJson) -> ModelConfig:
+    """Llama with four multipliers."""
+    return replace(
+        llama(raw),
+        embedding_scale=raw.number("embedding_multiplier", 1.0),
+        residual_scale=raw.number("residual_multiplier", 1.0),
+        attention_scale=raw.number("attention_multiplier", 1.0),
+        logit_scale=1.0 / raw.number("logits_scaling", 1.0),
+    )
+
+
+def phi3(raw: ConfigJson) -> ModelConfig:
+    """Phi-3 and Phi-4: projections kept as one tensor, a part of each head rotated, longrope."""
+    config = replace(llama(raw, partial_rotary=True), fused_projections=True)
+    return _windowed(raw, config, lambda layer: True)
+
+
+def gemma2(raw: ConfigJson) -> ModelConfig:
+    """Scores and logits are capped; every second layer has a window."""
+    config = replace(_gemma(raw), score_cap=raw.optional_number("attn_logit_softcapping"))
+    return _windowed(raw, config, lambda layer: layer % 2 == 0)
+
+
+def gemma3(raw: ConfigJson) -> ModelConfig:
+    """Five layers with windows and angles of their own for each one that sees all; heads are normalized."""
+    pattern = raw.integer("sliding_window_pattern", 6)
+    config = _windowed(raw, replace(_gemma(raw), qk_norm="heads"), lambda layer: (layer + 1) % pattern != 0)
+    by_kind = raw.values.get("rope_parameters") or {}
+    scaling = raw.values.get("rope_scaling") or {}
+    wide = {"rope_theta": raw.number("rope_theta", 1e6), **scaling, **by_kind.get("full_attention", {})}
+    local = {"rope_theta": raw.number("rope_local_base_freq", 1e4), **by_kind.get("sliding_attention", {})}
+    ropes = [raw.rope(config.head_dim, parameters=parameters) for parameters in (wide, local)]
+    layers = [replace(layer, rope=ropes[layer.window is not None]) for layer in config.layers]
+    # Full attention's scaling is part of max_position_embeddings already.
+    return replace(config, layers=tuple(layers), max_positions=raw.integer("max_position_embeddings"))
+
+
+def mixtral(raw: ConfigJson) -> ModelConfig:
+    """Mistral with a mixture of experts in every layer."""
+    experts = Experts(
+        num_experts=raw.integer("num_local_experts", 8),
+        num_active=raw.integer("num_experts_per_tok", 2),
+        intermediate_size=raw.integer("intermediate_size"),
+        normalize=True,
+        name="block_sparse_moe",
+        gate_up_down=("w1", "w3", "w2"),
+    )
+    return _with_experts(raw, mistral(raw), experts, lambda layer: True)
+
+
+def qwen3_moe(raw: ConfigJson) -> ModelConfig:
+    """Qwen3 with a mixture of experts in most layers."""
+    experts = Experts(
+        num_experts=raw.integer("num_experts", raw.values.get("num_local_experts")),  # transformers 5 renames it
+        num_active=raw.integer("num_experts_per_tok", 8),
+        intermediate_size=raw.integer("moe_intermediate_size"),
+        normalize=raw.flag("norm_topk_prob"),
+    )
+    step, dense = raw.integer("decoder_sparse_step", 1), raw.values.get("mlp_only_layers") or []
+    config = replace(llama(raw), qk_norm="heads")
+    if raw.flag("use_sliding_window"):
+        config = _windowed(raw, config, lambda layer: True)
+    return _with_experts(raw, config, experts, lambda layer: layer not in dense and (layer + 1) % step == 0)
+
+
+FAMILIES: dict[str, Callable[[ConfigJson], ModelConfig]] = {
+    "LlamaForCausalLM": llama,
+    "MistralForCausalLM": mistral,
+    "Qwen2ForCausalLM": qwen2,
+    "Qwen3ForCausalLM": qwen3,
+    "Qwen3MoeForCausalLM": qwen3_moe,
+    "MixtralForCausalLM": mixtral,
+    "Gemma2ForCausalLM": gemma2,
+    "Gemma3ForCausalLM": gemma3,
+    "Phi3ForCausalLM": phi3,
+    "GraniteForCausalLM": granite,
+    "SmolLM3ForCausalLM": smollm3,
+    "Olmo2ForCausalLM": olmo2,
+}
+"""By the name in config.json's ``architectures``."""
+
+
+def read_config(path: Path) -> ModelConfig:
+    """Return the configuration of the model in directory ``path``.
+
+    Raises ``ModelUnreadable`` if it is missing, broken, of an unknown architecture, or asks for something that is
+    not implemented.
+    """
+    file = path / "config.json"
+    raw = ConfigJson(read_json(file, required=True), file, read_json(path / "generation_config.json", required=False))
+    try:
+        return _config_of(raw)
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise ModelUnreadable(f"{file} holds a value of the wrong kind ({error}); fetch the file again") from error
+
+
+def _config_of(raw: ConfigJson) -> ModelConfig:
+    quantization = raw.values.get("quantization_config")
+    if quantization:
+        raise ModelUnreadable(
+            f"{raw.path}: the weights are quantized ({quantization.get('quant_method', 'unknown')}), which is not "
+            "supported yet; use the bf16, fp16 or fp32 checkpoint"
+        )
+    names = raw.values.get("architectures") or []
+    for name in names:
+        if name in FAMILIES:
+            return replace(FAMILIES[name](raw), architecture=name)
+    found = ", ".join(map(str, names)) or f"none (model_type {raw.values.get('model_type')!r})"
+    raise ModelUnreadable(f"{raw.path}: architecture {found} is not one Penstock runs; it runs {', '.join(FAMILIES)}")
+
+
+# ---- what several families have in common
+
+
+def _windowed(raw: ConfigJson, config: ModelConfig, slides: Callable[[int], bool]) -> ModelConfig:
+    windows = raw.windows(config.num_layers, slides)
+    layers = [replace(layer, window=window) for layer, window in zip(config.layers, windows, strict=True)]
+    return replace(config, layers=tuple(layers))
+
+
+def _upper_windowed(raw: ConfigJson, config: ModelConfig) -> ModelConfig:
+    """Layers from ``max_window_layers`` on have windows, if ``use_sliding_window``."""
+    if not raw.flag("use_sliding_window"):
+        return config
+    first = int(raw.values.get("max_window_layers", 28))
+    return _windowed(raw, config, lambda layer: layer >= first)
+
+
+def _gemma(raw: ConfigJson) -> ModelConfig:
+    config = llama(raw)
+    if raw.flag("use_bidirectional_attention"):
+        raise raw.bad("use_bidirectional_attention", True, "a decoder, in which tokens see only what came before")
+    return replace(
+        config,
+        norms=_SANDWICH,
+        tie_word_embeddings=raw.flag("tie_word_embeddings", True),
+        attention_scale=raw.number("query_pre_attn_scalar", 256.0) ** -0.5,
+        embedding_scale=config.hidden_size**0.5,
+        logit_cap=raw.optional_number("final_logit_softcapping"),
+    )
+
+
+def _with_experts(
+    raw: ConfigJson, config: ModelConfig, experts: Experts, is_sparse: Callable[[int], bool]
+) -> ModelConfig:
+    if experts.num_active > experts.num_experts:
+        raise raw.bad("num_experts_per_tok", experts.num_active, f"at most the {experts.num_experts} experts")
+    layers = [replace(layer, experts=experts if is_sparse(i) else None) for i, layer in enumerate(config.layers)]
+    return replace(config, layers=tuple(layers))

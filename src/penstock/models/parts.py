@@ -1,0 +1,216 @@
+"""What a layer is made of: attention and feed-forward blocks, and how each is taken from a checkpoint.
+
+T packed tokens, E hidden width, H query heads, G KV heads, D head width, F feed-forward width, N experts, A experts
+that a token uses.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from penstock.kernels import Attention, BatchLayout, HeadNorms, KVBlocks, Linear, Ops
+from penstock.models.config import Experts, LayerConfig, ModelConfig, Rope
+from penstock.models.rope import rotary_order
+from penstock.models.weights import TensorSource
+
+
+class Loader:
+    """Takes tensors from a checkpoint in the form kernels want them, and counts them."""
+
+    def __init__(self, config: ModelConfig, weights: TensorSource, dtype: torch.dtype, ops: Ops) -> None:
+        self.config = config
+        self.ops = ops
+        self.num_parameters = 0
+        self._weights = weights
+        self._dtype = dtype
+        self._activation_dtype = ops.activation_dtype(dtype)
+
+    def tensor(self, name: str, *shape: int) -> Tensor:
+        """Return a tensor in the dtype weights run in."""
+        tensor = self._weights.take(name, shape, self._dtype)
+        self.num_parameters += tensor.numel()
+        return tensor
+
+    def norm(self, name: str, size: int) -> Tensor:
+        """Return a norm's weight [size] in the dtype of activations."""
+        weight = self.tensor(f"{name}.weight", size).to(self._activation_dtype)
+        offset = self.config.norms.offset
+        return weight + offset if offset else weight
+
+    def optional_norm(self, prefix: str, name: str | None) -> Tensor | None:
+        """Return the weight [E] of a layer's norm, None if it has none there."""
+        return None if name is None else self.norm(f"{prefix}.{name}", self.config.hidden_size)
+
+    def linear(self, name: str, num_outputs: int, num_inputs: int, *, bias: bool = False) -> Linear:
+        """Return a projection."""
+        weight = self.tensor(f"{name}.weight", num_outputs, num_inputs)
+        return self.ops.prepare_linear(weight, self.tensor(f"{name}.bias", num_outputs) if bias else None)
+
+    def gated_linear(self, gate: str, up: str, num_outputs: int, num_inputs: int, *, bias: bool = False) -> Linear:
+        """Return two projections of which one gates the other."""
+        weights = [self.tensor(f"{name}.weight", num_outputs, num_inputs) for name in (gate, up)]
+        biases = [self.tensor(f"{name}.bias", num_outputs) if bias else None for name in (gate, up)]
+        return self.ops.prepare_gated_linear(*weights, *biases, activation=self.config.activation)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What all layers of one forward pass share."""
+
+    layout: BatchLayout
+    attentions: dict[int | None, Attention]
+    """By window"""
+    angles: dict[Rope | None, tuple[Tensor, Tensor]]
+    """Cosines and sines by rotation"""
+
+
+class AttentionBlock:
+    """Queries, keys and values; rotation; attention; the way back."""
+
+    def __init__(self, loader: Loader, prefix: str, layer: LayerConfig) -> None:
+        config = self._config = loader.config
+        self._ops = loader.ops
+        self._layer = layer
+        E, D = config.hidden_size, config.head_dim
+        self._q_width, self._kv_width = config.num_heads * D, config.num_kv_heads * D
+        order = rotary_order(layer.rope, D)
+        self._qkv = self._load_qkv(loader, prefix, order)
+        self._head_norms: HeadNorms | None = None
+        self._row_norms: tuple[Tensor, Tensor] | None = None
+        if config.qk_norm == "heads":
+            q_norm, k_norm = (_reorder(loader.norm(f"{prefix}.{name}_norm", D), order) for name in "qk")
+            self._head_norms = HeadNorms(q_norm, k_norm, config.rms_norm_eps)
+        elif config.qk_norm == "projection":
+            self._row_norms = (
+                _reorder(loader.norm(f"{prefix}.q_norm", self._q_width), order),
+                _reorder(loader.norm(f"{prefix}.k_norm", self._kv_width), order),
+            )
+        self._o = loader.linear(f"{prefix}.o_proj", E, self._q_width, bias=config.o_bias)
+
+    def __call__(self, x: Tensor, added: Tensor | None, kv: KVBlocks, step: Step) -> Tensor:
+        """Return [T, E] from ``x`` [T, E], plus ``added``, which may be overwritten; writes keys and values."""
+        config = self._config
+        qkv = self._qkv(x)
+        if self._row_norms is not None:
+            self._normalize_rows(qkv, *self._row_norms)
+        q_THD = self._ops.rope_write_kv(
+            qkv,
+            kv,
+            step.layout,
+            *step.angles[self._layer.rope],
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            norms=self._head_norms,
+        )
+        mixed_THD = step.attentions[self._layer.window](q_THD, kv, scale=config.attention_scale)
+        return self._o(mixed_THD.flatten(1), added)
+
+    def _normalize_rows(self, qkv: Tensor, q_norm: Tensor, k_norm: Tensor) -> None:
+        eps, keys = self._config.rms_norm_eps, slice(self._q_width, self._q_width + self._kv_width)
+        qkv[:, : self._q_width] = self._ops.rms_norm(qkv[:, : self._q_width].contiguous(), q_norm, eps)
+        qkv[:, keys] = self._ops.rms_norm(qkv[:, keys].contiguous(), k_norm, eps)
+
+    def _load_qkv(self, loader: Loader, prefix: str, order: Tensor | None) -> Linear:
+        widths = (self._q_width, self._kv_width, self._kv_width)
+        weights = self._load_parts(loader, prefix, "weight", widths, (self._config.hidden_size,))
+        biases = self._load_parts(loader, prefix, "bias", widths, ()) if self._config.qkv_bias else []
+        for parts in (weights, biases):
+            parts[:2] = [_reorder(part, order) for part in parts[:2]]
+        return loader.ops.prepare_linear(torch.cat(weights), torch.cat(biases) if biases else None)
+
+    def _load_parts(
+        self, loader: Loader, prefix: str, kind: str, widths: tuple[int, ...], inputs: tuple[int, ...]
+    ) -> list[Tensor]:
+        if self._config.fused_projections:
+            fused = loader.tensor(f"{prefix}.qkv_proj.{kind}", sum(widths), *inputs)
+            return list(torch.split(fused, list(widths)))
+        return [
+            loader.tensor(f"{prefix}.{name}_proj.{kind}", width, *inputs)
+            for name, width in zip("qkv", widths, strict=True)
+        ]
+
+
+def _reorder(rows: Tensor, order: Tensor | None) -> Tensor:
+    """Bring ``rows`` [heads * D, ...] of each head into ``order``."""
+    if order is None:
+        return rows
+    return rows.view(-1, len(order), *rows.shape[1:])[:, order].flatten(0, 1)
+
+
+class FeedForward(Protocol):
+    """The second block of a layer."""
+
+    def __call__(self, x: Tensor, added: Tensor | None) -> Tensor:
+        """Return [T, E] from ``x`` [T, E], plus ``added``, which may be overwritten."""
+
+
+def load_feed_forward(loader: Loader, prefix: str, layer: LayerConfig) -> FeedForward:
+    """Return the feed-forward of the layer whose names begin with ``prefix``."""
+    if layer.experts is not None:
+        return MixtureOfExperts(loader, f"{prefix}.{layer.experts.name}", layer.experts)
+    return GatedMLP.load(loader, f"{prefix}.mlp")
+
+
+@dataclass(frozen=True, slots=True)
+class GatedMLP:
+    """down(activation(gate(x)) * up(x))."""
+
+    gate_up: Linear
+    down: Linear
+
+    @classmethod
+    def load(cls, loader: Loader, name: str) -> "GatedMLP":
+        """Take the one called ``name``."""
+        config = loader.config
+        E, F, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        if config.fused_projections:
+            gate, up = loader.tensor(f"{name}.gate_up_proj.weight", 2 * F, E).chunk(2)
+            gate_up = loader.ops.prepare_gated_linear(gate, up, None, None, activation=config.activation)
+        else:
+            gate_up = loader.gated_linear(f"{name}.gate_proj", f"{name}.up_proj", F, E, bias=bias)
+        return cls(gate_up, loader.linear(f"{name}.down_proj", E, F, bias=bias))
+
+    def __call__(self, x: Tensor, added: Tensor | None) -> Tensor:
+        """See ``FeedForward``."""
+        return self.down(self.gate_up(x), added)
+
+
+class MixtureOfExperts:
+    """Each token's sum over the A experts its gate prefers, weighted by the gate's probabilities.
+
+    Shazeer et al., "Outrageously Large Neural Networks" (2017). Tokens are sorted by expert, so that each expert with
+    tokens has one product; a token's result does not depend on what else is in the batch.
+    """
+
+    def __init__(self, loader: Loader, name: str, experts: Experts) -> None:
+        E, F = loader.config.hidden_size, experts.intermediate_size
+        self._experts = experts
+        self._gate = loader.linear(f"{name}.gate", experts.num_experts, E)
+        self._mlps = [self._load_expert(loader, f"{name}.experts.{i}", F, E) for i in range(experts.num_experts)]
+
+    def _load_expert(self, loader: Loader, name: str, num_hidden: int, num_outputs: int) -> GatedMLP:
+        gate, up, down = (f"{name}.{part}" for part in self._experts.gate_up_down)
+        gate_up = loader.gated_linear(gate, up, num_hidden, num_outputs)
+        return GatedMLP(gate_up, loader.linear(down, num_outputs, num_hidden))
+
+    def __call__(self, x: Tensor, added: Tensor | None) -> Tensor:
+        """See ``FeedForward``."""
+        num_active = self._experts.num_active
+        shares_TA, chosen_TA = self._gate(x).float().softmax(-1).topk(num_active)
+        if self._experts.normalize:
+            shares_TA = shares_TA / shares_TA.sum(-1, keepdim=True)
+        order = chosen_TA.flatten().argsort(stable=True)
+        # Row i of those sorted is token order[i] // A.
+        rows = x[order // num_active]
+        counts = torch.bincount(chosen_TA.flatten(), minlength=len(self._mlps)).tolist()
+        parts = [mlp(part, None) for mlp, part in zip(self._mlps, torch.split(rows, counts), strict=True) if len(part)]
+        results = torch.empty_like(rows)
+        results[order] = torch.cat(parts)
+        results_TAE = results.view(len(x), num_active, -1) * shares_TA.to(x.dtype).unsqueeze(-1)
+        total = torch.zeros_like(x) if added is None else added
+        # One after another: a sum over a dimension may be taken in another order for another number of tokens.
+        for part in results_TAE.unbind(1):
+            total = total + part
+        return total
