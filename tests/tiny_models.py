@@ -17,7 +17,7 @@ CHAT_TEMPLATE = (
 VOCAB_SIZE = 320
 EOS_ID = 258
 
-_SHAPE: dict[str, Any] = {
+SHAPE: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -158,6 +158,15 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Name -> (transformers' class prefix, what differs from the shape above)."""
 
+UPSTREAM: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt-neox": ("GPTNeoX", {}),
+    "stablelm": ("StableLm", {"use_qkv_bias": True, "qk_layernorm": True}),
+    "cohere2": ("Cohere2", {"num_hidden_layers": 4, "sliding_window": 24}),
+    "olmoe": ("Olmoe", {"num_experts": 6, "num_experts_per_tok": 2}),
+}
+"""Likewise, of families that transformers' code runs."""
+EVERY = FAMILIES | UPSTREAM
+
 _CONFIGS = {"Gemma3": "Gemma3TextConfig"}
 """Where a class's configuration is not called like it"""
 
@@ -175,14 +184,14 @@ def make_checkpoint(
 
     Biases and norms are random too, so that a forgotten one shows.
     """
-    prefix, differences = FAMILIES[family]
-    config = getattr(transformers, _CONFIGS.get(prefix, f"{prefix}Config"))(**{**_SHAPE, **differences, **overrides})
+    prefix, differences = EVERY[family]
+    config = getattr(transformers, _CONFIGS.get(prefix, f"{prefix}Config"))(**{**SHAPE, **differences, **overrides})
     torch.manual_seed(seed)
     model = getattr(transformers, f"{prefix}ForCausalLM")(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim == 1:
-                parameter.copy_(torch.randn_like(parameter) * 0.3 + (1.0 if "norm" in name else 0.0))
+                parameter.copy_(torch.randn_like(parameter) * 0.3 + (1.0 if "norm.weight" in name else 0.0))
     model.to(dtype).save_pretrained(path, max_shard_size=max_shard_size)
     write_tokenizer(path)
     return path

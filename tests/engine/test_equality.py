@@ -11,7 +11,7 @@ from penstock.kernels import ReferenceOps
 from penstock.kernels.native import NATIVE
 from penstock.protocol import GenerateRequest, SamplingParams
 from tests.engines import build_engine, greedy, is_whole, run_to_end, tokens_of
-from tests.tiny_models import FAMILIES, VOCAB_SIZE, reference_greedy
+from tests.tiny_models import EVERY, UPSTREAM, VOCAB_SIZE, reference_greedy
 
 Checkpoint = Callable[[str], Path]
 NUM_TOKENS = 24
@@ -50,7 +50,7 @@ def strangers(count: int, num_tokens: int = NUM_TOKENS) -> list[GenerateRequest]
 
 
 @pytest.mark.parametrize("kv_dtype", CACHES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 def test_greedy_tokens_equal_the_references_alone_and_among_32(
     family: str, kv_dtype: str, checkpoint: Checkpoint
 ) -> None:
@@ -70,7 +70,7 @@ def test_greedy_tokens_equal_the_references_alone_and_among_32(
 @pytest.mark.parametrize("step_tokens", [1, 3, 16, 50, 200])
 @pytest.mark.parametrize("kv_dtype", CACHES)
 @pytest.mark.parametrize(
-    "family", ["llama", "mistral", "qwen2-windows", "gemma2", "gemma3", "phi3-partial", "qwen3-moe"]
+    "family", ["llama", "mistral", "qwen2-windows", "gemma2", "gemma3", "phi3-partial", "qwen3-moe", *UPSTREAM]
 )
 def test_any_chunk_size_gives_the_same_tokens(
     family: str, kv_dtype: str, step_tokens: int, checkpoint: Checkpoint
@@ -84,7 +84,7 @@ def test_any_chunk_size_gives_the_same_tokens(
 
 
 @pytest.mark.parametrize("kv_dtype", CACHES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 def test_prefix_cache_changes_no_token(family: str, kv_dtype: str, checkpoint: Checkpoint) -> None:
     path = checkpoint(family)
     shared = prompt(41, 3)

@@ -45,9 +45,10 @@ def change_weights(path: Path, change: Callable[[dict[str, torch.Tensor]], None]
     [
         (
             {"architectures": ["ParrotForCausalLM"]},
-            "ParrotForCausalLM is not one Penstock runs; it runs LlamaForCausalLM",
+            "ParrotForCausalLM is neither native nor one transformers knows",
         ),
-        ({"architectures": None}, "architecture none"),
+        ({"architectures": None}, "architectures is not given"),
+        ({"architectures": {"Parrot": 1}}, "neither native"),
         ({"architectures": 7}, "wrong kind"),
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
         ({"num_attention_heads": -4}, "num_attention_heads is -4"),

@@ -9,7 +9,7 @@ import torch
 from penstock.models.decoder import load_model
 from tests.kernels.backends import needs_native
 from tests.packing import layout_of
-from tests.tiny_models import FAMILIES, VOCAB_SIZE, make_checkpoint, reference_logits
+from tests.tiny_models import EVERY, VOCAB_SIZE, make_checkpoint, reference_logits
 
 BLOCK = 4
 
@@ -18,7 +18,7 @@ def _prompt(length: int, seed: int = 3) -> list[int]:
     return torch.randint(0, VOCAB_SIZE, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 @pytest.mark.parametrize("length", [1, 7, 60])
 @torch.inference_mode()
 def test_logits_equal_transformers(family: str, length: int, checkpoint: Callable[[str], Path]) -> None:
@@ -31,7 +31,7 @@ def test_logits_equal_transformers(family: str, length: int, checkpoint: Callabl
     torch.testing.assert_close(model.logits(hidden), reference_logits(path, token_ids), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 @torch.inference_mode()
 def test_chunks_and_single_tokens_give_the_same_logits(family: str, checkpoint: Callable[[str], Path]) -> None:
     path = checkpoint(family)

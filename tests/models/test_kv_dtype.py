@@ -12,7 +12,8 @@ from penstock.errors import InvalidSetting
 from penstock.kernels import Ops, ReferenceOps
 from penstock.kernels.native import NATIVE
 from penstock.models import resolve_model
-from penstock.models.decoder import KV_DTYPES, DecoderModel, load_model
+from penstock.models.decoder import KV_DTYPES, load_model
+from penstock.models.model import LanguageModel
 from penstock.text import Tokenizer
 from tests.packing import layout_of
 from tests.tiny_models import make_checkpoint
@@ -21,7 +22,7 @@ needs_native = pytest.mark.skipif(NATIVE is None, reason="the native kernels wer
 
 
 @torch.inference_mode()
-def logits(model: DecoderModel, token_ids: list[int]) -> torch.Tensor:
+def logits(model: LanguageModel, token_ids: list[int]) -> torch.Tensor:
     """Return [T, V] of one sequence: a prompt in two chunks, so that the second reads what the first wrote."""
     T, first = len(token_ids), len(token_ids) // 2
     table = list(range(-(-T // 16)))

@@ -14,7 +14,8 @@ from penstock.kernels import QUANTIZATIONS, CPUOps, Linear, Quantization, Refere
 from penstock.kernels.linear.cpu import PackedLinear
 from penstock.kernels.linear.reference import round_activations
 from penstock.kernels.native import NATIVE
-from penstock.models.decoder import DecoderModel, load_model
+from penstock.models.decoder import load_model
+from penstock.models.model import LanguageModel
 from tests.packing import layout_of
 
 needs_native = pytest.mark.skipif(NATIVE is None, reason="the native kernels were not built")
@@ -63,7 +64,7 @@ class RoundedOps(ReferenceOps):
 
 
 @torch.inference_mode()
-def logits(model: DecoderModel, token_ids: list[int]) -> torch.Tensor:
+def logits(model: LanguageModel, token_ids: list[int]) -> torch.Tensor:
     """Return [T, V] of one sequence."""
     num_blocks = -(-len(token_ids) // 16)
     layout = layout_of([len(token_ids)], [len(token_ids)], [list(range(num_blocks))], 16)

@@ -7,13 +7,13 @@ from penstock.engine.profile import Profiler
 from penstock.engine.runner import CPURunner, Runner
 from penstock.engine.sampling import Sampler
 from penstock.engine.scheduler import Scheduler
-from penstock.models.decoder import DecoderModel
+from penstock.models.model import LanguageModel
 from penstock.protocol import ModelInfo
 from penstock.text import Tokenizer
 
 
 def assemble_engine(
-    model: DecoderModel,
+    model: LanguageModel,
     tokenizer: Tokenizer,
     config: EngineConfig,
     *,

@@ -3,9 +3,12 @@
 T packed query tokens, S sequences, N blocks, P tokens per block, G KV heads, D head width, W table width.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Self
 
+import numpy as np
+import torch
 from torch import Tensor
 
 
@@ -54,3 +57,40 @@ class BatchLayout:
     """``context_lens`` as Python integers"""
     block_size: int
     """P"""
+
+    @classmethod
+    def pack(
+        cls,
+        query_lens: list[int],
+        context_lens: list[int],
+        tables: Sequence[Sequence[int]],
+        block_size: int,
+        table_starts: Sequence[int] | None = None,
+    ) -> Self:
+        """Return the layout of sequences with these new tokens, tokens in all, blocks and first tokens in their tables.
+
+        ``table_starts`` are zeros by default.
+        """
+        query_array, context_array = np.array(query_lens, np.int32), np.array(context_lens, np.int32)
+        starts = np.array(table_starts or [0] * len(query_lens), dtype=np.int32)
+        table_array = np.full((len(query_lens), max(map(len, tables))), -1, dtype=np.int32)
+        for s, block_ids in enumerate(tables):
+            table_array[s, : len(block_ids)] = block_ids
+        query_starts = np.zeros(len(query_lens) + 1, dtype=np.int32)
+        np.cumsum(query_array, out=query_starts[1:])
+        owners = np.repeat(np.arange(len(query_lens)), query_array)
+        first_positions = context_array - query_array
+        positions = np.arange(query_starts[-1]) - query_starts[owners] + first_positions[owners]
+        offsets = positions - starts[owners]
+        slots = table_array[owners, offsets // block_size].astype(np.int64) * block_size + offsets % block_size
+        return cls(
+            positions=torch.from_numpy(positions),
+            slots=torch.from_numpy(slots),
+            query_starts=torch.from_numpy(query_starts),
+            context_lens=torch.from_numpy(context_array),
+            tables=torch.from_numpy(table_array),
+            table_starts=torch.from_numpy(starts),
+            query_lens_list=query_lens,
+            context_lens_list=context_lens,
+            block_size=block_size,
+        )

@@ -22,6 +22,7 @@ try:
     from penstock.kernels.sampling import scratch_bytes
     from penstock.models.config import ModelConfig
     from penstock.models.decoder import cache_dtype, count_parameters, load_model, run_dtype
+    from penstock.models.model import LanguageModel
     from penstock.models.random_weights import count_random_parameters, make_random_model
 except ImportError as error:
     raise MissingExtra(
@@ -82,6 +83,7 @@ def build_engine(settings: Settings, profiler: Profiler | None = None) -> Engine
     if profiler is not None:
         form = QUANTIZATIONS[settings.runner.quantize] if settings.runner.quantize else None
         ops = profiler.around_ops(ops, config, quantization=form)
+    model: LanguageModel
     if path is None:
         model = make_random_model(config, weights_dtype, kv_dtype, ops)
     else:
@@ -142,8 +144,9 @@ def _weights_bytes(config: ModelConfig, num_parameters: int, dtype: torch.dtype,
 
     A tied embedding is held twice then, as a table and as the head's codes.
     """
-    if quantize is None:
-        return num_parameters * dtype.itemsize
     embedding = config.vocab_size * config.hidden_size
+    if quantize is None:
+        # transformers' code computes in float32, its embedding included.
+        return num_parameters * dtype.itemsize + (0 if config.is_native else embedding * (4 - dtype.itemsize))
     num_codes = num_parameters - (0 if config.tie_word_embeddings else embedding)
     return embedding * dtype.itemsize + int(num_codes * QUANTIZATIONS[quantize].weight_bytes)

@@ -84,7 +84,9 @@ class ModelConfig:
     layers: tuple[LayerConfig, ...]
     max_positions: int
     """Tokens the checkpoint says it can hold, scaling included."""
-    rms_norm_eps: float
+    is_native: bool = True
+    """Whether a native family runs it. Where transformers' code does, only sizes are filled in, windows included."""
+    rms_norm_eps: float = 1e-6
     norms: Norms = field(default_factory=Norms)
     tie_word_embeddings: bool = False
     qkv_bias: bool = False
@@ -96,7 +98,7 @@ class ModelConfig:
     """Normalize queries and keys before rotation: ``heads``, each by itself; ``projection``, all heads as one row."""
     activation: str = "silu"
     """Of the feed-forward's gate: ``silu`` or ``gelu_tanh``."""
-    attention_scale: float
+    attention_scale: float = 1.0
     """What scores are multiplied by."""
     score_cap: float | None = None
     """Scores s become cap * tanh(s / cap)."""

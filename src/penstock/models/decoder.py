@@ -3,12 +3,10 @@
 T packed tokens, R rows, E hidden width, V vocabulary.
 """
 
-import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import structlog
 import torch
 import torch.nn.functional as F
@@ -18,6 +16,7 @@ from penstock.errors import InvalidSetting
 from penstock.kernels import BatchLayout, KVBlocks, Ops, ops_for
 from penstock.models.config import DTYPES, ModelConfig
 from penstock.models.families import read_config
+from penstock.models.model import LanguageModel, new_cache
 from penstock.models.parts import AttentionBlock, FeedForward, Loader, Step, load_feed_forward
 from penstock.models.rope import RotaryEmbedding
 from penstock.models.weights import TensorSource, Weights
@@ -79,18 +78,7 @@ class DecoderModel:
 
     def new_cache(self, num_blocks: int, block_size: int) -> list[KVBlocks]:
         """Return zeroed cache blocks for each layer; memory is taken page by page as it is first written."""
-        config = self.config
-        shapes = self._ops.cache_shapes(num_blocks, block_size, config.num_kv_heads, config.head_dim)
-        has_scales = self.kv_dtype is torch.int8
-        return [
-            KVBlocks(
-                k=_lazy_zeros(shapes.k, self.kv_dtype),
-                v=_lazy_zeros(shapes.v, self.kv_dtype),
-                k_scales=_lazy_zeros(shapes.scales, torch.float32) if has_scales else None,
-                v_scales=_lazy_zeros(shapes.scales, torch.float32) if has_scales else None,
-            )
-            for _ in range(config.num_layers)
-        ]
+        return new_cache(self.config, self._ops, self.kv_dtype, num_blocks, block_size)
 
     def forward(self, token_ids: Tensor, layout: BatchLayout, cache: list[KVBlocks]) -> Tensor:
         """Return the final normed hidden states [T, E] of ``token_ids`` [T] int64; writes keys and values."""
@@ -153,12 +141,6 @@ class DecoderModel:
         )
 
 
-def _lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Return zeros that the system hands out page by page; torch.zeros would write gigabytes at start."""
-    num_bytes = math.prod(shape) * dtype.itemsize
-    return torch.from_numpy(np.zeros(num_bytes, dtype=np.uint8)).view(dtype).view(shape)
-
-
 def load_model(
     path: Path,
     *,
@@ -166,7 +148,7 @@ def load_model(
     kv_dtype: str = "auto",
     ops: Ops | None = None,
     max_tokens: int | None = None,
-) -> DecoderModel:
+) -> LanguageModel:
     """Load the model in directory ``path``, to run sequences of up to ``max_tokens``; None: of what it can hold.
 
     Raises ``ModelUnreadable`` if the checkpoint is incomplete or broken, ``InvalidSetting`` for an unknown dtype.
@@ -174,8 +156,14 @@ def load_model(
     config = read_config(path)
     torch_dtype: torch.dtype = getattr(torch, run_dtype(config, dtype))
     torch_kv_dtype = cache_dtype(torch_dtype, kv_dtype)
+    ops = ops or ops_for(torch_dtype)
+    if not config.is_native:
+        # Optional, and slow to import.
+        from penstock.models.upstream import UpstreamModel
+
+        return UpstreamModel(path, config, torch_dtype, torch_kv_dtype, ops)
     with torch.inference_mode(), Weights(path) as weights:
-        model = DecoderModel(config, weights, torch_dtype, torch_kv_dtype, ops or ops_for(torch_dtype), max_tokens)
+        model = DecoderModel(config, weights, torch_dtype, torch_kv_dtype, ops, max_tokens)
         ignored = list(weights.unused())
     if ignored:
         _log.debug("weights_ignored", num_tensors=len(ignored), first=ignored[0])

@@ -207,8 +207,15 @@ def _config_of(raw: ConfigJson) -> ModelConfig:
     for name in names:
         if name in FAMILIES:
             return replace(FAMILIES[name](raw), architecture=name)
-    found = ", ".join(map(str, names)) or f"none (model_type {raw.values.get('model_type')!r})"
-    raise ModelUnreadable(f"{raw.path}: architecture {found} is not one Penstock runs; it runs {', '.join(FAMILIES)}")
+    if not names:
+        raise ModelUnreadable(
+            f"{raw.path}: architectures is not given (model_type is {raw.values.get('model_type')!r}); Penstock runs "
+            f"{', '.join(FAMILIES)}, and others through transformers"
+        )
+    # Takes torch and an extra, which native families do without.
+    from penstock.models.upstream import read_upstream_config
+
+    return read_upstream_config(raw, str(next(iter(names))))
 
 
 # ---- what several families have in common

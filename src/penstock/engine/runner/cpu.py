@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -71,10 +70,13 @@ class CPURunner:
         if batch.block_copies:
             copy_blocks(self._cache, batch.block_copies)
         token_ids = torch.tensor(batch.token_ids, dtype=torch.int64)
+        layout = BatchLayout.pack(
+            batch.query_lens, batch.context_lens, batch.block_tables, self._block_size, batch.table_starts
+        )
         # Grammars are followed while the model runs, on the core that it leaves free.
         pending = self._masks.begin(batch.sample_ids)
         try:
-            hidden = self._model.forward(token_ids, self._layout(batch), self._cache)
+            hidden = self._model.forward(token_ids, layout, self._cache)
             scores = self._score(batch, hidden) if batch.score_rows else []
             if not batch.sample_rows:
                 return StepResult([], scores)
@@ -97,30 +99,3 @@ class CPURunner:
             logits = self._model.logits(hidden[rows[part]])
             scores.extend(self._sampler.score(logits, batch.score_targets[part], owners))
         return scores
-
-    def _layout(self, batch: ScheduledBatch) -> BatchLayout:
-        size = self._block_size
-        query_lens = np.array(batch.query_lens, dtype=np.int32)
-        context_lens = np.array(batch.context_lens, dtype=np.int32)
-        table_starts = np.array(batch.table_starts, dtype=np.int32)
-        tables = np.full((len(query_lens), max(map(len, batch.block_tables))), -1, dtype=np.int32)
-        for s, block_ids in enumerate(batch.block_tables):
-            tables[s, : len(block_ids)] = block_ids
-        query_starts = np.zeros(len(query_lens) + 1, dtype=np.int32)
-        np.cumsum(query_lens, out=query_starts[1:])
-        owners = np.repeat(np.arange(len(query_lens)), query_lens)
-        first_positions = context_lens - query_lens
-        positions = np.arange(batch.num_tokens) - query_starts[owners] + first_positions[owners]
-        offsets = positions - table_starts[owners]
-        slots = tables[owners, offsets // size].astype(np.int64) * size + offsets % size
-        return BatchLayout(
-            positions=torch.from_numpy(positions),
-            slots=torch.from_numpy(slots),
-            query_starts=torch.from_numpy(query_starts),
-            context_lens=torch.from_numpy(context_lens),
-            tables=torch.from_numpy(tables),
-            table_starts=torch.from_numpy(table_starts),
-            query_lens_list=batch.query_lens,
-            context_lens_list=batch.context_lens,
-            block_size=size,
-        )

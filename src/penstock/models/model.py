@@ -1,0 +1,56 @@
+"""What every loaded model offers, and the cache it needs."""
+
+import math
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from penstock.kernels import BatchLayout, KVBlocks, Ops
+from penstock.models.config import ModelConfig
+
+
+class LanguageModel(Protocol):
+    """A loaded decoder-only language model. T packed tokens, R rows, E hidden width, V vocabulary."""
+
+    config: ModelConfig
+    num_parameters: int
+    dtype: torch.dtype
+    """What weights run in."""
+    kv_dtype: torch.dtype
+    """What keys and values are cached in."""
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of all parameters in the dtype they run in."""
+
+    def new_cache(self, num_blocks: int, block_size: int) -> list[KVBlocks]:
+        """Return zeroed cache blocks for each layer; memory is taken page by page as it is first written."""
+
+    def forward(self, token_ids: Tensor, layout: BatchLayout, cache: list[KVBlocks]) -> Tensor:
+        """Return the final hidden states [T, E] of ``token_ids`` [T] int64; writes keys and values."""
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return [R, V] float32 from ``hidden`` [R, E]."""
+
+
+def new_cache(config: ModelConfig, ops: Ops, kv_dtype: torch.dtype, num_blocks: int, block_size: int) -> list[KVBlocks]:
+    """See ``LanguageModel.new_cache``."""
+    shapes = ops.cache_shapes(num_blocks, block_size, config.num_kv_heads, config.head_dim)
+    has_scales = kv_dtype is torch.int8
+    return [
+        KVBlocks(
+            k=_lazy_zeros(shapes.k, kv_dtype),
+            v=_lazy_zeros(shapes.v, kv_dtype),
+            k_scales=_lazy_zeros(shapes.scales, torch.float32) if has_scales else None,
+            v_scales=_lazy_zeros(shapes.scales, torch.float32) if has_scales else None,
+        )
+        for _ in range(config.num_layers)
+    ]
+
+
+def _lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Return zeros that the system hands out page by page; torch.zeros would write gigabytes at start."""
+    num_bytes = math.prod(shape) * dtype.itemsize
+    return torch.from_numpy(np.zeros(num_bytes, dtype=np.uint8)).view(dtype).view(shape)
