@@ -139,6 +139,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             },
         },
     ),
+    "gemma3-pattern": ("Gemma3", {"num_hidden_layers": 7, "sliding_window": 24, "tie_word_embeddings": False}),
     "mixtral": ("Mixtral", {"num_local_experts": 5, "num_experts_per_tok": 2}),
     "qwen3-moe": (
         "Qwen3Moe",
@@ -150,6 +151,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "mlp_only_layers": [1],
             "norm_topk_prob": True,
         },
+    ),
+    "qwen3-moe-sparse": (
+        "Qwen3Moe",
+        {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True},
     ),
     "qwen3-moe-unnormalized": (
         "Qwen3Moe",

@@ -15,10 +15,12 @@ from docs.generate import PAGES, REFERENCE
 from penstock.models import families
 from penstock.protocol import EngineState
 from tests.commands import PENSTOCK, Server, run, serving
+from tests.gguf_files import write_gguf
 
 ROOT = Path(__file__).parents[2]
 PROSE = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 EXAMPLE_MODEL = "/models/Qwen2.5-0.5B-Instruct"
+EXAMPLE_GGUF = f"{EXAMPLE_MODEL}/model-q4_k_m.gguf"
 EXAMPLE_URL = "http://127.0.0.1:8000"
 
 
@@ -138,7 +140,10 @@ def test_python(text: str, server: Server) -> None:
 
 @pytest.mark.parametrize("text", run_snippets("penstock serve "))
 def test_serve(text: str, checkpoint: Callable[[str], Path]) -> None:
-    arguments = text.replace(EXAMPLE_MODEL, str(checkpoint("qwen2"))).split()[2:]
+    model = checkpoint("qwen3")
+    if EXAMPLE_GGUF in text and not (model / "model.gguf").exists():
+        write_gguf(model, model / "model.gguf", "qwen3")
+    arguments = text.replace(EXAMPLE_GGUF, f"{model}/model.gguf").replace(EXAMPLE_MODEL, str(model)).split()[2:]
     # A free port instead of the example's.
     at = arguments.index("--port")
     with serving(*arguments[:at], *arguments[at + 2 :]) as running:

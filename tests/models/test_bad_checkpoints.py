@@ -218,7 +218,7 @@ def test_any_value_in_a_config_loads_or_is_refused(broken: Path, data: st.DataOb
         ("nonsense", "there is no model 'nonsense'"),
         ("/no/such/place", "there is no model"),
         ("a/b/c", "there is no model"),
-        (__file__, "is a file; give the directory"),
+        (__file__, "is a file, and not a GGUF one; give the directory"),
     ],
 )
 def test_names_that_lead_nowhere(name: str, message: str) -> None:

@@ -14,8 +14,8 @@ class ModelSettings:
     """Which model to run."""
 
     name: Annotated[str, msgspec.Meta(min_length=1)] = "penstock-mini"
-    """A directory in Hugging Face layout, a hub id, penstock-mini, which ships with the package, or the shape of a
-    published model with random weights, such as shape:qwen2.5-0.5b."""
+    """A directory in Hugging Face layout, a GGUF file, a hub id, penstock-mini, which ships with the package, or the
+    shape of a published model with random weights, such as shape:qwen2.5-0.5b."""
     revision: str | None = None
     """A branch, tag or commit of a hub id."""
 

@@ -19,7 +19,7 @@ from penstock.models.families import read_config
 from penstock.models.model import LanguageModel, new_cache
 from penstock.models.parts import AttentionBlock, FeedForward, Loader, Step, load_feed_forward
 from penstock.models.rope import RotaryEmbedding
-from penstock.models.weights import TensorSource, Weights
+from penstock.models.weights import TensorSource, open_weights
 
 _log = structlog.get_logger(__name__)
 
@@ -162,7 +162,7 @@ def load_model(
         from penstock.models.upstream import UpstreamModel
 
         return UpstreamModel(path, config, torch_dtype, torch_kv_dtype, ops)
-    with torch.inference_mode(), Weights(path) as weights:
+    with torch.inference_mode(), open_weights(path) as weights:
         model = DecoderModel(config, weights, torch_dtype, torch_kv_dtype, ops, max_tokens)
         ignored = list(weights.unused())
     if ignored:
@@ -172,7 +172,7 @@ def load_model(
 
 def count_parameters(path: Path, config: ModelConfig) -> int:
     """Return how many parameters ``load_model`` will hold, from the files' headers alone."""
-    with Weights(path) as weights:
+    with open_weights(path) as weights:
         tied_copy = "lm_head.weight" if config.tie_word_embeddings else ""
         return sum(weights.num_elements(name) for name in weights.unused() if name != tied_copy)
 

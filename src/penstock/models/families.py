@@ -9,8 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from penstock.errors import ModelUnreadable
+from penstock.gguf import is_gguf
 from penstock.models.config import Experts, LayerConfig, ModelConfig, Norms
 from penstock.models.config_json import ConfigJson, read_json
+from penstock.models.gguf_config import gguf_config
 
 _SANDWICH = Norms(
     after_attention="post_attention_layernorm",
@@ -183,16 +185,19 @@ FAMILIES: dict[str, Callable[[ConfigJson], ModelConfig]] = {
 
 
 def read_config(path: Path) -> ModelConfig:
-    """Return the configuration of the model in directory ``path``.
+    """Return the configuration of the model in directory or GGUF file ``path``.
 
     Raises ``ModelUnreadable`` if it is missing, broken, of an unknown architecture, or asks for something that is
     not implemented.
     """
-    file = path / "config.json"
-    raw = ConfigJson(read_json(file, required=True), file, read_json(path / "generation_config.json", required=False))
+    file = path if is_gguf(path) else path / "config.json"
     try:
-        return _config_of(raw)
-    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        if is_gguf(path):
+            config = _config_of(gguf_config(path))
+            return replace(config, norms=replace(config.norms, offset=0.0))  # added already
+        generation = read_json(path / "generation_config.json", required=False)
+        return _config_of(ConfigJson(read_json(file, required=True), file, generation))
+    except (TypeError, ValueError, AttributeError, ArithmeticError, KeyError) as error:
         raise ModelUnreadable(f"{file} holds a value of the wrong kind ({error}); fetch the file again") from error
 
 

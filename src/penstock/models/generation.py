@@ -5,18 +5,33 @@ from pathlib import Path
 import msgspec
 
 from penstock.errors import ModelUnreadable
+from penstock.gguf import is_gguf, read_gguf
 from penstock.protocol import SamplingDefaults
 from penstock.text.special_tokens import read_json_object
 
+_GGUF_NAMES = {
+    "temperature": "temp",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "repetition_penalty": "penalty_repeat",
+}
+"""What stands under ``general.sampling``"""
+
 
 def read_sampling_defaults(path: Path) -> SamplingDefaults:
-    """Return what generation_config.json in directory ``path`` says; neutral values for what it does not.
+    """Return what generation_config.json in directory ``path`` says, or the GGUF file ``path``; else neutral values.
 
     ``do_sample`` counts for nothing, as in vLLM: a request that wants the likeliest token says ``temperature`` 0.
     Raises ``ModelUnreadable``.
     """
-    file = path / "generation_config.json"
-    given = {name: value for name, value in read_json_object(file).items() if value is not None}
+    if is_gguf(path):
+        file, metadata = path, read_gguf(path).metadata
+        given = {ours: metadata.get(f"general.sampling.{theirs}") for ours, theirs in _GGUF_NAMES.items()}
+    else:
+        file = path / "generation_config.json"
+        given = read_json_object(file)
+    given = {name: value for name, value in given.items() if value is not None}
     try:
         return msgspec.convert(given, SamplingDefaults)
     except msgspec.ValidationError as error:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from penstock.errors import ModelUnreadable
+from penstock.gguf import is_gguf
 
 DEMO_MODEL = "penstock-mini"
 """The model that ships with the package."""
@@ -11,20 +12,22 @@ _WANTED = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
 
 
 def resolve_model(name: str, revision: str | None = None) -> Path:
-    """Return the directory of ``name``: the demo model, a directory, or a hub id, fetched or found in the cache.
+    """Return where ``name`` is: the demo model, a directory, a GGUF file, or a hub id, fetched or found in the cache.
 
     HF_HOME, HF_TOKEN and HF_HUB_OFFLINE mean what they mean elsewhere. Raises ``ModelUnreadable``.
     """
     if name == DEMO_MODEL:
         return Path(__file__).parents[1] / "assets" / DEMO_MODEL
     path = Path(name).expanduser()
-    if path.is_dir():
+    if path.is_dir() or (is_gguf(path) and path.is_file()):
         return path
     if path.exists():
-        raise ModelUnreadable(f"{path} is a file; give the directory that holds config.json and the weights")
+        raise ModelUnreadable(
+            f"{path} is a file, and not a GGUF one; give the directory that holds config.json and the weights"
+        )
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise ModelUnreadable(
-            f"there is no model {name!r}: give a directory in Hugging Face layout, a hub id like "
+            f"there is no model {name!r}: give a directory in Hugging Face layout, a GGUF file, a hub id like "
             f"organisation/name, or {DEMO_MODEL}"
         )
     return _from_hub(name, revision)

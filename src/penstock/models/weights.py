@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -13,6 +13,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from penstock.errors import ModelUnreadable
+from penstock.gguf import is_gguf
+from penstock.models.gguf_weights import GGUFWeights
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -44,7 +46,25 @@ class TensorSource(Protocol):
     """Where a model gets its tensors."""
 
     def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Return the tensor ``name`` of ``shape`` in ``dtype``. Raises ``ModelUnreadable`` if there is none."""
+        """Return the tensor that a checkpoint would call ``name``, of ``shape``, in ``dtype``.
+
+        Raises ``ModelUnreadable`` if there is none.
+        """
+
+
+class StoredTensors(TensorSource, Protocol):
+    """Tensors of a file, which knows what it holds."""
+
+    def unused(self) -> Iterator[str]:
+        """Names that nobody took."""
+
+    def num_elements(self, name: str) -> int:
+        """Return the size of a tensor without reading it."""
+
+
+def open_weights(path: Path) -> AbstractContextManager[StoredTensors]:
+    """Return the tensors of the model in directory or GGUF file ``path``."""
+    return GGUFWeights(path) if is_gguf(path) else Weights(path)
 
 
 class Weights:

@@ -13,6 +13,8 @@ import jinja2.parser
 import jinja2.sandbox
 
 from penstock.errors import InvalidRequest, ModelUnreadable, OverLimit
+from penstock.gguf import is_gguf
+from penstock.text.gguf_tokenizer import gguf_chat_templates, gguf_special_tokens
 from penstock.text.special_tokens import read_json_object, read_special_tokens
 
 _RESERVED = frozenset({"messages", "tools", "documents", "add_generation_prompt", "self"})
@@ -44,12 +46,15 @@ class ChatTemplate:
 
     @classmethod
     def load(cls, path: Path) -> "ChatTemplate | None":
-        """Return the templates of the model in directory ``path``, None if it has none.
+        """Return the templates of the model in directory or GGUF file ``path``, None if it has none.
 
         Raises ``ModelUnreadable`` if a file is broken.
         """
-        templates = _read_templates(path)
-        return cls(templates, read_special_tokens(path)) if templates else None
+        if is_gguf(path):
+            templates, special_tokens = gguf_chat_templates(path), gguf_special_tokens(path)
+        else:
+            templates, special_tokens = _read_templates(path), read_special_tokens(path)
+        return cls(templates, special_tokens) if templates else None
 
     def render(
         self,

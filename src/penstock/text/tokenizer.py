@@ -8,6 +8,7 @@ from typing import Any
 import tokenizers
 
 from penstock.errors import InvalidRequest, ModelUnreadable
+from penstock.gguf import is_gguf
 from penstock.text.detokenizer import (
     REPLACEMENT,
     ByteLevelDetokenizer,
@@ -19,6 +20,7 @@ from penstock.text.detokenizer import (
     is_byte_level,
     piece_table,
 )
+from penstock.text.gguf_tokenizer import gguf_special_tokens, gguf_tokenizer
 from penstock.text.special_tokens import read_special_tokens
 
 
@@ -45,12 +47,14 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path, *, num_ids: int = 0) -> "Tokenizer":
-        """Return the tokenizer of the model in directory ``path``.
+        """Return the tokenizer of the model in directory or GGUF file ``path``.
 
         Ids that it lacks of the first ``num_ids`` read ``<6200>`` and the like, for a model whose vocabulary is not
         known; no text becomes one of them. That takes a BPE tokenizer.
-        Raises ``ModelUnreadable`` if tokenizer.json is missing or broken.
+        Raises ``ModelUnreadable`` if it is missing or broken.
         """
+        if is_gguf(path):
+            return cls(gguf_tokenizer(path), gguf_special_tokens(path))
         file = path / "tokenizer.json"
         if not file.is_file():
             raise ModelUnreadable(
