@@ -51,6 +51,7 @@ def change_weights(path: Path, change: Callable[[dict[str, torch.Tensor]], None]
         ({"architectures": {"Parrot": 1}}, "neither native"),
         ({"architectures": 7}, "wrong kind"),
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
+        ({"num_hidden_layers": 10**12}, "at most 10000"),
         ({"num_attention_heads": -4}, "num_attention_heads is -4"),
         ({"hidden_size": "wide"}, "hidden_size is 'wide'"),
         ({"vocab_size": True}, "vocab_size is True"),

@@ -12,7 +12,7 @@ from torch import Tensor
 from penstock.errors import InvalidSetting, KernelUnsupported
 from penstock.kernels import QUANTIZATIONS, CPUOps, Linear, Quantization, ReferenceOps, ops_for
 from penstock.kernels.linear.cpu import PackedLinear
-from penstock.kernels.linear.reference import round_activations
+from penstock.kernels.linear.reference import ReferenceLinear, round_activations
 from penstock.kernels.native import NATIVE
 from penstock.models.decoder import load_model
 from penstock.models.model import LanguageModel
@@ -41,8 +41,10 @@ class RoundedOps(ReferenceOps):
     def __init__(self, form: Quantization) -> None:
         self._form = form
 
-    def prepare_linear(self, weight: Tensor, bias: Tensor | None) -> Linear:  # type: ignore[override]
-        return RoundedLinear(self._form, weight, bias)
+    def prepare_linear(  # type: ignore[override]
+        self, weight: Tensor, bias: Tensor | None, *, exact: bool = False
+    ) -> Linear:
+        return ReferenceLinear(weight, bias) if exact else RoundedLinear(self._form, weight, bias)
 
     def prepare_gated_linear(  # type: ignore[override]
         self,
@@ -74,7 +76,7 @@ def logits(model: LanguageModel, token_ids: list[int]) -> torch.Tensor:
 
 @needs_native
 @pytest.mark.parametrize("quantize", QUANTIZATIONS)
-@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral-full"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral-full", "mixtral"])
 def test_quantized_is_the_model_of_rounded_values(
     family: str, quantize: str, checkpoint: Callable[[str], Path]
 ) -> None:

@@ -219,10 +219,11 @@ class _Ops:
     def cache_shapes(self, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int) -> CacheShapes:
         return self._ops.cache_shapes(num_blocks, block_size, num_kv_heads, head_dim)
 
-    def prepare_linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
+    def prepare_linear(self, weight: Tensor, bias: Tensor | None, *, exact: bool = False) -> Linear:
         N, K = weight.shape
         role = self._roles.get((N, K), f"linear {N} x {K}")
-        return self._timed(self._ops.prepare_linear(weight, bias), role, weight, num_rows=N, num_outputs=N)
+        linear = self._ops.prepare_linear(weight, bias, exact=exact)
+        return self._timed(linear, role, weight, num_rows=N, num_outputs=N, exact=exact)
 
     def prepare_gated_linear(
         self,
@@ -237,8 +238,10 @@ class _Ops:
         linear = self._ops.prepare_gated_linear(gate, up, gate_bias, up_bias, activation=activation)
         return self._timed(linear, "gate_up", gate, num_rows=2 * F, num_outputs=F)
 
-    def _timed(self, linear: Linear, role: str, weight: Tensor, *, num_rows: int, num_outputs: int) -> Linear:
-        form, K = self._quantization, weight.shape[1]
+    def _timed(
+        self, linear: Linear, role: str, weight: Tensor, *, num_rows: int, num_outputs: int, exact: bool = False
+    ) -> Linear:
+        form, K = None if exact else self._quantization, weight.shape[1]
         element_bytes = weight.element_size() if form is None else form.weight_bytes
         return _Linear(
             linear,

@@ -41,9 +41,9 @@ class CPUOps:
         heads = (num_blocks, num_kv_heads)
         return CacheShapes((*heads, head_dim, block_size), (*heads, block_size, head_dim), (*heads, block_size))
 
-    def prepare_linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
+    def prepare_linear(self, weight: Tensor, bias: Tensor | None, *, exact: bool = False) -> Linear:
         """Pack."""
-        return PackedLinear(weight, bias, quantization=self.quantization)
+        return PackedLinear(weight, bias, quantization=None if exact else self.quantization)
 
     def prepare_gated_linear(
         self,

@@ -66,8 +66,11 @@ class Ops(Protocol):
     def cache_shapes(self, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int) -> CacheShapes:
         """Return the shapes of one layer's cache, blocks outermost."""
 
-    def prepare_linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
-        """Take a weight [N, K] and bias [N] into the form this backend computes with, once at load."""
+    def prepare_linear(self, weight: Tensor, bias: Tensor | None, *, exact: bool = False) -> Linear:
+        """Take a weight [N, K] and bias [N] into the form this backend computes with, once at load.
+
+        ``exact`` keeps the weight as it is, whatever precision the backend keeps others in.
+        """
 
     def prepare_gated_linear(
         self,

@@ -125,6 +125,11 @@ class ModelConfig:
         return max(windows) if windows and len(windows) == self.num_layers else None
 
     @property
+    def ropes(self) -> list[Rope | None]:
+        """The different rotations of its layers."""
+        return list(dict.fromkeys(layer.rope for layer in self.layers))
+
+    @property
     def mlp_width(self) -> int:
         """Elements that a feed-forward holds of one token: a hidden row, and a copy of the token for each expert."""
         return max(

@@ -36,13 +36,15 @@ class ConfigJson:
         self.path = path
         self._generation = generation
 
-    def integer(self, key: str, default: int | None = None) -> int:
-        """Return a positive integer."""
+    def integer(self, key: str, default: int | None = None, *, most: int | None = None) -> int:
+        """Return a positive integer, of at most ``most``."""
         value = self.values.get(key)
         if value is None:
             value = default
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise self.bad(key, value, "a positive integer")
+        if most is not None and value > most:
+            raise self.bad(key, value, f"at most {most}")
         return value
 
     def number(self, key: str, default: float) -> float:

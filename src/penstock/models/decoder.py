@@ -66,10 +66,10 @@ class DecoderModel:
         head = self._embedding if config.tie_word_embeddings else loader.tensor("lm_head.weight", V, E)
         self._head = ops.prepare_linear(head, None)
         self.num_parameters = loader.num_parameters
-        self._ropes = {
-            layer.rope: RotaryEmbedding(layer.rope, config.head_dim, max_tokens or config.max_positions)
-            for layer in config.layers
-        }
+        self._windows = {layer.window for layer in config.layers}
+        self._ropes = [
+            RotaryEmbedding(rope, config.head_dim, max_tokens or config.max_positions) for rope in config.ropes
+        ]
 
     @property
     def weights_bytes(self) -> int:
@@ -114,9 +114,9 @@ class DecoderModel:
                 window=window,
                 score_cap=config.score_cap,
             )
-            for window in {layer.window for layer in config.layers}
+            for window in self._windows
         }
-        return Step(layout, attentions, {kind: rope(layout.positions) for kind, rope in self._ropes.items()})
+        return Step(layout, attentions, [rope(layout.positions) for rope in self._ropes])
 
     def _add(self, x: Tensor, before: Tensor | None, block: FeedForward, after: Tensor | None) -> Tensor:
         """Return ``x`` [T, E] plus what ``block`` makes of it, normed before and after; may overwrite ``x``."""

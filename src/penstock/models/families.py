@@ -25,7 +25,8 @@ _SANDWICH = Norms(
 
 def llama(raw: ConfigJson, *, partial_rotary: bool = False) -> ModelConfig:
     """Llama 2 and 3.x: what every other family starts from."""
-    num_layers, num_heads = raw.integer("num_hidden_layers"), raw.integer("num_attention_heads")
+    # A broken file may say billions, and each layer takes memory before the first weight is missed.
+    num_layers, num_heads = raw.integer("num_hidden_layers", most=10_000), raw.integer("num_attention_heads")
     hidden_size = raw.integer("hidden_size")
     num_kv_heads = raw.integer("num_key_value_heads", num_heads)
     head_dim = raw.integer("head_dim", hidden_size // num_heads)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from penstock.kernels import Attention, BatchLayout, HeadNorms, KVBlocks, Linear, Ops
-from penstock.models.config import Experts, LayerConfig, ModelConfig, Rope
+from penstock.models.config import Experts, LayerConfig, ModelConfig
 from penstock.models.rope import rotary_order
 from penstock.models.weights import TensorSource
 
@@ -62,8 +62,8 @@ class Step:
     layout: BatchLayout
     attentions: dict[int | None, Attention]
     """By window"""
-    angles: dict[Rope | None, tuple[Tensor, Tensor]]
-    """Cosines and sines by rotation"""
+    angles: list[tuple[Tensor, Tensor]]
+    """Cosines and sines for each of ``ModelConfig.ropes``"""
 
 
 class AttentionBlock:
@@ -72,7 +72,8 @@ class AttentionBlock:
     def __init__(self, loader: Loader, prefix: str, layer: LayerConfig) -> None:
         config = self._config = loader.config
         self._ops = loader.ops
-        self._layer = layer
+        self._window = layer.window
+        self._rope_index = config.ropes.index(layer.rope)
         E, D = config.hidden_size, config.head_dim
         self._q_width, self._kv_width = config.num_heads * D, config.num_kv_heads * D
         order = rotary_order(layer.rope, D)
@@ -99,12 +100,12 @@ class AttentionBlock:
             qkv,
             kv,
             step.layout,
-            *step.angles[self._layer.rope],
+            *step.angles[self._rope_index],
             num_heads=config.num_heads,
             num_kv_heads=config.num_kv_heads,
             norms=self._head_norms,
         )
-        mixed_THD = step.attentions[self._layer.window](q_THD, kv, scale=config.attention_scale)
+        mixed_THD = step.attentions[self._window](q_THD, kv, scale=config.attention_scale)
         return self._o(mixed_THD.flatten(1), added)
 
     def _normalize_rows(self, qkv: Tensor, q_norm: Tensor, k_norm: Tensor) -> None:
@@ -187,7 +188,10 @@ class MixtureOfExperts:
     def __init__(self, loader: Loader, name: str, experts: Experts) -> None:
         E, F = loader.config.hidden_size, experts.intermediate_size
         self._experts = experts
-        self._gate = loader.linear(f"{name}.gate", experts.num_experts, E)
+        # Exact, because a gate that errs a little chooses other experts.
+        self._gate = loader.ops.prepare_linear(
+            loader.tensor(f"{name}.gate.weight", experts.num_experts, E), None, exact=True
+        )
         self._mlps = [self._load_expert(loader, f"{name}.experts.{i}", F, E) for i in range(experts.num_experts)]
 
     def _load_expert(self, loader: Loader, name: str, num_hidden: int, num_outputs: int) -> GatedMLP:

@@ -31,9 +31,10 @@ class RotaryEmbedding:
         places = positions.to(torch.float32).unsqueeze(1)
         is_dynamic = self._rope is not None and self._rope.kind == "dynamic"
         angles = (places * (self._dynamic(positions) if is_dynamic else self._inverse)).unsqueeze(1)
-        unrotated = (0, self._half - angles.shape[-1])
-        cos = F.pad(angles.cos() * self._attention_factor, unrotated, value=1.0)
-        sin = F.pad(angles.sin() * self._attention_factor, unrotated, value=0.0)
+        cos, sin = angles.cos() * self._attention_factor, angles.sin() * self._attention_factor
+        num_unrotated = self._half - angles.shape[-1]
+        if num_unrotated:
+            cos, sin = F.pad(cos, (0, num_unrotated), value=1.0), F.pad(sin, (0, num_unrotated))
         return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
     def _dynamic(self, positions: Tensor) -> Tensor:

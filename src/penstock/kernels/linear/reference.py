@@ -10,8 +10,8 @@ from penstock.kernels.linear.quantization import Quantization, WeightCodes
 class ReferenceLinear:
     """A weight as the checkpoint has it."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        """Keep ``weight`` [N, K] and ``bias`` [N] as they are."""
+    def __init__(self, weight: Tensor, bias: Tensor | None, *, exact: bool = True) -> None:
+        """Keep ``weight`` [N, K] and ``bias`` [N] as they are, which is exact whether asked for or not."""
         self._weight = weight
         self._bias = bias
 
