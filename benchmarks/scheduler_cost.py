@@ -8,6 +8,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import msgspec
 
@@ -35,8 +36,13 @@ class NullRunner:
         params: SamplingParams,
         prompt_token_ids: Sequence[int],
         matcher: object = None,
+        adapter: object | None = None,
     ) -> None:
         """Nothing to prepare."""
+
+    def load_adapter(self, path: Path) -> object:
+        """Never asked for."""
+        raise NotImplementedError(path)
 
     def remove(self, sequence_id: int) -> None:
         """Nothing to forget."""

@@ -16,6 +16,6 @@ if __name__ == "__main__":
         path = Path(payload.decode())
         if not path.is_dir():
             raise ModelUnreadable(f"{path} is not there")
-        return build_engine(path)
+        return build_engine(path, max_adapters=2)
 
     sys.exit(run_worker(sys.argv[1], build))  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from penstock.engine.assemble import assemble_engine
-from penstock.engine.config import CacheConfig, EngineConfig, SchedulerConfig
+from penstock.engine.config import CacheConfig, EngineConfig, RunnerConfig, SchedulerConfig
 from penstock.engine.engine import Engine
 from penstock.engine.profile import Profiler
 from penstock.kernels import Ops, ops_for
@@ -27,12 +27,14 @@ def build_engine(
     kv_dtype: str = "float32",
     ops: Ops | None = None,
     profiler: Profiler | None = None,
+    max_adapters: int = 0,
 ) -> Engine:
     """Return an engine that serves the checkpoint in ``path`` in ``dtype``, its parts watched by ``profiler``."""
     if profiler is not None:
         ops = profiler.around_ops(ops or ops_for(torch.float32), read_config(path))
-    model = load_model(path, dtype=dtype, kv_dtype=kv_dtype, ops=ops)
+    model = load_model(path, dtype=dtype, kv_dtype=kv_dtype, ops=ops, adaptable=max_adapters > 0)
     config = EngineConfig(
+        runner=RunnerConfig(max_adapters=max_adapters),
         scheduler=SchedulerConfig(step_tokens=step_tokens, max_running=max_running),
         cache=CacheConfig(block_size=block_size, prefix_caching=prefix_caching),
     )

@@ -33,7 +33,7 @@ def serve_checkpoint(path: Path, config: ServerConfig | None = None, num_blocks:
     running: list[tuple[asyncio.AbstractEventLoop, Callable[[], None], InProcessClient]] = []
 
     async def run() -> None:
-        client = InProcessClient(lambda: build_engine(path, num_blocks=num_blocks))
+        client = InProcessClient(lambda: build_engine(path, num_blocks=num_blocks, max_adapters=2))
         await client.start()
         app = create_app(
             client=client,

@@ -221,7 +221,7 @@ def make_talker(path: Path, chains: list[list[str]], chat_template: str) -> Path
     every template ends with, by the first of the first chain. Attention and gates add nothing: all it knows is the last
     token. No piece may be in two chains.
     """
-    config = transformers.LlamaConfig(**{**_SHAPE, "max_position_embeddings": 2048})
+    config = transformers.LlamaConfig(**{**SHAPE, "max_position_embeddings": 2048})
     model = transformers.LlamaForCausalLM(config)
     write_tokenizer(path)
     tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))

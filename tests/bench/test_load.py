@@ -112,6 +112,15 @@ class ScriptedClient:
     def model(self) -> ModelInfo:
         raise NotImplementedError
 
+    async def load_adapter(self, name: str, path: str) -> None:
+        raise NotImplementedError
+
+    async def unload_adapter(self, name: str) -> None:
+        raise NotImplementedError
+
+    def adapters(self) -> tuple[str, ...]:
+        return ()
+
     async def drain(self, timeout_s: float) -> bool:
         return True
 

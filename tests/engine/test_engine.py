@@ -9,6 +9,7 @@ import torch
 from penstock.engine.output import ChoiceOutput
 from penstock.errors import ContextTooLong, InvalidRequest
 from penstock.kernels import BatchLayout, KVBlocks
+from penstock.models.lora import Adapted
 from penstock.protocol import SamplingParams
 from penstock.text import Tokenizer
 from tests.engines import build_engine, greedy, is_whole, run_to_end, tokens_of
@@ -27,8 +28,8 @@ def test_a_request_that_breaks_the_step_fails_alone(
     forward = model.forward
     poison = 255
 
-    def breaking(token_ids: torch.Tensor, layout: BatchLayout, cache: list[KVBlocks]) -> torch.Tensor:
-        hidden: torch.Tensor = forward(token_ids, layout, cache)
+    def breaking(token_ids: torch.Tensor, layout: BatchLayout, cache: list[KVBlocks], adapted: Adapted) -> torch.Tensor:
+        hidden: torch.Tensor = forward(token_ids, layout, cache, adapted)
         poisoned = token_ids == poison
         if kind == "raise" and poisoned.any():
             raise RuntimeError("poisoned")

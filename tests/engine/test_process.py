@@ -2,20 +2,23 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 import pytest_asyncio
 
 from penstock.engine import ProcessClient
 from penstock.engine.process import STALL_S
-from penstock.errors import Draining, InvalidRequest, ModelUnreadable, NotReady, WorkerDied
+from penstock.errors import Draining, InvalidRequest, ModelNotFound, ModelUnreadable, NotReady, WorkerDied
 from penstock.protocol import EngineState, TokenDelta
 from penstock.text.grammar import choice_grammar, lark_grammar
+from tests.adapters import merged, write_adapter
 from tests.engines import greedy, tokens_of
 from tests.tiny_models import reference_greedy
 
@@ -48,6 +51,28 @@ async def until(condition: Callable[[], bool]) -> None:
 def is_idle(client: ProcessClient) -> bool:
     status = client.status()
     return status.num_free_blocks == status.num_blocks and not status.num_running
+
+
+async def test_adapters_are_there_again_after_a_restart(
+    client: ProcessClient, checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    path = checkpoint("llama")
+    first, second = (write_adapter(tmp_path / f"{i}", path, seed=i) for i in range(2))
+    expected = reference_greedy(merged(tmp_path / "merged", path, first), PROMPT, 12)
+    await client.load_adapter("first", str(first))
+    await client.load_adapter("second", str(second))
+    with pytest.raises(InvalidRequest, match="as many as --max-loras allows"):
+        await client.load_adapter("third", str(first))
+    shutil.rmtree(second)
+    assert client.pid is not None
+    os.kill(client.pid, signal.SIGKILL)
+    await until(lambda: client.status().num_restarts == 1 and client.status().state is EngineState.READY)
+    request = msgspec.structs.replace(greedy("one", PROMPT, 12), adapter="first")
+    assert tokens_of([delta async for delta in client.generate(request)]) == expected
+    assert client.adapters() == ("first",), "what is not there any more is forgotten"
+    await client.unload_adapter("first")
+    with pytest.raises(ModelNotFound, match="no adapter named 'first'"):
+        await client.unload_adapter("first")
 
 
 async def test_tokens_cross_the_border_unchanged(client: ProcessClient, checkpoint: Callable[[str], Path]) -> None:

@@ -64,6 +64,7 @@ class FakeEngine:
         self.state = state
         self.requests: list[GenerateRequest] = []
         self.num_open = 0
+        self.loaded: dict[str, str] = {}
 
     async def start(self) -> None:
         """Nothing to load."""
@@ -88,6 +89,18 @@ class FakeEngine:
         if self.state is EngineState.LOADING:
             raise NotReady("the model is still loading; retry in a moment", retry_after_s=2.5)
         return MODEL
+
+    async def load_adapter(self, name: str, path: str) -> None:
+        """Take any."""
+        self.loaded[name] = path
+
+    async def unload_adapter(self, name: str) -> None:
+        """Forget it."""
+        del self.loaded[name]
+
+    def adapters(self) -> tuple[str, ...]:
+        """Return their names."""
+        return tuple(self.loaded)
 
     async def drain(self, timeout_s: float) -> bool:
         """Nothing to wait for."""

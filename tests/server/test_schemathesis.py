@@ -20,6 +20,8 @@ BOTH = (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)
 ROUTES = {
     ("POST", "/v1/completions"): BOTH,
     ("POST", "/v1/chat/completions"): BOTH,
+    ("POST", "/v1/load_lora_adapter"): BOTH,
+    ("POST", "/v1/unload_lora_adapter"): BOTH,
     ("POST", "/tokenize"): BOTH,
     ("POST", "/detokenize"): BOTH,
     ("GET", "/v1/models"): BOTH[:1],

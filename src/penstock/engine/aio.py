@@ -8,6 +8,7 @@ from typing import Literal
 
 import msgspec
 
+from penstock.engine.adapters import AdapterCalls
 from penstock.engine.engine import error_info
 from penstock.engine.host import EngineHost, SteppedEngine
 from penstock.engine.messages import Loaded, LoadFailed, Stepped, ToEngine
@@ -27,6 +28,7 @@ class InProcessClient:
         self.metrics = metrics or EngineMetrics()
         self.metrics.watch(self.status)
         self._streams = RequestStreams(self._inbox.put, self.metrics)
+        self._adapters = AdapterCalls(self._inbox.put)
         self._status = EngineStatus(state=EngineState.LOADING)
         self._model: ModelInfo | None = None
         self._draining = False
@@ -41,6 +43,7 @@ class InProcessClient:
             if isinstance(message, Stepped):
                 self._status = message.status
                 self._streams.dispatch(message.deltas)
+                self._adapters.dispatch(message.answers)
             elif not loaded.done():
                 loaded.set_result(message)
             elif isinstance(message, LoadFailed):
@@ -79,6 +82,20 @@ class InProcessClient:
             raise NotReady("the model is still loading; retry in a moment", retry_after_s=1.0)
         return self._model
 
+    async def load_adapter(self, name: str, path: str) -> None:
+        """Load a LoRA adapter; see ``EngineClient.load_adapter``."""
+        self.model()
+        await self._adapters.load(name, path)
+
+    async def unload_adapter(self, name: str) -> None:
+        """Take no more requests for an adapter."""
+        self.model()
+        await self._adapters.unload(name)
+
+    def adapters(self) -> tuple[str, ...]:
+        """Return the names of the loaded adapters."""
+        return self._adapters.names
+
     async def drain(self, timeout_s: float) -> bool:
         """Refuse new requests and wait for the running ones."""
         self._draining = True
@@ -87,7 +104,9 @@ class InProcessClient:
     async def stop(self) -> None:
         """Abort what runs and end the thread."""
         self._draining = True
-        self._streams.fail_all(error_info(Draining("the engine was stopped", retry_after_s=1.0)))
+        stopped = error_info(Draining("the engine was stopped", retry_after_s=1.0))
+        self._streams.fail_all(stopped)
+        self._adapters.fail_all(stopped)
         if self._thread is not None:
             self._inbox.put("end")
             await asyncio.to_thread(self._thread.join)

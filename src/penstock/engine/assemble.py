@@ -39,4 +39,5 @@ def assemble_engine(
         scheduler=Scheduler(config.scheduler, cache),
         tokenizer=tokenizer,
         model=info,
+        max_adapters=config.runner.max_adapters,
     )

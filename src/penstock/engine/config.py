@@ -1,6 +1,9 @@
 """What an operator may tell an engine. Each note says what turning the value up and down does."""
 
 from dataclasses import dataclass, field
+from typing import Annotated
+
+import msgspec
 
 from penstock.config import Count, Seconds, Share
 
@@ -53,6 +56,8 @@ class RunnerConfig:
     """Threads one step uses; None takes all cores but one. A thread without a core of its own stalls the others."""
     max_model_tokens: Count | None = None
     """Most tokens one request may hold, prompt and answer; None takes what the model was made for."""
+    max_adapters: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """LoRA adapters that may be loaded at once, by whoever reaches the API; above 0, steps are a little slower."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,6 +5,8 @@ A step is five lines of intent: refuse who is too late, schedule, run, commit, t
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
@@ -14,7 +16,14 @@ from penstock.engine.request import Request, Sequence
 from penstock.engine.runner.base import Runner, StepResult
 from penstock.engine.sampling import SampledToken
 from penstock.engine.scheduler import ScheduledBatch, Scheduler
-from penstock.errors import ContextTooLong, InvalidRequest, PenstockError, StepFailed
+from penstock.errors import (
+    ContextTooLong,
+    InvalidRequest,
+    ModelNotFound,
+    ModelUnreadable,
+    PenstockError,
+    StepFailed,
+)
 from penstock.protocol import (
     EngineCounters,
     EngineState,
@@ -39,6 +48,14 @@ Results = list[tuple[ScheduledBatch, StepResult]]
 """Batches that ran, and what each gave"""
 
 
+@dataclass(frozen=True, slots=True)
+class _LoadedAdapter:
+    """What the runner loaded, and a number that no other adapter ever has."""
+
+    weights: object
+    number: int
+
+
 class Engine:
     """One model and everything needed to serve it. Not thread-safe: one loop owns it."""
 
@@ -49,6 +66,7 @@ class Engine:
         scheduler: Scheduler,
         tokenizer: Tokenizer,
         model: ModelInfo,
+        max_adapters: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.model = model
@@ -63,6 +81,9 @@ class Engine:
         self._prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
         """Until the first token"""
         self._next_number = 0
+        self._max_adapters = max_adapters
+        self._adapters: dict[str, _LoadedAdapter] = {}
+        self._num_adapters_ever = 0
         self._num_steps = 0
         self._num_prompt_tokens = 0
         self._num_generation_tokens = 0
@@ -81,14 +102,56 @@ class Engine:
         assert (matcher is None) == (request.sampling.grammar is None), "whoever adds a request compiles its grammar"
         self._validate(request)
         now_s = self._clock()
-        entry = Request(request, number=self._next_number, now_s=now_s, unix_s=time.time())
+        adapter = None if request.adapter is None else self._adapter(request.adapter)
+        entry = Request(
+            request,
+            number=self._next_number,
+            now_s=now_s,
+            unix_s=time.time(),
+            adapter_number=0 if adapter is None else adapter.number,
+        )
         self._next_number += 1
         self._scheduler.add(entry, now_s)
         self._requests[entry.request_id] = entry
         for sequence in entry.sequences:
             own = None if matcher is None else matcher.deep_copy()
-            self._runner.add(sequence.id, sequence.index, request.sampling, request.prompt_token_ids, own)
+            self._runner.add(
+                sequence.id,
+                sequence.index,
+                request.sampling,
+                request.prompt_token_ids,
+                own,
+                None if adapter is None else adapter.weights,
+            )
             self._outputs[sequence.id] = ChoiceOutput(request.sampling, self._tokenizer, self._eos_token_ids)
+
+    def load_adapter(self, name: str, path: Path) -> None:
+        """Load the LoRA adapter in directory ``path`` as ``name``. Raises ``RequestError``."""
+        if not self._max_adapters:
+            raise InvalidRequest("this server takes no adapters; start it with --max-loras", param="lora_name")
+        if name in self._adapters:
+            raise InvalidRequest(f"an adapter named {name!r} is loaded; unload it first", param="lora_name")
+        if len(self._adapters) == self._max_adapters:
+            raise InvalidRequest(
+                f"{self._max_adapters} adapters are loaded, as many as --max-loras allows; unload one",
+                param="lora_name",
+            )
+        try:
+            weights = self._runner.load_adapter(path)
+        except ModelUnreadable as error:
+            raise InvalidRequest(error.message, param="lora_path") from error
+        self._num_adapters_ever += 1
+        self._adapters[name] = _LoadedAdapter(weights, self._num_adapters_ever)
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter; sequences that run with it go on. Raises ``ModelNotFound``."""
+        self._adapter(name)
+        del self._adapters[name]
+
+    def _adapter(self, name: str) -> "_LoadedAdapter":
+        if name not in self._adapters:
+            raise ModelNotFound(f"no adapter named {name!r} is loaded", param="model")
+        return self._adapters[name]
 
     def abort(self, request_id: str) -> None:
         """End a request at once and free its blocks; unknown or finished ones are ignored."""

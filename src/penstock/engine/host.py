@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from concurrent.futures import Future
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from penstock.engine.engine import error_info
-from penstock.engine.messages import Abort, Loaded, Stepped, Submit, ToEngine
+from penstock.engine.messages import Abort, Answer, LoadAdapter, Loaded, Stepped, Submit, ToEngine, UnloadAdapter
 from penstock.errors import PenstockError
 from penstock.protocol import EngineStatus, GenerateRequest, ModelInfo, TokenDelta
 from penstock.text.grammar import GrammarCompiler, compile_thread
@@ -30,6 +31,12 @@ class SteppedEngine(Protocol):
     def abort(self, request_id: str) -> None:
         """End a request at once."""
 
+    def load_adapter(self, name: str, path: Path) -> None:
+        """Load a LoRA adapter."""
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget a LoRA adapter."""
+
     def step(self) -> list[TokenDelta]:
         """Run one step and return what it added to each choice."""
 
@@ -49,11 +56,12 @@ class EngineHost:
         self._refusals: list[TokenDelta] = []
         self._has_aborted = False
         """Since the last step: what that freed has to be told even where no step is left to do."""
+        self._answers: list[Answer] = []
 
     @property
     def has_work(self) -> bool:
         """Whether ``step`` has something to do or to say."""
-        if self._refusals or self._has_aborted or self._engine.has_work:
+        if self._refusals or self._answers or self._has_aborted or self._engine.has_work:
             return True
         return any(matcher.done() for _, matcher in self._compiling.values())
 
@@ -77,6 +85,10 @@ class EngineHost:
                 self._compiling.pop(request_id, None)
                 self._engine.abort(request_id)
                 self._has_aborted = True
+            case LoadAdapter(call, name, path):
+                self._answer(call, lambda: self._engine.load_adapter(name, Path(path)))
+            case UnloadAdapter(call, name):
+                self._answer(call, lambda: self._engine.unload_adapter(name))
 
     def _add(self, request: GenerateRequest, compiled: "Future[LLMatcher] | None") -> None:
         try:
@@ -95,5 +107,14 @@ class EngineHost:
                     self._add(request, matcher)
         refusals, self._refusals = self._refusals, []
         self._has_aborted = False
+        answers, self._answers = self._answers, []
         deltas = refusals + self._engine.step() if self._engine.has_work else refusals
-        return Stepped(deltas, self._engine.status())
+        return Stepped(deltas, self._engine.status(), answers)
+
+    def _answer(self, call: int, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except PenstockError as error:
+            self._answers.append(Answer(call, error_info(error)))
+        else:
+            self._answers.append(Answer(call))

@@ -17,6 +17,28 @@ class Abort(msgspec.Struct, frozen=True, tag="abort"):
     request_id: str
 
 
+class LoadAdapter(msgspec.Struct, frozen=True, tag="load_adapter"):
+    """Client to engine: load a LoRA adapter; ``call`` comes back with the answer."""
+
+    call: int
+    name: str
+    path: str
+
+
+class UnloadAdapter(msgspec.Struct, frozen=True, tag="unload_adapter"):
+    """Client to engine: forget a LoRA adapter."""
+
+    call: int
+    name: str
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """Engine to client: what became of a call."""
+
+    call: int
+    error: ErrorInfo | None = None
+
+
 class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
     """Engine to client: requests are taken from now on."""
 
@@ -35,7 +57,8 @@ class Stepped(msgspec.Struct, frozen=True, tag="stepped"):
 
     deltas: list[TokenDelta]
     status: EngineStatus
+    answers: list[Answer] = []
 
 
-ToEngine = Submit | Abort
+ToEngine = Submit | Abort | LoadAdapter | UnloadAdapter
 FromEngine = Loaded | LoadFailed | Stepped

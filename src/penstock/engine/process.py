@@ -22,6 +22,7 @@ import structlog
 import zmq
 import zmq.asyncio
 
+from penstock.engine.adapters import AdapterCalls
 from penstock.engine.messages import FromEngine, Loaded, LoadFailed, Stepped, Submit, ToEngine
 from penstock.engine.metrics import EngineMetrics
 from penstock.engine.streams import RequestStreams
@@ -66,6 +67,7 @@ class ProcessClient:
         self.metrics = metrics or EngineMetrics()
         self.metrics.watch(self.status)
         self._streams = RequestStreams(self._send, self.metrics)
+        self._adapters = AdapterCalls(self._send)
         self._status = EngineStatus(state=EngineState.LOADING)
         self._state = EngineState.LOADING
         self._reason: str | None = "the model is loading"
@@ -97,11 +99,28 @@ class ProcessClient:
 
     def generate(self, request: GenerateRequest) -> AsyncGenerator[TokenDelta, None]:
         """Yield deltas; see ``EngineClient.generate``."""
+        self._require_ready()
+        return self._streams.generate(request)
+
+    async def load_adapter(self, name: str, path: str) -> None:
+        """Load a LoRA adapter, again after a restart; see ``EngineClient.load_adapter``."""
+        self._require_ready()
+        await self._adapters.load(name, path)
+
+    async def unload_adapter(self, name: str) -> None:
+        """Take no more requests for an adapter."""
+        self._require_ready()
+        await self._adapters.unload(name)
+
+    def adapters(self) -> tuple[str, ...]:
+        """Return the names of the loaded adapters."""
+        return self._adapters.names
+
+    def _require_ready(self) -> None:
         if self._state is EngineState.DRAINING or self._state is EngineState.STOPPED:
             raise Draining("the server is shutting down; send the request elsewhere", retry_after_s=1.0)
         if self._state is not EngineState.READY:
             raise NotReady(f"the engine takes no requests now: {self._reason}; retry in a moment", retry_after_s=1.0)
-        return self._streams.generate(request)
 
     def status(self) -> EngineStatus:
         """Return the engine's latest word about itself, or what became of it."""
@@ -144,10 +163,14 @@ class ProcessClient:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watcher
             self._watcher = None
-        self._streams.fail_all(ErrorInfo(code=Draining.code, message="the server was stopped", retry_after_s=1.0))
+        self._fail_all(ErrorInfo(code=Draining.code, message="the server was stopped", retry_after_s=1.0))
         if self._worker is not None:
             await self._worker.close()
             self._worker = None
+
+    def _fail_all(self, error: ErrorInfo) -> None:
+        self._streams.fail_all(error)
+        self._adapters.fail_all(error)
 
     def _send(self, message: ToEngine) -> None:
         if isinstance(message, Submit) and len(self._streams) == 1:
@@ -190,7 +213,7 @@ class ProcessClient:
                     EngineState.RESTARTING,
                     f"the engine process {how} and is being restarted",
                 )
-            self._streams.fail_all(
+            self._fail_all(
                 ErrorInfo(
                     code=WorkerDied.code,
                     message=f"the engine process {how} while this request ran; it is being restarted: retry",
@@ -217,6 +240,7 @@ class ProcessClient:
                     self._status = message.status
                     self._last_message_s = self._clock()
                     self._streams.dispatch(message.deltas)
+                    self._adapters.dispatch(message.answers)
         finally:
             died.cancel()
 
@@ -228,6 +252,7 @@ class ProcessClient:
             self._worker = worker
             error = await self._wait_loaded(worker)
             if error is None:
+                self._adapters.reload()
                 _log.info("engine_restarted", attempt=attempt)
                 return True
             _log.error("engine_restart_failed", attempt=attempt, reason=error.message)

@@ -6,6 +6,7 @@ T packed tokens, S sequences, N outputs, K inputs, E width, H query heads, G KV 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from penstock.kernels import Attention, BatchLayout, HeadNorms, KVBlocks, Linear
 from penstock.kernels.linear.quantization import Quantization
 from penstock.kernels.ops import CacheShapes
 from penstock.models import ModelConfig
+from penstock.models.lora import Adapted, Adapter
 from penstock.protocol import EngineStatus, GenerateRequest, SamplingParams, TokenDelta
 
 if TYPE_CHECKING:
@@ -134,6 +136,12 @@ class _Engine:
     def add(self, request: GenerateRequest, matcher: "LLMatcher | None" = None) -> None:
         self._engine.add(request, matcher)
 
+    def load_adapter(self, name: str, path: Path) -> None:
+        self._engine.load_adapter(name, path)
+
+    def unload_adapter(self, name: str) -> None:
+        self._engine.unload_adapter(name)
+
     def abort(self, request_id: str) -> None:
         self._engine.abort(request_id)
 
@@ -160,8 +168,12 @@ class _Runner:
         params: SamplingParams,
         prompt_token_ids: Sequence[int],
         matcher: "LLMatcher | None" = None,
+        adapter: object | None = None,
     ) -> None:
-        self._runner.add(sequence_id, index, params, prompt_token_ids, matcher)
+        self._runner.add(sequence_id, index, params, prompt_token_ids, matcher, adapter)
+
+    def load_adapter(self, path: Path) -> object:
+        return self._runner.load_adapter(path)
 
     def remove(self, sequence_id: int) -> None:
         self._runner.remove(sequence_id)
@@ -181,10 +193,13 @@ class _Model:
         self._model = model
         self._profiler = profiler
 
-    def forward(self, token_ids: Tensor, layout: BatchLayout, cache: list[KVBlocks]) -> Tensor:
+    def load_adapter(self, path: Path) -> Adapter:
+        return self._model.load_adapter(path)
+
+    def forward(self, token_ids: Tensor, layout: BatchLayout, cache: list[KVBlocks], adapted: Adapted = ()) -> Tensor:
         self._profiler.count(len(token_ids), len(layout.query_lens_list))
         self._profiler.lap("inputs")
-        hidden = self._model.forward(token_ids, layout, cache)
+        hidden = self._model.forward(token_ids, layout, cache, adapted)
         self._profiler.lap("between ops")
         return hidden
 

@@ -35,14 +35,17 @@ class Request:
         "tenant",
     )
 
-    def __init__(self, request: GenerateRequest, *, number: int, now_s: float, unix_s: float) -> None:
+    def __init__(
+        self, request: GenerateRequest, *, number: int, now_s: float, unix_s: float, adapter_number: int = 0
+    ) -> None:
+        """``adapter_number`` tells apart the adapters there have been; 0: none."""
         self.request_id = request.request_id
         self.number = number
         """Counts arrivals; breaks ties."""
         self.sampling = request.sampling
         self.priority = request.priority
         self.tenant = request.tenant
-        self.salt = request.cache_salt
+        self.salt = f"{adapter_number}:{request.cache_salt}"
         self.arrival_s = now_s
         """On the engine's monotonic clock, as all times here are but the next."""
         self.arrival_unix_s = unix_s

@@ -84,8 +84,9 @@ def build_engine(settings: Settings, profiler: Profiler | None = None) -> Engine
         form = QUANTIZATIONS[settings.runner.quantize] if settings.runner.quantize else None
         ops = profiler.around_ops(ops, config, quantization=form)
     model: LanguageModel
+    adaptable = settings.runner.max_adapters > 0
     if path is None:
-        model = make_random_model(config, weights_dtype, kv_dtype, ops)
+        model = make_random_model(config, weights_dtype, kv_dtype, ops, adaptable=adaptable)
     else:
         model = load_model(
             path,
@@ -93,6 +94,7 @@ def build_engine(settings: Settings, profiler: Profiler | None = None) -> Engine
             kv_dtype=settings.runner.kv_dtype,
             ops=ops,
             max_tokens=max_model_tokens,
+            adaptable=adaptable,
         )
     _keep_freed_memory()
     info = ModelInfo(

@@ -16,6 +16,7 @@ from penstock.errors import InvalidSetting
 from penstock.kernels import BatchLayout, KVBlocks, Ops, ops_for
 from penstock.models.config import DTYPES, ModelConfig
 from penstock.models.families import read_config
+from penstock.models.lora import Adapted, Adapter, read_adapter
 from penstock.models.model import LanguageModel, new_cache
 from penstock.models.parts import AttentionBlock, FeedForward, Loader, Step, load_feed_forward
 from penstock.models.rope import RotaryEmbedding
@@ -49,15 +50,21 @@ class DecoderModel:
         dtype: torch.dtype,
         kv_dtype: torch.dtype,
         ops: Ops,
+        *,
         max_tokens: int | None = None,
+        adaptable: bool = False,
     ) -> None:
-        """Load; ``max_tokens`` is the longest sequence that will be run, if it is less than the model can hold."""
+        """Load; ``max_tokens`` is the longest sequence that will be run, if it is less than the model can hold.
+
+        ``adaptable`` makes ``load_adapter`` possible, and the feed-forward a little slower.
+        """
         self.config = config
         self.dtype = dtype
         self.kv_dtype = kv_dtype
         self._ops = ops
         self._activation_dtype = ops.activation_dtype(dtype)
-        loader = Loader(config, weights, dtype, ops)
+        self._adaptable = adaptable
+        loader = Loader(config, weights, dtype, ops, adaptable=adaptable)
         E, V = config.hidden_size, config.vocab_size
         self._embedding = loader.tensor("model.embed_tokens.weight", V, E)
         self._layers = [self._load_layer(loader, index) for index in range(config.num_layers)]
@@ -80,18 +87,23 @@ class DecoderModel:
         """Return zeroed cache blocks for each layer; memory is taken page by page as it is first written."""
         return new_cache(self.config, self._ops, self.kv_dtype, num_blocks, block_size)
 
-    def forward(self, token_ids: Tensor, layout: BatchLayout, cache: list[KVBlocks]) -> Tensor:
+    def load_adapter(self, path: Path) -> Adapter:
+        """Return the LoRA adapter in directory ``path``, for ``forward``. Raises ``ModelUnreadable``."""
+        assert self._adaptable, "the model was loaded without room for adapters"
+        with torch.inference_mode():
+            return read_adapter(path, self.config, self._ops, self.dtype)
+
+    def forward(self, token_ids: Tensor, layout: BatchLayout, cache: list[KVBlocks], adapted: Adapted = ()) -> Tensor:
         """Return the final normed hidden states [T, E] of ``token_ids`` [T] int64; writes keys and values."""
-        step = self._begin(layout)
+        step = self._begin(layout, adapted)
         x_TE = F.embedding(token_ids, self._embedding).to(self._activation_dtype)
         if self.config.embedding_scale != 1.0:
             # Rounded as the weights are, because that is how it was trained.
             x_TE = x_TE * torch.tensor(self.config.embedding_scale, dtype=self.dtype)
         for layer, kv in zip(self._layers, cache, strict=True):
-            x_TE = self._add(
-                x_TE, layer.before_attention, partial(layer.attention, kv=kv, step=step), layer.after_attention
-            )
-            x_TE = self._add(x_TE, layer.before_mlp, layer.mlp, layer.after_mlp)
+            attention = partial(layer.attention, kv=kv)
+            x_TE = self._add(x_TE, layer.before_attention, attention, layer.after_attention, step)
+            x_TE = self._add(x_TE, layer.before_mlp, layer.mlp, layer.after_mlp, step)
         return self._ops.rms_norm(x_TE, self._norm, self.config.rms_norm_eps)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -103,7 +115,7 @@ class DecoderModel:
             logits.div_(config.logit_cap).tanh_().mul_(config.logit_cap)
         return logits
 
-    def _begin(self, layout: BatchLayout) -> Step:
+    def _begin(self, layout: BatchLayout, adapted: Adapted) -> Step:
         config = self.config
         attentions = {
             window: self._ops.plan_attention(
@@ -116,27 +128,27 @@ class DecoderModel:
             )
             for window in self._windows
         }
-        return Step(layout, attentions, [rope(layout.positions) for rope in self._ropes])
+        return Step(layout, attentions, [rope(layout.positions) for rope in self._ropes], adapted)
 
-    def _add(self, x: Tensor, before: Tensor | None, block: FeedForward, after: Tensor | None) -> Tensor:
+    def _add(self, x: Tensor, before: Tensor | None, block: FeedForward, after: Tensor | None, step: Step) -> Tensor:
         """Return ``x`` [T, E] plus what ``block`` makes of it, normed before and after; may overwrite ``x``."""
         eps, scale = self.config.rms_norm_eps, self.config.residual_scale
         normed = x if before is None else self._ops.rms_norm(x, before, eps)
         if after is None and scale == 1.0:
-            return block(normed, x)
-        result = block(normed, None)
+            return block(normed, x, step=step)
+        result = block(normed, None, step=step)
         if after is not None:
             result = self._ops.rms_norm(result, after, eps)
         return torch.add(x, result, alpha=scale)
 
     def _load_layer(self, loader: Loader, index: int) -> _Layer:
-        layer, norms, prefix = self.config.layers[index], self.config.norms, f"model.layers.{index}"
+        norms, prefix = self.config.norms, f"model.layers.{index}"
         return _Layer(
             loader.optional_norm(prefix, norms.before_attention),
-            AttentionBlock(loader, f"{prefix}.self_attn", layer),
+            AttentionBlock(loader, f"{prefix}.self_attn", index),
             loader.optional_norm(prefix, norms.after_attention),
             loader.optional_norm(prefix, norms.before_mlp),
-            load_feed_forward(loader, prefix, layer),
+            load_feed_forward(loader, prefix, index),
             loader.optional_norm(prefix, norms.after_mlp),
         )
 
@@ -148,8 +160,11 @@ def load_model(
     kv_dtype: str = "auto",
     ops: Ops | None = None,
     max_tokens: int | None = None,
+    adaptable: bool = False,
 ) -> LanguageModel:
-    """Load the model in directory ``path``, to run sequences of up to ``max_tokens``; None: of what it can hold.
+    """Load the model in directory or GGUF file ``path``.
+
+    ``max_tokens`` is the longest sequence that will be run; None: what it can hold. ``adaptable``: adapters may come.
 
     Raises ``ModelUnreadable`` if the checkpoint is incomplete or broken, ``InvalidSetting`` for an unknown dtype.
     """
@@ -158,12 +173,20 @@ def load_model(
     torch_kv_dtype = cache_dtype(torch_dtype, kv_dtype)
     ops = ops or ops_for(torch_dtype)
     if not config.is_native:
+        if adaptable:
+            raise InvalidSetting(
+                f"LoRA adapters need a native family, and {config.architecture} runs in transformers' code; leave out "
+                "--max-loras",
+                param="runner.max_adapters",
+            )
         # Optional, and slow to import.
         from penstock.models.upstream import UpstreamModel
 
         return UpstreamModel(path, config, torch_dtype, torch_kv_dtype, ops)
     with torch.inference_mode(), open_weights(path) as weights:
-        model = DecoderModel(config, weights, torch_dtype, torch_kv_dtype, ops, max_tokens)
+        model = DecoderModel(
+            config, weights, torch_dtype, torch_kv_dtype, ops, max_tokens=max_tokens, adaptable=adaptable
+        )
         ignored = list(weights.unused())
     if ignored:
         _log.debug("weights_ignored", num_tensors=len(ignored), first=ignored[0])

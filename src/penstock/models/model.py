@@ -1,6 +1,7 @@
 """What every loaded model offers, and the cache it needs."""
 
 import math
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from penstock.kernels import BatchLayout, KVBlocks, Ops
 from penstock.models.config import ModelConfig
+from penstock.models.lora import Adapted, Adapter
 
 
 class LanguageModel(Protocol):
@@ -28,8 +30,17 @@ class LanguageModel(Protocol):
     def new_cache(self, num_blocks: int, block_size: int) -> list[KVBlocks]:
         """Return zeroed cache blocks for each layer; memory is taken page by page as it is first written."""
 
-    def forward(self, token_ids: Tensor, layout: BatchLayout, cache: list[KVBlocks]) -> Tensor:
-        """Return the final hidden states [T, E] of ``token_ids`` [T] int64; writes keys and values."""
+    def load_adapter(self, path: Path) -> Adapter:
+        """Return the LoRA adapter in directory ``path``; only where the model was loaded to be adaptable.
+
+        Raises ``ModelUnreadable``.
+        """
+
+    def forward(self, token_ids: Tensor, layout: BatchLayout, cache: list[KVBlocks], adapted: Adapted = ()) -> Tensor:
+        """Return the final hidden states [T, E] of ``token_ids`` [T] int64; writes keys and values.
+
+        Rows in ``adapted`` run with their adapters.
+        """
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return [R, V] float32 from ``hidden`` [R, E]."""

@@ -1,17 +1,18 @@
 """What a layer is made of: attention and feed-forward blocks, and how each is taken from a checkpoint.
 
-T packed tokens, E hidden width, H query heads, G KV heads, D head width, F feed-forward width, N experts, A experts
-that a token uses.
+T packed tokens, E hidden width, H query heads, G KV heads, D head width, N experts, A experts that a token uses.
 """
 
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from penstock.kernels import Attention, BatchLayout, HeadNorms, KVBlocks, Linear, Ops
-from penstock.models.config import Experts, LayerConfig, ModelConfig
+from penstock.models.config import Experts, ModelConfig
+from penstock.models.lora import Adapted, adapt
 from penstock.models.rope import rotary_order
 from penstock.models.weights import TensorSource
 
@@ -19,8 +20,12 @@ from penstock.models.weights import TensorSource
 class Loader:
     """Takes tensors from a checkpoint in the form kernels want them, and counts them."""
 
-    def __init__(self, config: ModelConfig, weights: TensorSource, dtype: torch.dtype, ops: Ops) -> None:
+    def __init__(
+        self, config: ModelConfig, weights: TensorSource, dtype: torch.dtype, ops: Ops, *, adaptable: bool
+    ) -> None:
         self.config = config
+        self.adaptable = adaptable
+        """Whether adapters may be added to every projection."""
         self.ops = ops
         self.num_parameters = 0
         self._weights = weights
@@ -64,13 +69,16 @@ class Step:
     """By window"""
     angles: list[tuple[Tensor, Tensor]]
     """Cosines and sines for each of ``ModelConfig.ropes``"""
+    adapted: Adapted
 
 
 class AttentionBlock:
     """Queries, keys and values; rotation; attention; the way back."""
 
-    def __init__(self, loader: Loader, prefix: str, layer: LayerConfig) -> None:
+    def __init__(self, loader: Loader, prefix: str, index: int) -> None:
         config = self._config = loader.config
+        layer = config.layers[index]
+        self._index = index
         self._ops = loader.ops
         self._window = layer.window
         self._rope_index = config.ropes.index(layer.rope)
@@ -94,6 +102,7 @@ class AttentionBlock:
         """Return [T, E] from ``x`` [T, E], plus ``added``, which may be overwritten; writes keys and values."""
         config = self._config
         qkv = self._qkv(x)
+        adapt(step.adapted, (self._index, "qkv"), x, qkv)
         if self._row_norms is not None:
             self._normalize_rows(qkv, *self._row_norms)
         q_THD = self._ops.rope_write_kv(
@@ -105,8 +114,10 @@ class AttentionBlock:
             num_kv_heads=config.num_kv_heads,
             norms=self._head_norms,
         )
-        mixed_THD = step.attentions[self._window](q_THD, kv, scale=config.attention_scale)
-        return self._o(mixed_THD.flatten(1), added)
+        mixed = step.attentions[self._window](q_THD, kv, scale=config.attention_scale).flatten(1)
+        out = self._o(mixed, added)
+        adapt(step.adapted, (self._index, "o"), mixed, out)
+        return out
 
     def _normalize_rows(self, qkv: Tensor, q_norm: Tensor, k_norm: Tensor) -> None:
         eps, keys = self._config.rms_norm_eps, slice(self._q_width, self._q_width + self._kv_width)
@@ -143,14 +154,17 @@ def _reorder(rows: Tensor, order: Tensor | None) -> Tensor:
 class FeedForward(Protocol):
     """The second block of a layer."""
 
-    def __call__(self, x: Tensor, added: Tensor | None) -> Tensor:
+    def __call__(self, x: Tensor, added: Tensor | None, step: Step) -> Tensor:
         """Return [T, E] from ``x`` [T, E], plus ``added``, which may be overwritten."""
 
 
-def load_feed_forward(loader: Loader, prefix: str, layer: LayerConfig) -> FeedForward:
-    """Return the feed-forward of the layer whose names begin with ``prefix``."""
-    if layer.experts is not None:
-        return MixtureOfExperts(loader, f"{prefix}.{layer.experts.name}", layer.experts)
+def load_feed_forward(loader: Loader, prefix: str, index: int) -> FeedForward:
+    """Return the feed-forward of layer ``index``, whose names begin with ``prefix``."""
+    experts = loader.config.layers[index].experts
+    if experts is not None:
+        return MixtureOfExperts(loader, f"{prefix}.{experts.name}", experts)
+    if loader.adaptable:
+        return AdaptableMLP(loader, f"{prefix}.mlp", index)
     return GatedMLP.load(loader, f"{prefix}.mlp")
 
 
@@ -165,17 +179,43 @@ class GatedMLP:
     def load(cls, loader: Loader, name: str) -> "GatedMLP":
         """Take the one called ``name``."""
         config = loader.config
-        E, F, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        E, width, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
         if config.fused_projections:
-            gate, up = loader.tensor(f"{name}.gate_up_proj.weight", 2 * F, E).chunk(2)
+            gate, up = loader.tensor(f"{name}.gate_up_proj.weight", 2 * width, E).chunk(2)
             gate_up = loader.ops.prepare_gated_linear(gate, up, None, None, activation=config.activation)
         else:
-            gate_up = loader.gated_linear(f"{name}.gate_proj", f"{name}.up_proj", F, E, bias=bias)
-        return cls(gate_up, loader.linear(f"{name}.down_proj", E, F, bias=bias))
+            gate_up = loader.gated_linear(f"{name}.gate_proj", f"{name}.up_proj", width, E, bias=bias)
+        return cls(gate_up, loader.linear(f"{name}.down_proj", E, width, bias=bias))
 
-    def __call__(self, x: Tensor, added: Tensor | None) -> Tensor:
+    def __call__(self, x: Tensor, added: Tensor | None, step: Step | None = None) -> Tensor:
         """See ``FeedForward``."""
         return self.down(self.gate_up(x), added)
+
+
+class AdaptableMLP:
+    """The same, where adapters may add to gate and up before they meet: their product is not fused."""
+
+    def __init__(self, loader: Loader, name: str, index: int) -> None:
+        config, self._index = loader.config, index
+        E, width, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        parts = (
+            [("gate_up_proj", 2 * width)] if config.fused_projections else [("gate_proj", width), ("up_proj", width)]
+        )
+        weights = [loader.tensor(f"{name}.{part}.weight", size, E) for part, size in parts]
+        biases = [loader.tensor(f"{name}.{part}.bias", size) for part, size in parts] if bias else None
+        self._gate_up = loader.ops.prepare_linear(torch.cat(weights), None if biases is None else torch.cat(biases))
+        self._down = loader.linear(f"{name}.down_proj", E, width, bias=bias)
+        self._is_gelu = config.activation == "gelu_tanh"
+
+    def __call__(self, x: Tensor, added: Tensor | None, step: Step) -> Tensor:
+        """See ``FeedForward``."""
+        gate_up = self._gate_up(x)
+        adapt(step.adapted, (self._index, "gate_up"), x, gate_up)
+        gate, up = gate_up.chunk(2, dim=-1)
+        hidden = (F.gelu(gate, approximate="tanh") if self._is_gelu else F.silu(gate)) * up
+        out = self._down(hidden, added)
+        adapt(step.adapted, (self._index, "down"), hidden, out)
+        return out
 
 
 class MixtureOfExperts:
@@ -186,20 +226,20 @@ class MixtureOfExperts:
     """
 
     def __init__(self, loader: Loader, name: str, experts: Experts) -> None:
-        E, F = loader.config.hidden_size, experts.intermediate_size
+        E, width = loader.config.hidden_size, experts.intermediate_size
         self._experts = experts
         # Exact, because a gate that errs a little chooses other experts.
         self._gate = loader.ops.prepare_linear(
             loader.tensor(f"{name}.gate.weight", experts.num_experts, E), None, exact=True
         )
-        self._mlps = [self._load_expert(loader, f"{name}.experts.{i}", F, E) for i in range(experts.num_experts)]
+        self._mlps = [self._load_expert(loader, f"{name}.experts.{i}", width, E) for i in range(experts.num_experts)]
 
     def _load_expert(self, loader: Loader, name: str, num_hidden: int, num_outputs: int) -> GatedMLP:
         gate, up, down = (f"{name}.{part}" for part in self._experts.gate_up_down)
         gate_up = loader.gated_linear(gate, up, num_hidden, num_outputs)
         return GatedMLP(gate_up, loader.linear(down, num_outputs, num_hidden))
 
-    def __call__(self, x: Tensor, added: Tensor | None) -> Tensor:
+    def __call__(self, x: Tensor, added: Tensor | None, step: Step) -> Tensor:
         """See ``FeedForward``."""
         num_active = self._experts.num_active
         shares_TA, chosen_TA = self._gate(x).float().softmax(-1).topk(num_active)

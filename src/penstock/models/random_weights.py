@@ -38,10 +38,12 @@ class RandomWeights:
         return tensor
 
 
-def make_random_model(config: ModelConfig, dtype: torch.dtype, kv_dtype: torch.dtype, ops: Ops) -> DecoderModel:
+def make_random_model(
+    config: ModelConfig, dtype: torch.dtype, kv_dtype: torch.dtype, ops: Ops, *, adaptable: bool = False
+) -> DecoderModel:
     """Return a model of this shape, the same one every time."""
     with torch.inference_mode():
-        return DecoderModel(config, RandomWeights(), dtype, kv_dtype, ops)
+        return DecoderModel(config, RandomWeights(), dtype, kv_dtype, ops, adaptable=adaptable)
 
 
 class _Sizes:

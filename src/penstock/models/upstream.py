@@ -24,6 +24,7 @@ from penstock.errors import MissingExtra, ModelUnreadable
 from penstock.kernels import Attention, BatchLayout, KVBlocks, Linear, Ops
 from penstock.models.config import LayerConfig, ModelConfig
 from penstock.models.config_json import ConfigJson
+from penstock.models.lora import Adapted, Adapter
 from penstock.models.model import new_cache
 
 _NAME = "penstock"
@@ -154,7 +155,11 @@ class UpstreamModel:
         """Return zeroed cache blocks for each layer; memory is taken page by page as it is first written."""
         return new_cache(self.config, self._ops, self.kv_dtype, num_blocks, block_size)
 
-    def forward(self, token_ids: Tensor, layout: BatchLayout, cache: list[KVBlocks]) -> Tensor:
+    def load_adapter(self, path: Path) -> Adapter:
+        """Never asked for: such a model is not loaded to be adaptable."""
+        raise NotImplementedError(path)
+
+    def forward(self, token_ids: Tensor, layout: BatchLayout, cache: list[KVBlocks], adapted: Adapted = ()) -> Tensor:
         """Return the final hidden states [T, E] of ``token_ids`` [T] int64; writes keys and values."""
         with _calling(_PagedAttention(self._ops, layout, cache, self._activation_dtype)):
             output = self._body(

@@ -32,6 +32,18 @@ class EngineClient(Protocol):
     def model(self) -> ModelInfo:
         """Return what is served. Raises ``NotReady`` before the engine has loaded once."""
 
+    async def load_adapter(self, name: str, path: str) -> None:
+        """Load the LoRA adapter in directory ``path``; requests may name it from then on.
+
+        Raises ``RequestError`` if it cannot be loaded, if ``name`` is taken or if there is no room.
+        """
+
+    async def unload_adapter(self, name: str) -> None:
+        """Take no more requests for an adapter; those that run go on. Raises ``ModelNotFound``."""
+
+    def adapters(self) -> tuple[str, ...]:
+        """Return the names of the loaded adapters."""
+
     async def drain(self, timeout_s: float) -> bool:
         """Refuse new requests and wait for the running ones; False when some were left at the timeout."""
 

@@ -92,6 +92,8 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Who the tokens are charged to when tenants share the engine."""
     cache_salt: str = ""
     """Requests share prefix cache blocks only with requests of the same salt."""
+    adapter: str | None = None
+    """The loaded LoRA adapter to run with; None: the model as it is."""
 
 
 class Candidate(msgspec.Struct, frozen=True, array_like=True):

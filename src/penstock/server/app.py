@@ -21,6 +21,7 @@ from penstock.http import errors as http_errors
 from penstock.http.middleware import BodyLimit, HTTPMetrics, RequestMiddleware, Waited
 from penstock.http.sse import ClientLeft, EventStream, until_client_leaves
 from penstock.protocol import EngineClient, EngineState, GenerateRequest, TokenDelta
+from penstock.server.adapters import add_adapters
 from penstock.server.answers import Answer, Deltas, ShownPrompts
 from penstock.server.complaints import explain
 from penstock.server.config import ServerConfig
@@ -73,6 +74,7 @@ def create_app(
     app = FastAPI(title="Penstock", version=penstock.__version__, description="OpenAI-compatible API over one model.")
     api = _API(client, tokenizer, template, config)
     _add_generation(app, api)
+    add_adapters(app, client, lambda: api.base_names, _ERRORS)
     _add_tokenizing(app, api)
     _add_health(app, client, registry)
     _add_error_handlers(app)
@@ -112,8 +114,12 @@ class _API:
         self._grammars = GrammarChecker(tokenizer, client.model, config)
 
     @property
-    def names(self) -> tuple[str, ...]:
+    def base_names(self) -> tuple[str, ...]:
         return self.config.served_names or (self.client.model().name,)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (*self.base_names, *self.client.adapters())
 
     async def conversation(self, body: ChatCompletionRequest | TokenizeChatRequest) -> _Conversation:
         """Return a conversation's tokens and what is to be expected of the answer."""
@@ -209,6 +215,7 @@ class _API:
                 request_id=f"{answer_id}-{i}",
                 model=model,
                 config=self.config,
+                adapter=body.model if body.model in self.client.adapters() else None,
                 grammar=grammar,
                 keeps_special_tokens=reading is not None and reading.needs_special_tokens(self.tokenizer),
                 bad_words=bad_words,

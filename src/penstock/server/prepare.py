@@ -31,11 +31,13 @@ def generate_request(
     grammar: str | None = None,
     keeps_special_tokens: bool = False,
     bad_words: tuple[tuple[int, ...], ...] = (),
+    adapter: str | None = None,
 ) -> GenerateRequest:
     """Return the engine's request for one prompt.
 
     ``grammar`` is what answers are held to, and has been checked. ``keeps_special_tokens`` leaves them in the text
     whatever ``body`` says, for whoever reads the answer needs them. ``bad_words`` are those of ``body`` as tokens.
+    ``adapter`` is the loaded one that ``body`` names as its model.
     Raises ``InvalidRequest`` or ``ContextTooLong`` naming the parameter at fault.
     """
     room = model.max_model_tokens - len(prompt_token_ids)
@@ -82,6 +84,7 @@ def generate_request(
         deadline_s=options.deadline_s,
         tenant=options.tenant,
         cache_salt=body.cache_salt,
+        adapter=adapter,
     )
 
 

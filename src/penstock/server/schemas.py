@@ -78,6 +78,19 @@ class PenstockOptions(_Strict):
     timeline: bool = False
 
 
+class LoadAdapterRequest(_Strict):
+    """What /v1/load_lora_adapter takes."""
+
+    lora_name: str = Field(min_length=1, max_length=512)
+    lora_path: str = Field(min_length=1, max_length=4096)
+
+
+class UnloadAdapterRequest(_Strict):
+    """What /v1/unload_lora_adapter takes."""
+
+    lora_name: str = Field(min_length=1, max_length=512)
+
+
 class StreamOptions(_Strict):
     """What a stream carries besides text."""
 

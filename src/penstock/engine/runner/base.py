@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from penstock.engine.sampling import SampledToken
@@ -32,8 +33,12 @@ class Runner(Protocol):
         params: SamplingParams,
         prompt_token_ids: Sequence[int],
         matcher: "LLMatcher | None" = None,
+        adapter: object | None = None,
     ) -> None:
-        """Prepare to sample for choice ``index`` of a request, which takes ``matcher`` over."""
+        """Prepare to sample for choice ``index`` of a request that runs with ``adapter``; takes ``matcher`` over."""
+
+    def load_adapter(self, path: Path) -> object:
+        """Return the LoRA adapter in directory ``path``, for ``add``. Raises ``ModelUnreadable``."""
 
     def remove(self, sequence_id: int) -> None:
         """Forget a sequence."""

@@ -1,6 +1,7 @@
 """The CPU runner: integers to tensors, one forward, the sampler."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -11,6 +12,7 @@ from penstock.engine.sampling import GrammarMasks, Sampler
 from penstock.engine.scheduler import ScheduledBatch
 from penstock.kernels.copy_blocks.reference import copy_blocks
 from penstock.kernels.layout import BatchLayout, KVBlocks
+from penstock.models.lora import Adapted, Adapter
 from penstock.protocol import SamplingParams, TokenLogprobs
 
 if TYPE_CHECKING:
@@ -24,7 +26,10 @@ _SCORED_AT_ONCE = 64
 class RunnableModel(Protocol):
     """The part of a decoder model that a runner uses. T packed tokens, R rows, E hidden width, V vocabulary."""
 
-    def forward(self, token_ids: Tensor, layout: BatchLayout, cache: list[KVBlocks]) -> Tensor:
+    def load_adapter(self, path: Path) -> Adapter:
+        """Return the LoRA adapter in directory ``path``. Raises ``ModelUnreadable``."""
+
+    def forward(self, token_ids: Tensor, layout: BatchLayout, cache: list[KVBlocks], adapted: Adapted = ()) -> Tensor:
         """Return the final hidden states [T, E] of ``token_ids`` [T] int64, writing their keys and values."""
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -40,6 +45,8 @@ class CPURunner:
         self._sampler = sampler
         self._block_size = block_size
         self._masks = GrammarMasks()
+        self._adapters: dict[int, Adapter] = {}
+        """By sequence; those that run without are not in it"""
 
     def add(
         self,
@@ -48,16 +55,25 @@ class CPURunner:
         params: SamplingParams,
         prompt_token_ids: Sequence[int],
         matcher: "LLMatcher | None" = None,
+        adapter: object | None = None,
     ) -> None:
         """Prepare to sample for choice ``index`` of a request; see ``Runner.add``."""
         self._sampler.add(sequence_id, index, params, prompt_token_ids)
         if matcher is not None:
             self._masks.add(sequence_id, matcher)
+        if adapter is not None:
+            assert isinstance(adapter, Adapter), "adapters come from load_adapter"
+            self._adapters[sequence_id] = adapter
+
+    def load_adapter(self, path: Path) -> Adapter:
+        """Return the LoRA adapter in directory ``path``."""
+        return self._model.load_adapter(path)
 
     def remove(self, sequence_id: int) -> None:
         """Forget a sequence."""
         self._sampler.remove(sequence_id)
         self._masks.remove(sequence_id)
+        self._adapters.pop(sequence_id, None)
 
     def commit(self, sequence_id: int, token_id: int) -> bool:
         """Take a sampled token into the sequence's history; see ``Runner.commit``."""
@@ -76,7 +92,7 @@ class CPURunner:
         # Grammars are followed while the model runs, on the core that it leaves free.
         pending = self._masks.begin(batch.sample_ids)
         try:
-            hidden = self._model.forward(token_ids, layout, self._cache)
+            hidden = self._model.forward(token_ids, layout, self._cache, self._adapted(batch))
             scores = self._score(batch, hidden) if batch.score_rows else []
             if not batch.sample_rows:
                 return StepResult([], scores)
@@ -88,6 +104,19 @@ class CPURunner:
         finally:
             masks = self._masks.finish(pending)
         return StepResult(self._sampler.sample(logits, batch.sample_ids, masks), scores)
+
+    def _adapted(self, batch: ScheduledBatch) -> Adapted:
+        """Return which rows run with which adapter."""
+        if not self._adapters:
+            return ()
+        rows: dict[Adapter, list[int]] = {}
+        first = 0
+        for sequence_id, length in zip(batch.sequence_ids, batch.query_lens, strict=True):
+            adapter = self._adapters.get(sequence_id)
+            if adapter is not None:
+                rows.setdefault(adapter, []).extend(range(first, first + length))
+            first += length
+        return [(torch.tensor(places, dtype=torch.int64), adapter) for adapter, places in rows.items()]
 
     def _score(self, batch: ScheduledBatch, hidden: Tensor) -> list[TokenLogprobs]:
         """Return the log probabilities of the prompts' tokens, [C], a few rows at a time, for logits are large."""
