@@ -57,7 +57,7 @@ ANSWER = json.dumps(
 )
 ENDLESS = {"type": "array", "items": {"type": "string", "maxLength": 40}, "minItems": 1000}
 """An answer that does not end within the steps that are measured"""
-NUM_RUNNING, NUM_STEPS, NUM_PAIRS = 32, 100, 7
+NUM_RUNNING, NUM_STEPS, NUM_PAIRS = 32, 100, 15
 
 
 def large_tokenizer(size: int) -> Tokenizer:
