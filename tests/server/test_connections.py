@@ -87,7 +87,10 @@ def test_the_summary_holds_the_ids_and_not_the_prompt(server: RunningServer) -> 
     with capture_logs() as logs:
         httpx.post(f"{server.url}/v1/completions", json={**BODY, "prompt": "a secret"}, headers=headers)
         httpx.post(f"{server.url}/v1/completions", json=BODY, headers={"traceparent": "nonsense"})
-    traced, untraced = [event for event in logs if event["event"] == "request"]
+        # The summary is written once the answer has been sent, which its reader may see before.
+        while len(summaries := [event for event in logs if event.get("route") == "/v1/completions"]) < 2:
+            httpx.get(f"{server.url}/ping")
+    traced, untraced = summaries
     assert (traced["request_id"], traced["trace_id"]) == ("in-the-log", TRACE)
     assert (traced["status"], traced["num_output_tokens"], traced["finish_reason"]) == (200, 24, "length")
     assert traced["timeline"]["num_output_tokens"] == 24

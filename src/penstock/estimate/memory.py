@@ -7,8 +7,9 @@ from penstock.protocol import MemoryPlan
 from penstock.units import format_bytes
 
 _FLOAT32_BYTES = 4
-_LOGIT_BYTES = 2 * _FLOAT32_BYTES
-"""Per logit of a sampled row: itself, and a copy where log-probabilities are to be of what the model said."""
+_LOGIT_BYTES = 3 * _FLOAT32_BYTES
+"""Per logit of a sampled row: itself, a copy where log-probabilities are to be of what the model said, and what a
+grammar adds to it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,7 +105,8 @@ def activation_peak_bytes(shape: ModelShape, *, step_tokens: int, max_running: i
       for one sequence at a time its gathered keys and values, widened to all heads, and a float32 row of scores
       or mask per query token;
     - feed-forward: gate, up and their product, with the product's float32 twin;
-    - sampling: the logits and a copy of them, one row per running sequence, and what sampling works in.
+    - sampling: the logits, a copy of them and what grammars add, one row per running sequence, and what sampling works
+      in.
     """
     element = shape.activation_element_bytes
     query_width = shape.num_heads * shape.head_dim
