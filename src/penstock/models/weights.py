@@ -3,10 +3,10 @@
 import json
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -68,30 +68,33 @@ def open_weights(path: Path) -> AbstractContextManager[StoredTensors]:
 
 
 class Weights:
-    """All tensors of a checkpoint by name. A context manager; tensors taken from it stay valid after."""
+    """All tensors of a checkpoint by name. A context manager; tensors taken from it stay valid after.
+
+    Every tensor has a mapping of its own, so that what was read and packed stops being this process's memory at once.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._stack = ExitStack()
-        self._files: dict[str, tuple[Any, Path]] = {}
+        self._files: dict[str, Path] = {}
+        self._num_elements: dict[str, int] = {}
         self._unused: set[str] = set()
 
     def __enter__(self) -> Self:
         for file in weight_files(self._path):
             try:
-                handle = self._stack.enter_context(safe_open(file, framework="pt"))
-                names = list(handle.keys())
+                with safe_open(file, framework="pt") as handle:
+                    for name in handle.keys():  # noqa: SIM118 - a handle is no dict
+                        self._files[name] = file
+                        self._num_elements[name] = math.prod(handle.get_slice(name).get_shape())
             except (SafetensorError, OSError) as error:
-                self._stack.close()
                 raise ModelUnreadable(f"{file} is broken or cut short ({error}); fetch the file again") from error
-            self._files.update(dict.fromkeys(names, (handle, file)))
         self._unused = set(self._files)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stack.close()
+        """Nothing is held open."""
 
     def __contains__(self, name: str) -> bool:
         return name in self._files
@@ -102,8 +105,7 @@ class Weights:
 
     def num_elements(self, name: str) -> int:
         """Return the size of a tensor without reading it."""
-        handle, _ = self._files[name]
-        return math.prod(handle.get_slice(name).get_shape())
+        return self._num_elements[name]
 
     def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Return the tensor ``name`` in ``dtype``; mapped, not copied, where it has that dtype already.
@@ -115,8 +117,9 @@ class Weights:
                 f"{self._path} has no tensor {name}: the checkpoint is incomplete, or of another "
                 "architecture than its config.json says"
             )
-        handle, file = self._files[name]
-        tensor: Tensor = handle.get_tensor(name)
+        file = self._files[name]
+        with safe_open(file, framework="pt") as handle:
+            tensor: Tensor = handle.get_tensor(name)
         if tuple(tensor.shape) != shape:
             raise ModelUnreadable(
                 f"{file}: {name} is {list(tensor.shape)}, and config.json makes it {list(shape)}; the two do not "
