@@ -1,0 +1,1 @@
+"""Penstock and its peers on one machine, by turns: `python -m benchmarks.peers`."""

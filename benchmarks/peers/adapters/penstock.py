@@ -1,0 +1,44 @@
+"""Penstock itself, from this repository's environment, over HTTP."""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.peers.peer import REPOSITORY, Command, Launch, Limits, Peer, free_port
+
+PRECISIONS: dict[str, tuple[str, ...]] = {
+    "BF16": (),
+    "INT8": ("--quantize", "int8"),
+}
+"""What is written beside Penstock's name, and the flags of `penstock serve` it stands for"""
+
+
+class Penstock(Peer):
+    """`penstock serve`: an API process and an engine process."""
+
+    name = "penstock"
+    precisions = tuple(PRECISIONS)
+    install = ()
+    probe = "import penstock; print(penstock.__version__)"
+
+    def prepare(self, environment: Path, precision: str, model: Path, out: Path) -> Sequence[Command]:
+        """Nothing: it reads the model directory and quantizes while loading."""
+        return ()
+
+    def launch(self, environment: Path, precision: str, model: Path, prepared: Path, limits: Limits) -> Launch:
+        """Serve ``model``; ``environment`` does not matter."""
+        port = free_port()
+        command: list[str | Path] = [Path(sys.executable).with_name("penstock"), "serve", model, "--port", str(port)]
+        command += ["--threads", str(limits.threads), "--cache-memory", str(limits.cache_bytes)]
+        command += ["--max-model-tokens", str(limits.max_model_tokens), "--log-level", "error"]
+        return Launch(command=[*command, *PRECISIONS[precision]], port=port)
+
+    def version(self, environment: Path) -> str:
+        """Return the version and the commit of this repository."""
+        from penstock import __version__
+
+        commit = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=REPOSITORY, check=False
+        )
+        return f"{__version__} at {commit.stdout.strip() or 'no commit'}"
