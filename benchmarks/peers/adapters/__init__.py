@@ -3,9 +3,11 @@
 from benchmarks.peers.adapters.llama_cpp import LlamaCpp
 from benchmarks.peers.adapters.openvino import OpenVino
 from benchmarks.peers.adapters.penstock import Penstock
+from benchmarks.peers.adapters.transformers import Transformers
+from benchmarks.peers.adapters.vllm import Vllm
 from benchmarks.peers.peer import Peer
 
 PENSTOCK = Penstock()
-PEERS: tuple[Peer, ...] = (LlamaCpp(), OpenVino())
+PEERS: tuple[Peer, ...] = (LlamaCpp(), OpenVino(), Vllm(), Transformers())
 
 __all__ = ["PEERS", "PENSTOCK"]
