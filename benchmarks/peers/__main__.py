@@ -12,6 +12,7 @@ stay loaded; in each round of a load each takes its turn.
 import argparse
 import asyncio
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Collection, Sequence
@@ -48,6 +49,8 @@ def main() -> int:
     home: Path = arguments.home.resolve()
     if arguments.install is not None:
         return _install(arguments.install.split(","), home)
+    # A stop asked for by another process ends what was started here too, as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         systems = _choose(arguments.precisions, arguments.peers, home)
         loads = _known(arguments.workloads.split(","), LOADS, "workload")

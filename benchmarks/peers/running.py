@@ -157,6 +157,7 @@ class LinesTarget:
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
         self._events: dict[str, asyncio.Queue[dict[str, Any] | None]] = {}
+        self._has_ended = False
 
     async def __aenter__(self) -> Self:
         self._reader = asyncio.create_task(self._read())
@@ -173,7 +174,7 @@ class LinesTarget:
         events = self._events[request_id] = asyncio.Queue()
         line = {"id": request_id, "prompt": request.prompt_token_ids, "num_tokens": request.num_output_tokens}
         try:
-            if self._reader.done():
+            if self._has_ended:
                 raise UnavailableError("the worker has ended")
             self._process.stdin.write(json.dumps(line).encode() + b"\n")
             num_tokens = 0
@@ -197,10 +198,11 @@ class LinesTarget:
                 if event["id"] in self._events:
                     self._events[event["id"]].put_nowait(event)
         finally:
+            # The exit status first, for whoever asks why.
+            await self._process.wait()
+            self._has_ended = True
             for events in self._events.values():
                 events.put_nowait(None)
-            # So that the exit status is known to whoever asks next.
-            await self._process.wait()
 
 
 def _status_bytes(process: psutil.Process, key: str) -> int:

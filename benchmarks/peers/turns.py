@@ -1,10 +1,11 @@
 """Systems by turns: each start, and each round of each load, one system after the other."""
 
 import contextlib
+import dataclasses
 import shutil
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,11 @@ from benchmarks.peers.machine import Bandwidth, busy_s, own_cpu_s
 from benchmarks.peers.peer import Limits, NotInstalled, Peer, last_line
 from benchmarks.peers.running import DidNotRun, Running
 from benchmarks.peers.workloads import LOADS
-from penstock.bench import RunReport, draw_requests, drive, report_run
+from penstock.bench import BenchRequest, RunReport, draw_requests, drive, report_run
+
+_WARMUP_REQUESTS = 8
+_WARMUP_TOKENS = 256
+_WARMUP_ANSWER_TOKENS = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,7 +131,7 @@ async def measure(
                 alive.append((system, running))
                 print(f"last start: {system.name} {running.cold_start_s:.2f} s", flush=True)
         for load in loads:
-            # Round -1 warms up and is dropped: the first of each load finds caches cold and memory untouched.
+            # Round -1 warms up and is dropped: it finds caches cold and memory untouched.
             for number in range(-1, rounds):
                 for system, running in alive:
                     if system.failure is not None:
@@ -151,7 +156,7 @@ async def _take_turn(
     workload = LOADS[load].workload
     requests = draw_requests(workload, token_ids, repetition=number)
     if number < 0:
-        requests = requests[: max(1, len(requests) // 8)]
+        requests = [_shortened(request) for request in requests[:_WARMUP_REQUESTS]]
     read_bytes_per_s = bandwidth.measure()
     began, busy, own = time.perf_counter(), busy_s(), running.cpu_s + own_cpu_s()
     run = await drive(running.target, requests, concurrency=workload.concurrency, name=f"{load}{number}")
@@ -170,8 +175,13 @@ async def _take_turn(
     )
 
 
+def _shortened(request: BenchRequest) -> BenchRequest:
+    prompt = request.prompt_token_ids[:_WARMUP_TOKENS]
+    return dataclasses.replace(request, prompt_token_ids=prompt, num_output_tokens=_WARMUP_ANSWER_TOKENS)
+
+
 @contextlib.contextmanager
-def _noting(system: System) -> Any:
+def _noting(system: System) -> Iterator[None]:
     """Turn a failure of ``system`` into its note."""
     try:
         yield

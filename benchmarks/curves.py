@@ -1,0 +1,221 @@
+"""How speed scales: `python -m benchmarks.curves --out benchmarks/results/2026-01-31-curves`.
+
+Four curves of Penstock's engine in this process, each at 1, 2 and 4 threads: throughput against concurrency, decode
+speed against context, prefill speed against prompt length, and time per step against batch size. Weights are random,
+of a small shape unless `--shape` names another; decoding is greedy past the end of sequence. At each point the numbers
+of threads take turns; medians of the rounds are drawn, least and most around them.
+"""
+
+import argparse
+import json
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from benchmarks.peers.machine import busy_s, describe_machine, own_cpu_s
+from benchmarks.peers.model import SHAPES, make_model, prompt_token_ids
+from benchmarks.peers.report import spread
+from penstock.bench import require_plots
+from penstock.engine.config import CacheConfig, RunnerConfig, SchedulerConfig
+from penstock.engine.engine import Engine
+from penstock.kernels import describe, use_threads
+from penstock.launch.engine import build_engine
+from penstock.launch.settings import ModelSettings, Settings
+from penstock.protocol import GenerateRequest, SamplingParams
+
+CONCURRENCY = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+CONTEXT = (128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+PROMPT_TOKENS = 64
+ANSWER_TOKENS = 64
+BATCH_CONTEXT = 128
+NUM_STEPS = 12
+"""Decode steps timed at each point; their median is the point's."""
+
+Point = tuple[str, int, float]
+"""A curve, where on it, and the value"""
+
+
+class Bench:
+    """An engine and a source of fresh prompts, so that no prefix is found in the cache."""
+
+    def __init__(self, engine: Engine, token_ids: range) -> None:
+        self._engine = engine
+        self._token_ids = token_ids
+        self._draw = random.Random(0)
+        self._num_requests = 0
+
+    def add(self, num_prompt_tokens: int, num_tokens: int) -> None:
+        """Queue a request."""
+        self._num_requests += 1
+        self._engine.add(
+            GenerateRequest(
+                request_id=str(self._num_requests),
+                prompt_token_ids=self._draw.choices(self._token_ids, k=num_prompt_tokens),
+                sampling=SamplingParams(max_tokens=num_tokens, temperature=0.0, ignore_eos=True),
+            )
+        )
+
+    def step(self) -> int:
+        """Run a step and return how many requests got a token."""
+        assert self._engine.has_work
+        return sum(bool(delta.token_ids) for delta in self._engine.step())
+
+    def drain(self) -> None:
+        """Run what is left."""
+        while self._engine.has_work:
+            self._engine.step()
+
+
+def throughput(bench: Bench, concurrency: int) -> Iterator[Point]:
+    """Output tokens a second of ``concurrency`` requests that come at once."""
+    began = time.perf_counter()
+    for _ in range(concurrency):
+        bench.add(PROMPT_TOKENS, ANSWER_TOKENS)
+    bench.drain()
+    yield "throughput", concurrency, concurrency * ANSWER_TOKENS / (time.perf_counter() - began)
+
+
+def one_context(bench: Bench, num_tokens: int) -> Iterator[Point]:
+    """Prompt tokens a second of one prompt, then tokens a second after it."""
+    began = time.perf_counter()
+    bench.add(num_tokens, NUM_STEPS + 1)
+    while not bench.step():
+        pass
+    yield "prefill", num_tokens, num_tokens / (time.perf_counter() - began)
+    yield "decode", num_tokens, 1 / _median_step_s(bench)
+    bench.drain()
+
+
+def one_batch(bench: Bench, size: int) -> Iterator[Point]:
+    """Milliseconds of a step that gives each of ``size`` requests a token."""
+    # Each answer is long enough that the first is not done before the last has begun.
+    for _ in range(size):
+        bench.add(BATCH_CONTEXT, NUM_STEPS + 1 + size)
+    while bench.step() < size:
+        pass
+    yield "step", size, 1e3 * _median_step_s(bench)
+    bench.drain()
+
+
+def _median_step_s(bench: Bench) -> float:
+    times = []
+    for _ in range(NUM_STEPS):
+        began = time.perf_counter()
+        bench.step()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+LABELS = {
+    "throughput": ("requests at once", "output tokens/s"),
+    "decode": ("context, tokens", "tokens/s of one stream"),
+    "prefill": ("prompt, tokens", "prompt tokens/s"),
+    "step": ("batch, sequences", "ms per decode step"),
+}
+"""Each curve's axes"""
+
+
+def measure(bench: Bench, threads: Sequence[int], rounds: int, longest: int) -> dict[str, dict[int, dict[int, Any]]]:
+    """Return for each curve, number of threads and place on it the spread of all rounds."""
+    contexts = [context for context in CONTEXT if context <= longest]
+    plan: list[tuple[Callable[[Bench, int], Iterator[Point]], Sequence[int]]] = [
+        (throughput, CONCURRENCY),
+        (one_context, contexts),
+        (one_batch, CONCURRENCY),
+    ]
+    found: dict[tuple[str, int, int], list[float]] = {}
+    for work, places in plan:
+        for place in places:
+            for _ in range(rounds):
+                for num_threads in threads:
+                    use_threads(num_threads)
+                    for curve, x, value in work(bench, place):
+                        found.setdefault((curve, num_threads, x), []).append(value)
+            print(work.__name__, place, flush=True)
+    curves: dict[str, dict[int, dict[int, Any]]] = {curve: {n: {} for n in threads} for curve in LABELS}
+    for (curve, num_threads, x), values in found.items():
+        curves[curve][num_threads][x] = spread(values)
+    return curves
+
+
+def write_plot(file: Path, curves: dict[str, dict[int, dict[int, Any]]], title: str) -> None:
+    """Draw the four curves, a line for each number of threads."""
+    require_plots()
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(2, 2, figsize=(12, 8), layout="constrained")
+    figure.suptitle(title)
+    for axes, (curve, (x_label, y_label)) in zip(panels.flat, LABELS.items(), strict=True):
+        for num_threads, points in curves[curve].items():
+            places = list(points)
+            axes.plot(places, [points[x]["median"] for x in places], "o-", ms=3, label=f"{num_threads} threads")
+            axes.fill_between(places, [points[x]["min"] for x in places], [points[x]["max"] for x in places], alpha=0.2)
+        axes.set_xscale("log", base=2)
+        axes.set(xlabel=x_label, ylabel=y_label, ylim=(0, None))
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(file, dpi=110)
+    pyplot.close(figure)
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="small")
+    parser.add_argument("--quantize", help="as `penstock serve` takes it")
+    parser.add_argument("--threads", default="1,2,4")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--longest", type=int, default=CONTEXT[-1], help="longest context, tokens")
+    parser.add_argument("--out", type=Path, metavar="STEM", help="write STEM.json and STEM.png")
+    arguments = parser.parse_args()
+    require_plots()
+    threads = [int(number) for number in arguments.threads.split(",")]
+    shape = SHAPES[arguments.shape]
+    with tempfile.TemporaryDirectory() as directory:
+        model = make_model(Path(directory) / arguments.shape, shape)
+        num_cached_tokens = max(
+            2 * arguments.longest, CONCURRENCY[-1] * (BATCH_CONTEXT + NUM_STEPS + 1 + CONCURRENCY[-1])
+        )
+        settings = Settings(
+            model=ModelSettings(name=str(model)),
+            scheduler=SchedulerConfig(max_running=CONCURRENCY[-1]),
+            # Twice what 16 bits take: kernels without them keep 32.
+            cache=CacheConfig(memory_bytes=2 * num_cached_tokens * shape.kv_bytes_per_token),
+            runner=RunnerConfig(quantize=arguments.quantize),
+        )
+        bench = Bench(build_engine(settings), prompt_token_ids(shape))
+        began, busy, own = time.perf_counter(), busy_s(), own_cpu_s()
+        curves = measure(bench, threads, arguments.rounds, arguments.longest)
+        others_cores = (busy_s() - busy - (own_cpu_s() - own)) / (time.perf_counter() - began)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    conditions: dict[str, Any] = {
+        "date": datetime.now(UTC).isoformat(timespec="minutes"),
+        "commit": commit.stdout.strip(),
+        "command": " ".join(["python -m benchmarks.curves", *sys.argv[1:]]),
+        "machine": {**describe_machine(), "kernels": describe()},
+        "shape": arguments.shape,
+        "precision": arguments.quantize or "bfloat16",
+        "rounds": arguments.rounds,
+        "cores_busy_with_others": others_cores,
+    }
+    text = json.dumps({"conditions": conditions, "curves": curves}, indent=1)
+    print(text)
+    if arguments.out is not None:
+        arguments.out.with_suffix(".json").write_text(text + "\n")
+        what = f"{arguments.shape}, {conditions['precision']}, {conditions['machine']['processor']}"
+        when = f"{conditions['date'][:10]}, {conditions['commit']}"
+        write_plot(arguments.out.with_suffix(".png"), curves, f"{what}, {when}")
+
+
+if __name__ == "__main__":
+    main()
