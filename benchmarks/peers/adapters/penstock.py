@@ -10,6 +10,7 @@ from benchmarks.peers.peer import REPOSITORY, Command, Launch, Limits, Peer, fre
 PRECISIONS: dict[str, tuple[str, ...]] = {
     "BF16": (),
     "INT8": ("--quantize", "int8"),
+    "INT4": ("--quantize", "int4"),
 }
 """What is written beside Penstock's name, and the flags of `penstock serve` it stands for"""
 
