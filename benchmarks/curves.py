@@ -158,9 +158,16 @@ def write_plot(file: Path, curves: dict[str, dict[int, dict[int, Any]]], title: 
     for axes, (curve, (x_label, y_label)) in zip(panels.flat, LABELS.items(), strict=True):
         for num_threads, points in curves[curve].items():
             places = list(points)
-            axes.plot(places, [points[x]["median"] for x in places], "o-", ms=3, label=f"{num_threads} threads")
+            axes.plot(
+                places,
+                [points[x]["median"] for x in places],
+                "o-",
+                ms=3,
+                label=f"{num_threads} thread{'s' * (num_threads > 1)}",
+            )
             axes.fill_between(places, [points[x]["min"] for x in places], [points[x]["max"] for x in places], alpha=0.2)
         axes.set_xscale("log", base=2)
+        axes.set_xticks(places, map(str, places))
         axes.set(xlabel=x_label, ylabel=y_label, ylim=(0, None))
         axes.grid(alpha=0.3)
         axes.legend()

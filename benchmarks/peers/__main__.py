@@ -66,18 +66,21 @@ def main() -> int:
         max_model_tokens=_MAX_MODEL_TOKENS,
     )
     model = make_model(home / "models" / arguments.shape, shape)
-    asyncio.run(
-        measure(
-            systems,
-            model=model,
-            home=home,
-            loads=loads,
-            rounds=arguments.pairs,
-            starts=arguments.starts,
-            token_ids=prompt_token_ids(shape),
-            limits=limits,
+    try:
+        asyncio.run(
+            measure(
+                systems,
+                model=model,
+                home=home,
+                loads=loads,
+                rounds=arguments.pairs,
+                starts=arguments.starts,
+                token_ids=prompt_token_ids(shape),
+                limits=limits,
+            )
         )
-    )
+    except KeyboardInterrupt:
+        print("told to stop; what was measured until now:")
     conditions = _conditions(systems, arguments)
     text = markdown(systems, conditions)
     print(text)
