@@ -10,7 +10,6 @@ import argparse
 import json
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers.machine import busy_s, describe_machine, own_cpu_s
+from benchmarks.peers.machine import busy_s, describe_machine, own_cpu_s, source_commit
 from benchmarks.peers.model import SHAPES, make_model, prompt_token_ids
 from benchmarks.peers.report import spread
 from penstock.bench import require_plots
@@ -204,10 +203,9 @@ def main() -> None:
         began, busy, own = time.perf_counter(), busy_s(), own_cpu_s()
         curves = measure(bench, threads, arguments.rounds, arguments.longest)
         others_cores = (busy_s() - busy - (own_cpu_s() - own)) / (time.perf_counter() - began)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     conditions: dict[str, Any] = {
         "date": datetime.now(UTC).isoformat(timespec="minutes"),
-        "commit": commit.stdout.strip(),
+        "commit": source_commit(),
         "command": " ".join(["python -m benchmarks.curves", *sys.argv[1:]]),
         "machine": {**describe_machine(), "kernels": describe()},
         "shape": arguments.shape,

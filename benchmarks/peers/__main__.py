@@ -13,7 +13,6 @@ import argparse
 import asyncio
 import json
 import signal
-import subprocess
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peers.adapters import PEERS, PENSTOCK
-from benchmarks.peers.machine import describe_machine
+from benchmarks.peers.machine import describe_machine, source_commit
 from benchmarks.peers.model import SHAPES, make_model, prompt_token_ids
 from benchmarks.peers.peer import REPOSITORY, Limits, NotInstalled, install
 from benchmarks.peers.report import markdown, ratios, rows, spread, write_plot
@@ -131,11 +130,10 @@ def _known(names: Sequence[str], known: Collection[str], kind: str) -> list[str]
 
 def _conditions(systems: Sequence[System], arguments: argparse.Namespace) -> dict[str, Any]:
     """Return all that is needed to run it again, and where and beside what it ran."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=REPOSITORY)
     turns = [turn for system in systems for turn in system.turns]
     return {
         "date": datetime.now(UTC).isoformat(timespec="minutes"),
-        "commit": commit.stdout.strip(),
+        "commit": source_commit(),
         "command": " ".join(["python -m benchmarks.peers", *sys.argv[1:]]),
         "machine": describe_machine(),
         "threads": arguments.threads,
@@ -161,7 +159,7 @@ def _write(stem: Path, systems: Sequence[System], conditions: dict[str, Any], te
     write_plot(
         stem.with_suffix(".png"),
         systems,
-        f"{conditions['model']['shape']}, {conditions['threads']} threads, {conditions['machine']['processor']}, "
+        f"{conditions['model']['shape']}, threads: {conditions['threads']}, {conditions['machine']['processor']}, "
         f"{conditions['date'][:10]}, {conditions['commit']}",
     )
 

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import psutil
+
+from benchmarks.peers.peer import REPOSITORY
 
 _READ_BYTES = 384 << 20
 """Several times what any level of cache holds."""
@@ -41,6 +44,13 @@ def own_cpu_s() -> float:
     """Return the processor time this process has used."""
     times = os.times()
     return times.user + times.system
+
+
+def source_commit() -> str:
+    """Return the last commit that changed the package: the one that is measured, whatever benchmarks did since."""
+    command = ["git", "log", "-1", "--format=%h", "--", "src"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=False)
+    return done.stdout.strip() or "unknown"
 
 
 def describe_machine() -> dict[str, Any]:

@@ -1,11 +1,11 @@
 """Penstock itself, from this repository's environment, over HTTP."""
 
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.peers.peer import REPOSITORY, Command, Launch, Limits, Peer, free_port
+from benchmarks.peers.machine import source_commit
+from benchmarks.peers.peer import Command, Launch, Limits, Peer, free_port
 
 PRECISIONS: dict[str, tuple[str, ...]] = {
     "BF16": (),
@@ -39,7 +39,4 @@ class Penstock(Peer):
         """Return the version and the commit of this repository."""
         from penstock import __version__
 
-        commit = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=REPOSITORY, check=False
-        )
-        return f"{__version__} at {commit.stdout.strip() or 'no commit'}"
+        return f"{__version__} at {source_commit()}"
