@@ -130,24 +130,26 @@ async def measure(
                 system.cold_start_s.append(running.cold_start_s)
                 alive.append((system, running))
                 print(f"last start: {system.name} {running.cold_start_s:.2f} s", flush=True)
-        for load in loads:
-            # Round -1 warms up and is dropped: it finds caches cold and memory untouched.
-            for number in range(-1, rounds):
-                for system, running in alive:
-                    if system.failure is not None:
-                        continue
-                    with _noting(system):
-                        turn = await _take_turn(system.name, running, load, number, token_ids, bandwidth)
-                        if number >= 0:
-                            system.turns.append(turn)
-                            first = LOADS[load].figures[0]
-                            print(
-                                f"{load} {number}: {system.name} {first.get(turn.report):.1f}; "
-                                f"others kept {turn.others_cores:.1f} cores busy",
-                                flush=True,
-                            )
-        for system, running in alive:
-            system.peak_memory_bytes = running.peak_memory_bytes
+        try:
+            for load in loads:
+                # Round -1 warms up and is dropped: it finds caches cold and memory untouched.
+                for number in range(-1, rounds):
+                    for system, running in alive:
+                        if system.failure is not None:
+                            continue
+                        with _noting(system):
+                            turn = await _take_turn(system.name, running, load, number, token_ids, bandwidth)
+                            if number >= 0:
+                                system.turns.append(turn)
+                                first = LOADS[load].figures[0]
+                                print(
+                                    f"{load} {number}: {system.name} {first.get(turn.report):.1f}; "
+                                    f"others kept {turn.others_cores:.1f} cores busy",
+                                    flush=True,
+                                )
+        finally:
+            for system, running in alive:
+                system.peak_memory_bytes = running.peak_memory_bytes
 
 
 async def _take_turn(
