@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import shutil
 import subprocess
 import time
@@ -131,30 +132,23 @@ async def measure(
                 alive.append((system, running))
                 print(f"last start: {system.name} {running.cold_start_s:.2f} s", flush=True)
         try:
-            for load in loads:
-                # Round -1 warms up and is dropped: it finds caches cold and memory untouched.
-                for number in range(-1, rounds):
-                    for system, running in alive:
-                        if system.failure is not None:
-                            continue
-                        with _noting(system):
-                            turn = await _take_turn(system.name, running, load, number, token_ids, bandwidth)
-                            if number >= 0:
-                                system.turns.append(turn)
-                                first = LOADS[load].figures[0]
-                                print(
-                                    f"{load} {number}: {system.name} {first.get(turn.report):.1f}; "
-                                    f"others kept {turn.others_cores:.1f} cores busy",
-                                    flush=True,
-                                )
+            # Round -1 warms up and is dropped: it finds caches cold and memory untouched.
+            for load, number, (system, running) in itertools.product(loads, range(-1, rounds), alive):
+                if system.failure is not None:
+                    continue
+                with _noting(system):
+                    turn = await _take_turn(running, load, number, token_ids, bandwidth)
+                    if number >= 0:
+                        system.turns.append(turn)
+                        figure = f"{LOADS[load].figures[0].get(turn.report):.1f}"
+                        others = f"others kept {turn.others_cores:.1f} cores busy"
+                        print(f"{load} {number}: {system.name} {figure}; {others}", flush=True)
         finally:
             for system, running in alive:
                 system.peak_memory_bytes = running.peak_memory_bytes
 
 
-async def _take_turn(
-    name: str, running: Running, load: str, number: int, token_ids: range, bandwidth: Bandwidth
-) -> Turn:
+async def _take_turn(running: Running, load: str, number: int, token_ids: range, bandwidth: Bandwidth) -> Turn:
     workload = LOADS[load].workload
     requests = draw_requests(workload, token_ids, repetition=number)
     if number < 0:
