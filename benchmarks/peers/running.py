@@ -108,7 +108,8 @@ class Running:
             return []
 
     async def _stop(self) -> None:
-        # Its whole process group, which start_new_session made: helpers must not outlive what started them.
+        # Its whole process group, which start_new_session made, and helpers that left it: none may outlive the rest.
+        processes = self._processes()
         for number in (signal.SIGTERM, signal.SIGKILL):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, number)
@@ -117,6 +118,9 @@ class Running:
                 break
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         await self._stack.aclose()
 
 
