@@ -71,6 +71,11 @@ class Bench:
         while self._engine.has_work:
             self._engine.step()
 
+    def drop(self, num_requests: int) -> None:
+        """End the last ``num_requests``."""
+        for number in range(num_requests):
+            self._engine.abort(str(self._num_requests - number))
+
 
 def throughput(bench: Bench, concurrency: int) -> Iterator[Point]:
     """Output tokens a second of ``concurrency`` requests that come at once."""
@@ -100,7 +105,7 @@ def one_batch(bench: Bench, size: int) -> Iterator[Point]:
     while bench.step() < size:
         pass
     yield "step", size, 1e3 * _median_step_s(bench)
-    bench.drain()
+    bench.drop(size)
 
 
 def _median_step_s(bench: Bench) -> float:

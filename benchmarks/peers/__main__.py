@@ -65,6 +65,7 @@ def main() -> int:
         max_model_tokens=_MAX_MODEL_TOKENS,
     )
     model = make_model(home / "models" / arguments.shape, shape)
+    commit = source_commit()
     try:
         asyncio.run(
             measure(
@@ -80,7 +81,7 @@ def main() -> int:
         )
     except KeyboardInterrupt:
         print("told to stop; what was measured until now:")
-    conditions = _conditions(systems, arguments)
+    conditions = _conditions(systems, commit, arguments)
     text = markdown(systems, conditions)
     print(text)
     if arguments.out is not None:
@@ -128,12 +129,12 @@ def _known(names: Sequence[str], known: Collection[str], kind: str) -> list[str]
     return list(names)
 
 
-def _conditions(systems: Sequence[System], arguments: argparse.Namespace) -> dict[str, Any]:
+def _conditions(systems: Sequence[System], commit: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Return all that is needed to run it again, and where and beside what it ran."""
     turns = [turn for system in systems for turn in system.turns]
     return {
         "date": datetime.now(UTC).isoformat(timespec="minutes"),
-        "commit": source_commit(),
+        "commit": commit,
         "command": " ".join(["python -m benchmarks.peers", *sys.argv[1:]]),
         "machine": describe_machine(),
         "threads": arguments.threads,

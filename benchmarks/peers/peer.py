@@ -1,7 +1,9 @@
 """What a peer has to say about itself so that it can be installed, given the model, started and driven."""
 
+import shutil
 import socket
 import subprocess
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +12,7 @@ from typing import Any, ClassVar
 
 Command = Sequence[str | Path]
 REPOSITORY = Path(__file__).resolve().parents[2]
+ADAPTERS = Path(__file__).resolve().parent / "adapters"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +49,8 @@ class Peer(ABC):
     name: ClassVar[str]
     precisions: ClassVar[tuple[str, ...]]
     install: ClassVar[tuple[str, ...]]
-    """Commands run in turn in a fresh virtual environment's directory, words apart by spaces; no shell reads them."""
+    """Commands run in turn in a fresh virtual environment's directory, its programs first; words are apart by spaces,
+    no shell reads them, and ``{adapters}`` is where the adapters are."""
     probe: ClassVar[str]
     """Python that succeeds in the environment once the peer is installed; it may print the version."""
 
@@ -86,16 +90,21 @@ def worker_command(environment: Path, module: str, *arguments: object) -> Comman
 
 def install(peer: Peer, environment: Path) -> None:
     """Make the environment anew and run the peer's install commands. Raises NotInstalled at the first that fails."""
-    commands = [f"python3.11 -m venv {environment}", *peer.install]
-    environment.mkdir(parents=True, exist_ok=True)
-    for line in commands:
-        print(f"$ {line}", flush=True)
-        words = line.split()
-        if (environment / "bin" / words[0]).exists():
-            words[0] = str(environment / "bin" / words[0])
-        done = subprocess.run(words, cwd=environment, stderr=subprocess.PIPE, text=True, check=False)
-        if done.returncode:
-            raise NotInstalled(f"`{line}` failed: {last_line(done.stderr)}")
+    shutil.rmtree(environment, ignore_errors=True)
+    environment.mkdir(parents=True)
+    _run(f"{sys.executable} -m venv {environment}", environment)
+    for line in peer.install:
+        _run(line.replace("{adapters}", str(ADAPTERS)), environment)
+
+
+def _run(line: str, environment: Path) -> None:
+    print(f"$ {line}", flush=True)
+    program, *arguments = line.split()
+    own = environment / "bin" / program
+    command = [own if own.exists() else program, *arguments]
+    done = subprocess.run(command, cwd=environment, stderr=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise NotInstalled(f"`{line}` failed: {last_line(done.stderr)}")
 
 
 def last_line(text: str) -> str:

@@ -2,12 +2,14 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from tokenizers import Tokenizer
 
+from benchmarks.peers.adapters import PEERS
 from benchmarks.peers.model import SHAPES, make_model, prompt_token_ids
-from benchmarks.peers.peer import Command, Launch, Limits, Peer
+from benchmarks.peers.peer import ADAPTERS, Command, Launch, Limits, NotInstalled, Peer, install
 from benchmarks.peers.report import Row, markdown, ratios
 from benchmarks.peers.running import Running
 from benchmarks.peers.turns import System, measure
@@ -44,7 +46,7 @@ lines.run(Echo(), output)
 class EchoPeer(Peer):
     name = "echo"
     precisions = ("INT8",)
-    install = ()
+    install: ClassVar[tuple[str, ...]] = ()
     probe = "print('1.0')"
     code = ECHO
 
@@ -106,6 +108,22 @@ async def test_what_cannot_run_is_said_and_the_others_go_on(tmp_path: Path) -> N
     assert len(echo.turns) == 2
     text = markdown([broken, absent, echo], {"model": {"shape": "tiny"}, "date": "2026-01-31"})
     assert "| broken INT8 | did not start: no AVX-512 here |" in text
+
+
+def test_install_stops_at_the_command_that_fails_and_says_why(tmp_path: Path) -> None:
+    class Unbuildable(EchoPeer):
+        install = ("python -c pass", "python -c import(compiler)", "python -c open('unreached','w')")
+
+    with pytest.raises(NotInstalled, match=r"`python -c import\(compiler\)` failed: SyntaxError"):
+        install(Unbuildable(), tmp_path / "env")
+    assert Peer.version(Unbuildable(), tmp_path / "env") == "1.0"
+    assert not (tmp_path / "env" / "unreached").exists()
+
+
+def test_files_that_install_commands_name_are_there() -> None:
+    named = [word for peer in PEERS for line in peer.install for word in line.split() if "{adapters}" in word]
+    assert named
+    assert all(Path(word.replace("{adapters}", str(ADAPTERS))).is_file() for word in named)
 
 
 async def test_a_worker_that_dies_ends_what_waits_for_it(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ class OpenVino(Peer):
     precisions = ("INT8", "INT4")
     install = (
         "pip install openvino-genai==2026.4.1.0",
-        "python3.11 -m venv convert",
+        "python -m venv convert",
         "convert/bin/python -m pip install torch==2.13.0",
         "convert/bin/python -m pip install optimum-intel==2.2.0 nncf openvino==2026.4.1 openvino-tokenizers",
         "convert/bin/python -m pip uninstall --yes torchvision",

