@@ -132,7 +132,26 @@ class HttpTarget:
         self._body = body
 
     async def generate(self, request: BenchRequest, request_id: str, on_piece: Callable[[], None]) -> int:
-        """Return the tokens the server says it generated."""
+        """Return the tokens the server says it generated. Asks once more where nothing came of the first time.
+
+        Servers close connections they have kept open for some time or requests (llama.cpp's does), and a request
+        that meets such a moment is lost; the time it took still counts.
+        """
+        num_pieces = 0
+
+        def on_counted_piece() -> None:
+            nonlocal num_pieces
+            num_pieces += 1
+            on_piece()
+
+        try:
+            return await self._ask(request, on_counted_piece)
+        except UnavailableError:
+            if num_pieces:
+                raise
+            return await self._ask(request, on_counted_piece)
+
+    async def _ask(self, request: BenchRequest, on_piece: Callable[[], None]) -> int:
         if "model" not in self._body:
             self._body = {**self._body, "model": await self._client.first_model_name()}
         body = {

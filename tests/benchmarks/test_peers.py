@@ -1,8 +1,8 @@
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 from tokenizers import Tokenizer
@@ -11,7 +11,7 @@ from benchmarks.peers.adapters import PEERS
 from benchmarks.peers.model import SHAPES, make_model, prompt_token_ids
 from benchmarks.peers.peer import ADAPTERS, Command, Launch, Limits, NotInstalled, Peer, install
 from benchmarks.peers.report import Row, markdown, ratios
-from benchmarks.peers.running import Running
+from benchmarks.peers.running import HttpTarget, Running
 from benchmarks.peers.turns import System, measure
 from penstock.bench import BenchRequest
 from penstock.errors import UnavailableError
@@ -124,6 +124,40 @@ def test_files_that_install_commands_name_are_there() -> None:
     named = [word for peer in PEERS for line in peer.install for word in line.split() if "{adapters}" in word]
     assert named
     assert all(Path(word.replace("{adapters}", str(ADAPTERS))).is_file() for word in named)
+
+
+class LossyClient:
+    """Loses ``num_lost`` answers, after ``num_pieces`` of each."""
+
+    def __init__(self, num_lost: int, num_pieces: int = 0) -> None:
+        self.num_lost = num_lost
+        self.num_pieces = num_pieces
+
+    async def first_model_name(self) -> str:
+        return "m"
+
+    async def stream(self, path: str, body: object) -> AsyncGenerator[dict[str, Any], None]:
+        self.num_lost -= 1
+        if self.num_lost >= 0:
+            for _ in range(self.num_pieces):
+                yield {"choices": [{"text": "x"}]}
+            raise UnavailableError("closed")
+        yield {"choices": [{"text": "x"}], "usage": {"completion_tokens": 1}}
+
+
+@pytest.mark.parametrize(
+    ("num_lost", "num_pieces", "is_answered"), [(0, 0, True), (1, 0, True), (2, 0, False), (1, 1, False)]
+)
+async def test_a_request_is_sent_once_more_only_if_nothing_came_of_it(
+    num_lost: int, num_pieces: int, is_answered: bool
+) -> None:
+    target = HttpTarget(LossyClient(num_lost, num_pieces), {})  # type: ignore[arg-type]
+    request = BenchRequest(prompt_token_ids=(1,), num_output_tokens=1, arrival_s=0.0)
+    if is_answered:
+        assert await target.generate(request, "r", lambda: None) == 1
+    else:
+        with pytest.raises(UnavailableError, match="closed"):
+            await target.generate(request, "r", lambda: None)
 
 
 async def test_a_worker_that_dies_ends_what_waits_for_it(tmp_path: Path) -> None:
