@@ -48,8 +48,11 @@ def change_weights(path: Path, change: Callable[[dict[str, torch.Tensor]], None]
             "ParrotForCausalLM is neither native nor one transformers knows",
         ),
         ({"architectures": None}, "architectures is not given"),
-        ({"architectures": {"Parrot": 1}}, "neither native"),
-        ({"architectures": 7}, "wrong kind"),
+        ({"architectures": {"Parrot": 1}}, "a list of names"),
+        ({"architectures": "LlamaForCausalLM"}, "architectures is 'LlamaForCausalLM', and Penstock needs a list"),
+        ({"architectures": 7}, "a list of names"),
+        ({"eos_token_id": "</s>"}, "eos_token_id is '</s>'"),
+        ({"eos_token_id": [2, None]}, "a token id or a list of them"),
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
         ({"num_hidden_layers": 10**12}, "at most 10000"),
         ({"num_attention_heads": -4}, "num_attention_heads is -4"),
@@ -112,6 +115,12 @@ def test_a_tensor_that_is_missing(broken: Path) -> None:
 
     change_weights(broken, without_one)
     with pytest.raises(ModelUnreadable, match=r"no tensor model\.layers\.1\.mlp\.up_proj\.weight: .* incomplete"):
+        load_model(broken)
+
+
+def test_more_layers_than_the_config_says(broken: Path) -> None:
+    change_config(broken, num_hidden_layers=1)
+    with pytest.raises(ModelUnreadable, match=r"tensors of a layer 1 \(model.layers.1\..*there are 1 layers"):
         load_model(broken)
 
 

@@ -1,6 +1,6 @@
 """Models: reading a checkpoint, and the families that run natively."""
 
-from penstock.models.config import ModelConfig, kv_bytes_per_token
+from penstock.models.config import ModelConfig
 from penstock.models.families import read_config
 from penstock.models.generation import read_sampling_defaults
 from penstock.models.shapes import SHAPE_PREFIX, SHAPES, find_shape
@@ -12,7 +12,6 @@ __all__ = [
     "SHAPE_PREFIX",
     "ModelConfig",
     "find_shape",
-    "kv_bytes_per_token",
     "read_config",
     "read_sampling_defaults",
     "resolve_model",

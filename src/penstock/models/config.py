@@ -109,7 +109,6 @@ class ModelConfig:
     """What a block's result is multiplied by before it is added."""
     logit_scale: float = 1.0
     eos_token_ids: tuple[int, ...] = ()
-    bos_token_id: int | None = None
     dtype: str = "float32"
     """The checkpoint's own."""
 
@@ -138,8 +137,3 @@ class ModelConfig:
             else layer.experts.intermediate_size + layer.experts.num_active * self.hidden_size
             for layer in self.layers
         )
-
-
-def kv_bytes_per_token(config: ModelConfig, element_bytes: int) -> int:
-    """Return the bytes of one token's keys and values over all layers."""
-    return 2 * config.num_layers * config.num_kv_heads * config.head_dim * element_bytes

@@ -86,8 +86,10 @@ class ConfigJson:
         ids: list[int] = []
         for source in (self._generation, self.values):
             value = source.get("eos_token_id")
-            for token_id in value if isinstance(value, list) else [value]:
-                if isinstance(token_id, int) and token_id not in ids:
+            for token_id in value if isinstance(value, list) else [] if value is None else [value]:
+                if not isinstance(token_id, int) or isinstance(token_id, bool):
+                    raise self.bad("eos_token_id", value, "a token id or a list of them")
+                if token_id not in ids:
                     ids.append(token_id)
         return tuple(ids)
 

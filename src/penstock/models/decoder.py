@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from penstock.errors import InvalidSetting
+from penstock.errors import InvalidSetting, ModelUnreadable
 from penstock.kernels import BatchLayout, KVBlocks, Ops, ops_for
 from penstock.models.config import DTYPES, ModelConfig
 from penstock.models.families import read_config
@@ -188,6 +188,12 @@ def load_model(
             config, weights, torch_dtype, torch_kv_dtype, ops, max_tokens=max_tokens, adaptable=adaptable
         )
         ignored = list(weights.unused())
+    for name in ignored:
+        if name.startswith(f"model.layers.{config.num_layers}."):
+            raise ModelUnreadable(
+                f"{path} has tensors of a layer {config.num_layers} ({name}), and its config says that there are "
+                f"{config.num_layers} layers; the two do not belong together"
+            )
     if ignored:
         _log.debug("weights_ignored", num_tensors=len(ignored), first=ignored[0])
     return model

@@ -56,7 +56,6 @@ def llama(raw: ConfigJson, *, partial_rotary: bool = False) -> ModelConfig:
         activation=raw.activation(),
         attention_scale=head_dim**-0.5,
         eos_token_ids=raw.eos_token_ids(),
-        bos_token_id=raw.values.get("bos_token_id"),
         dtype=raw.dtype(),
     )
 
@@ -210,6 +209,8 @@ def _config_of(raw: ConfigJson) -> ModelConfig:
             "supported yet; use the bf16, fp16 or fp32 checkpoint"
         )
     names = raw.values.get("architectures") or []
+    if not isinstance(names, list):
+        raise raw.bad("architectures", names, "a list of names")
     for name in names:
         if name in FAMILIES:
             return replace(FAMILIES[name](raw), architecture=name)

@@ -68,7 +68,6 @@ def gguf_config(path: Path) -> ConfigJson:
     values |= _rope(file, values, get)
     ends = [file.metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot")]
     values["eos_token_id"] = [token_id for token_id in ends if token_id is not None]
-    values["bos_token_id"] = file.metadata.get("tokenizer.ggml.bos_token_id")
     return ConfigJson(values, path, {})
 
 

@@ -111,7 +111,6 @@ def read_upstream_config(raw: ConfigJson, architecture: str) -> ModelConfig:
         max_positions=config.max_position_embeddings,
         tie_word_embeddings=bool(config.tie_word_embeddings),
         eos_token_ids=raw.eos_token_ids(),
-        bos_token_id=config.bos_token_id,
         dtype=raw.dtype(),
     )
 
