@@ -423,7 +423,7 @@ A_VALUE: dict[str, Any] = {
     "prompt_cache_retention": "24h",
     "reasoning_effort": "low",
     "safety_identifier": "s",
-    "service_tier": "auto",
+    "service_tier": "flex",
     "store": True,
     "suffix": "end",
     "verbosity": "low",

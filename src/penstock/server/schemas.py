@@ -16,25 +16,24 @@ from pydantic_core import PydanticCustomError
 
 from penstock.errors import InvalidRequest
 
-LATER = frozenset(
-    {
-        "audio",
-        "best_of",
-        "function_call",
-        "functions",
-        "length_penalty",
-        "modalities",
-        "prediction",
-        "reasoning_effort",
-        "service_tier",
-        "store",
-        "suffix",
-        "use_beam_search",
-        "verbosity",
-        "web_search_options",
-    }
-)
-"""Parameters that exist elsewhere and are not supported yet."""
+LATER: dict[str, tuple[Any, ...]] = {
+    "audio": (),
+    "best_of": (1,),
+    "function_call": (),
+    "functions": ([],),
+    "length_penalty": (1,),
+    "modalities": (["text"],),
+    "prediction": (),
+    "reasoning_effort": (),
+    "service_tier": ("auto", "default"),
+    "store": (False,),
+    "suffix": ("",),
+    "use_beam_search": (False,),
+    "verbosity": (),
+    "web_search_options": (),
+}
+"""Parameters that exist elsewhere and are not supported yet -> values, beside null, that ask for nothing: clients send
+them, and they are taken for absent."""
 
 RENAMED = {f"guided_{name}": f"structured_outputs.{name}" for name in ("choice", "grammar", "json", "regex")}
 """Parameters of older releases of vLLM -> what they are called now."""
@@ -151,6 +150,15 @@ class StructuredOutputs(_Strict):
 
 class _Sampling(_Strict):
     """What both endpoints take."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nothing(cls, value: Any) -> Any:
+        """Leave out what is not supported yet where it asks for nothing."""
+        if not isinstance(value, dict):
+            return value
+        asks = {name for name in LATER if value.get(name) is not None and value[name] not in LATER[name]}
+        return {name: one for name, one in value.items() if name not in LATER or name in asks}
 
     model: str | None = Field(None, max_length=512)
     n: int | None = Field(1, ge=1)
