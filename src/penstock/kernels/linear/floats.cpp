@@ -141,6 +141,32 @@ void many_rows(const LinearCall& call, int64_t first_row, int64_t num_rows, int6
     }
 }
 
+// The same of codes, widened a part of several panels at a time.
+template <int ROWS, int PANELS>
+void few_rows_of_codes(const LinearCall& call, int64_t first_row, int64_t first_panel, int64_t end_panel,
+                       float* scratch) {
+    constexpr int64_t kPart = kInputs / PANELS;
+    static_assert(kPart % kCodeInputs == 0);
+    const PackedWeight& weight = *call.weight;
+    float* const sums = scratch;
+    float* const widened = scratch + kRows * kPanel;
+    int64_t p = first_panel;
+    for (; p + PANELS <= end_panel; p += PANELS) {
+        for (int64_t k = 0; k < weight.num_inputs; k += kPart) {
+            const int64_t num_inputs = min(kPart, weight.num_inputs - k);
+            F32Panel panels[PANELS];
+            for (int i = 0; i < PANELS; ++i) {
+                panels[i] = {widened + i * kPart * kPanel};
+                widen_codes(weight, p + i, k, num_inputs, widened + i * kPart * kPanel);
+            }
+            tile<ROWS, PANELS>(call.x + first_row * call.x_stride + k, call.x_stride, panels, num_inputs, k == 0, sums,
+                               ROWS * kPanel);
+        }
+        for (int i = 0; i < PANELS; ++i) finish(call, p + i, first_row, ROWS, sums + i * ROWS * kPanel, nullptr);
+    }
+    if (p < end_panel) many_rows(call, first_row, ROWS, p, end_panel, scratch);
+}
+
 template <int ROWS, int PANELS>
 void few_rows(const LinearCall& call, int64_t first_row, int64_t first_panel, int64_t end_panel, float* scratch) {
     if (call.weight->kind == Weight::kFloat32) {
@@ -148,7 +174,7 @@ void few_rows(const LinearCall& call, int64_t first_row, int64_t first_panel, in
     } else if (call.weight->kind == Weight::kBFloat16) {
         few_rows_of<ROWS, PANELS, BF16Panel>(call, first_row, first_panel, end_panel, scratch);
     } else {
-        many_rows(call, first_row, ROWS, first_panel, end_panel, scratch);
+        few_rows_of_codes<ROWS, PANELS>(call, first_row, first_panel, end_panel, scratch);
     }
 }
 

@@ -173,17 +173,26 @@ void pack_panel(const PackedWeight& to, const WeightSource& from, int64_t panel)
 
 void widen_codes(const PackedWeight& weight, int64_t panel, int64_t first, int64_t num_inputs, float* to) {
     const bool is_int8 = weight.kind == Weight::kInt8;
-    const char* const codes = panel_at(weight, panel);
-    for (int64_t k = first; k < first + num_inputs; ++k, to += kPanel) {
-        const char* const words = codes + (is_int8 ? k / 4 : k / 8) * kPanel * 4;
-        const int shift = (int)(k % 4 * 8 + (is_int8 ? 0 : k / 4 % 2 * 4));
-        const int64_t group = group_at(weight, panel, k);
-        for (int64_t half = 0; half < kPanel; half += W) {
-            const vi code = (load_bits(words + half * 4) >> shift) & (is_int8 ? 255 : 15);
-            vi zero = vi{} + zero_of(weight.kind);
+    const int64_t inputs_per_word = is_int8 ? 4 : 8, end = first + num_inputs;
+    const vi mask = vi{} + (is_int8 ? 255 : 15);
+    for (int64_t k = first; k < end;) {
+        const int64_t at = group_at(weight, panel, k), group_end = (k / weight.group + 1) * weight.group;
+        vi zeros[2];
+        vf scales[2];
+        for (int h = 0; h < 2; ++h) {
+            zeros[h] = vi{} + zero_of(weight.kind);
             if (weight.zeros)
-                for (int i = 0; i < W; ++i) zero[i] = weight.zeros[group + half + i];
-            store(to + half, __builtin_convertvector(code - zero, vf) * load(weight.scales + group + half));
+                for (int i = 0; i < W; ++i) zeros[h][i] = weight.zeros[at + h * W + i];
+            scales[h] = load(weight.scales + at + h * W);
+        }
+        for (const int64_t until = min(group_end, end); k < until; k += inputs_per_word) {
+            const char* const from = panel_at(weight, panel) + k / inputs_per_word * kPanel * 4;
+            const vi words[2] = {load_bits(from), load_bits(from + W * 4)};
+            for (int j = 0; j < inputs_per_word; ++j) {
+                const int shift = j % 4 * 8 + j / 4 * 4;
+                for (int h = 0; h < 2; ++h, to += W)
+                    store(to, __builtin_convertvector(((words[h] >> shift) & mask) - zeros[h], vf) * scales[h]);
+            }
         }
     }
 }

@@ -38,7 +38,8 @@ inline int zero_of(Weight kind) { return kind == Weight::kInt8 ? 128 : 8; }
 void finish(const LinearCall& call, int64_t panel, int64_t first_row, int64_t num_rows, const float* sums,
             const float* row_scales);
 
-// Inputs [first, first + num_inputs) of a panel of codes as floats [num_inputs, kPanel].
+// Inputs [first, first + num_inputs) of a panel of codes as floats [num_inputs, kPanel]; `first` begins a word, and the
+// last word is written whole.
 void widen_codes(const PackedWeight& weight, int64_t panel, int64_t first, int64_t num_inputs, float* to);
 
 // Rows [first_row, end_row) by panels [first_panel, end_panel), activations rounded to 8 bits.
