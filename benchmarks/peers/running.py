@@ -7,14 +7,13 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping
-from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Self
 
 import psutil
 
 from benchmarks.peers.peer import REPOSITORY, Launch, last_line
-from penstock.bench import BenchRequest, Target
+from penstock.bench import BenchRequest, Target, UrlTarget
 from penstock.errors import PenstockError, UnavailableError
 from penstock.http.client import OpenAIClient
 
@@ -130,6 +129,7 @@ class HttpTarget:
     def __init__(self, client: OpenAIClient, body: Mapping[str, Any]) -> None:
         self._client = client
         self._body = body
+        self._target: UrlTarget | None = None
 
     async def generate(self, request: BenchRequest, request_id: str, on_piece: Callable[[], None]) -> int:
         """Return the tokens the server says it generated. Asks once more where nothing came of the first time.
@@ -145,33 +145,18 @@ class HttpTarget:
             on_piece()
 
         try:
-            return await self._ask(request, on_counted_piece)
+            return await self._ask(request, request_id, on_counted_piece)
         except UnavailableError:
             if num_pieces:
                 raise
-            return await self._ask(request, on_counted_piece)
+            return await self._ask(request, request_id, on_counted_piece)
 
-    async def _ask(self, request: BenchRequest, on_piece: Callable[[], None]) -> int:
-        if "model" not in self._body:
-            self._body = {**self._body, "model": await self._client.first_model_name()}
-        body = {
-            "prompt": list(request.prompt_token_ids),
-            "max_tokens": request.num_output_tokens,
-            "temperature": 0.0,
-            "ignore_eos": True,
-            "stream_options": {"include_usage": True},
-            **self._body,
-        }
-        num_tokens = None
-        async with aclosing(self._client.stream("/completions", body)) as events:
-            async for event in events:
-                if any(choice.get("text") for choice in event.get("choices", ())):
-                    on_piece()
-                if event.get("usage"):
-                    num_tokens = int(event["usage"]["completion_tokens"])
-        if num_tokens is None:
-            raise UnavailableError("the server sent no usage, so its tokens cannot be counted")
-        return num_tokens
+    async def _ask(self, request: BenchRequest, request_id: str, on_piece: Callable[[], None]) -> int:
+        if self._target is None:
+            also = dict(self._body)
+            model = also.pop("model", None) or await self._client.first_model_name()
+            self._target = UrlTarget(self._client, model, also)
+        return await self._target.generate(request, request_id, on_piece)
 
 
 class LinesTarget:

@@ -4,10 +4,10 @@ import asyncio
 import dataclasses
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from penstock.bench.workload import BenchRequest, Workload, draw_requests
 from penstock.errors import PenstockError, UnavailableError, error_from_code
@@ -50,9 +50,11 @@ class EngineTarget:
 class UrlTarget:
     """A server's ``/v1/completions``; a piece is an event that carries text."""
 
-    def __init__(self, client: OpenAIClient, model: str) -> None:
+    def __init__(self, client: OpenAIClient, model: str, also: Mapping[str, Any] | None = None) -> None:
+        """``also`` is what a server wants in the body beside what every one does."""
         self._client = client
         self._model = model
+        self._also = also or {}
 
     async def generate(self, request: BenchRequest, request_id: str, on_piece: Callable[[], None]) -> int:
         """Return the tokens the server says it generated."""
@@ -63,6 +65,7 @@ class UrlTarget:
             "ignore_eos": True,
             "temperature": 0.0,
             "stream_options": {"include_usage": True},
+            **self._also,
         }
         num_tokens = None
         async with aclosing(self._client.stream("/completions", body)) as events:
