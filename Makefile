@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: serve chat test test-quick sanitize check format clean
+.PHONY: serve chat test test-quick sanitize emulate check format clean
 
 serve: $(VENV)/.installed
 	$(BIN)/penstock serve $(ARGS)
@@ -18,14 +18,22 @@ test: $(VENV)/.installed-dev
 test-quick: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
-# The kernels' tests under the address and undefined-behaviour sanitizers. The interpreter outside the virtual
-# environment, because inside it the editable install's kernels would be found first.
+# The kernels' tests with kernels built another way. The interpreter outside the virtual environment runs them, because
+# inside it the editable install's kernels would be found first.
+REBUILD = $(BIN)/python -m pip install --quiet --no-deps --upgrade --target build/$@d . --config-settings=build-dir=build/$@
+WITH_REBUILT = PYTHONPATH=build/$@d:$$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")
+BASE_PYTHON = $$($(BIN)/python -c "import sys; print(sys._base_executable)")
+
+# Under the address and undefined-behaviour sanitizers.
 sanitize: $(VENV)/.installed-dev
-	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target build/sanitized . --config-settings=cmake.define.PENSTOCK_SANITIZE=ON --config-settings=build-dir=build/sanitize
-	PYTHONPATH=build/sanitized:$$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))") \
+	$(REBUILD) --config-settings=cmake.define.PENSTOCK_SANITIZE=ON
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
-	ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
-	$$($(BIN)/python -c "import sys; print(sys._base_executable)") -m pytest tests/kernels $(ARGS)
+	ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc $(WITH_REBUILT) $(BASE_PYTHON) -m pytest tests/kernels $(ARGS)
+
+# In every instruction set, those that this processor lacks too.
+emulate: $(VENV)/.installed-dev
+	$(REBUILD) --config-settings=cmake.define.PENSTOCK_EMULATE=ON
+	$(WITH_REBUILT) $(BASE_PYTHON) -m pytest tests/kernels $(ARGS)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -43,15 +43,11 @@ int64_t multiply_add_bytes(int64_t num_rounds, float* out) {
     const vi codes = vi{} + (int32_t)out[0], activations = vi{} + (int32_t)out[1];
     for (int64_t i = 0; i < num_rounds; ++i)
         for (int j = 0; j < kChains; ++j) {
-#if defined(PENSTOCK_VNNI) && defined(PENSTOCK_AVX512)
-            chains[j] = (vi)_mm512_dpbusd_epi32((__m512i)chains[j], (__m512i)codes, (__m512i)activations);
-#elif defined(PENSTOCK_VNNI)
-            chains[j] = (vi)_mm256_dpbusd_avx_epi32((__m256i)chains[j], (__m256i)codes, (__m256i)activations);
-#elif defined(PENSTOCK_AVX512)
+#if defined(PENSTOCK_VNNI)
+            chains[j] = dot4(chains[j], codes, activations);
+#elif defined(PENSTOCK_AVX2) || defined(PENSTOCK_AVX512)
             // The chain is a factor, so that no product can be taken out of the loop.
-            chains[j] = (vi)_mm512_add_epi16((__m512i)codes, _mm512_maddubs_epi16((__m512i)chains[j], (__m512i)activations));
-#elif defined(PENSTOCK_AVX2)
-            chains[j] = (vi)_mm256_add_epi16((__m256i)codes, _mm256_maddubs_epi16((__m256i)chains[j], (__m256i)activations));
+            chains[j] = (vi)((vs)codes + dot2_bytes(chains[j], activations));
 #else
             chains[j] = chains[j] * activations + codes;
 #endif

@@ -7,7 +7,6 @@
 namespace penstock::PENSTOCK_ISA {
 namespace {
 
-typedef int16_t vs __attribute__((vector_size(W * 4)));
 typedef uint16_t vu __attribute__((vector_size(W * 4)));
 constexpr int64_t kVectorBytes = W * 4;
 
@@ -40,37 +39,6 @@ vi word_at(const void* from) {
     __builtin_memcpy(&word, from, sizeof word);
     return vi{} + word;
 }
-
-#if defined(PENSTOCK_PAIRS)
-// Sums of two neighbouring products: of unsigned bytes with signed ones in 16 bits, of 16 bits in 32.
-vs dot2_bytes(vi codes, vi activations) {
-#if defined(PENSTOCK_AVX512)
-    return (vs)_mm512_maddubs_epi16((__m512i)codes, (__m512i)activations);
-#else
-    return (vs)_mm256_maddubs_epi16((__m256i)codes, (__m256i)activations);
-#endif
-}
-
-vi dot2_words(vi a, vi b) {
-#if defined(PENSTOCK_AVX512)
-    return (vi)_mm512_madd_epi16((__m512i)a, (__m512i)b);
-#else
-    return (vi)_mm256_madd_epi16((__m256i)a, (__m256i)b);
-#endif
-}
-#else
-// sums[o] += the dot product of four unsigned codes and four signed activations.
-vi dot4(vi sums, vi codes, vi activations) {
-#if defined(PENSTOCK_VNNI) && defined(PENSTOCK_AVX512)
-    return (vi)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)codes, (__m512i)activations);
-#elif defined(PENSTOCK_VNNI)
-    return (vi)_mm256_dpbusd_avx_epi32((__m256i)sums, (__m256i)codes, (__m256i)activations);
-#else
-    for (int j = 0; j < 32; j += 8) sums += ((codes >> j) & 255) * ((activations << (24 - j)) >> 24);
-    return sums;
-#endif
-}
-#endif
 
 // acc[row][panel][half] += codes of kCodeInputs inputs times activations, of which `x` has the first row's.
 template <int ROWS, int PANELS>

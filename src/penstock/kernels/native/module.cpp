@@ -44,12 +44,17 @@ const std::vector<InstructionSet>& instruction_sets() {
         const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
         const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-#if defined(PENSTOCK_AVX512VNNI)
-        sets.push_back({&avx512_vnni::kernels, avx512 && __builtin_cpu_supports("avx512vnni")});
+#if defined(PENSTOCK_EMULATED)
+        const bool emulated = avx2;
+#else
+        const bool emulated = false;
 #endif
-        sets.push_back({&avx512::kernels, avx512});
+#if defined(PENSTOCK_AVX512VNNI)
+        sets.push_back({&avx512_vnni::kernels, emulated || (avx512 && __builtin_cpu_supports("avx512vnni"))});
+#endif
+        sets.push_back({&avx512::kernels, emulated || avx512});
 #if defined(PENSTOCK_AVXVNNI)
-        sets.push_back({&avx2_vnni::kernels, avx2 && __builtin_cpu_supports("avxvnni")});
+        sets.push_back({&avx2_vnni::kernels, emulated || (avx2 && __builtin_cpu_supports("avxvnni"))});
 #endif
         sets.push_back({&avx2::kernels, avx2});
 #endif

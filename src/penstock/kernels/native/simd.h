@@ -25,8 +25,17 @@ constexpr int W = 4;
 constexpr int NUM_REGISTERS = 16;
 #endif
 
+// Only the instructions named below are out of a compiler's reach. Where it may not use them, because the wide sets are
+// built to be tested on a machine without them (PENSTOCK_EMULATE), what stands in gives the same bits.
+#if defined(PENSTOCK_AVX512) && defined(__AVX512F__)
+#define PENSTOCK_512_BITS
+#elif defined(PENSTOCK_AVX2)
+#define PENSTOCK_256_BITS
+#endif
+
 typedef float vf __attribute__((vector_size(W * 4)));
 typedef int32_t vi __attribute__((vector_size(W * 4)));
+typedef int16_t vs __attribute__((vector_size(W * 4)));
 
 struct bf16 {
     uint16_t bits;
@@ -52,10 +61,13 @@ static inline vf as_floats(vi v) { return (vf)v; }
 static inline vf splat(float x) { return x - vf{}; }
 
 static inline vf fma(vf a, vf b, vf c) {
-#if defined(PENSTOCK_AVX512)
+#if defined(PENSTOCK_512_BITS)
     return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
-#elif defined(PENSTOCK_AVX2)
+#elif defined(PENSTOCK_256_BITS)
     return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(PENSTOCK_AVX512)
+    for (int i = 0; i < W; ++i) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
+    return c;
 #else
     return a * b + c;
 #endif
@@ -82,9 +94,9 @@ static inline float highest(vf v) {
 
 // Compilers make several instructions of a widening conversion where there is one.
 static inline vf load(const bf16* from) {
-#if defined(PENSTOCK_AVX512)
+#if defined(PENSTOCK_512_BITS)
     return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)from)), 16);
-#elif defined(PENSTOCK_AVX2)
+#elif defined(PENSTOCK_256_BITS)
     return (vf)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)from)), 16);
 #else
     typedef uint16_t halves __attribute__((vector_size(W * 2)));
@@ -95,14 +107,57 @@ static inline vf load(const bf16* from) {
 }
 
 static inline vf load(const int8_t* from) {
-#if defined(PENSTOCK_AVX512)
+#if defined(PENSTOCK_512_BITS)
     return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)from)));
-#elif defined(PENSTOCK_AVX2)
+#elif defined(PENSTOCK_256_BITS)
     return (vf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)from)));
 #else
     vi v;
     for (int i = 0; i < W; ++i) v[i] = from[i];
     return __builtin_convertvector(v, vf);
+#endif
+}
+
+// Sums of two neighbouring products of unsigned bytes with signed ones, in 16 bits, which hold no more than 32767.
+static inline vs dot2_bytes(vi codes, vi activations) {
+#if defined(PENSTOCK_512_BITS)
+    return (vs)_mm512_maddubs_epi16((__m512i)codes, (__m512i)activations);
+#elif defined(PENSTOCK_256_BITS)
+    return (vs)_mm256_maddubs_epi16((__m256i)codes, (__m256i)activations);
+#else
+    uint8_t a[W * 4];
+    int8_t b[W * 4];
+    __builtin_memcpy(a, &codes, sizeof a);
+    __builtin_memcpy(b, &activations, sizeof b);
+    vs sums;
+    for (int i = 0; i < W * 2; ++i) {
+        const int x = a[2 * i] * b[2 * i] + a[2 * i + 1] * b[2 * i + 1];
+        sums[i] = (int16_t)(x > 32767 ? 32767 : x < -32768 ? -32768 : x);
+    }
+    return sums;
+#endif
+}
+
+// Sums of two neighbouring products of 16 bits, in 32.
+static inline vi dot2_words(vi a, vi b) {
+#if defined(PENSTOCK_512_BITS)
+    return (vi)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif defined(PENSTOCK_256_BITS)
+    return (vi)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#else
+    return ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16);
+#endif
+}
+
+// `sums` and the dot products of four unsigned codes with four signed activations, in 32 bits.
+static inline vi dot4(vi sums, vi codes, vi activations) {
+#if defined(PENSTOCK_AVX512) && defined(__AVX512VNNI__)
+    return (vi)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)codes, (__m512i)activations);
+#elif defined(PENSTOCK_AVX2) && defined(__AVXVNNI__)
+    return (vi)_mm256_dpbusd_avx_epi32((__m256i)sums, (__m256i)codes, (__m256i)activations);
+#else
+    for (int j = 0; j < 32; j += 8) sums += ((codes >> j) & 255) * ((activations << (24 - j)) >> 24);
+    return sums;
 #endif
 }
 
