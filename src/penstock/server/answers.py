@@ -14,14 +14,12 @@ from penstock.errors import InternalError, PenstockError
 from penstock.http import sse
 from penstock.http.errors import error_body
 from penstock.protocol import Candidate, FinishReason, Timeline, TokenDelta, TokenLogprobs
+from penstock.server.deltas import Deltas
 from penstock.server.reading import AnswerReader, Reading, Reasoning
 from penstock.text import Tokenizer
 from penstock.text.tool_formats import Arguments, CallBegins, Content, Event
 
 _log = structlog.get_logger(__name__)
-
-Deltas = AsyncGenerator[tuple[int, TokenDelta], None]
-"""(which prompt, delta)"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

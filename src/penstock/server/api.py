@@ -1,0 +1,192 @@
+"""What the generating routes share: from a body to the engine's requests, and from its deltas to a response."""
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from fastapi import Request
+from starlette.responses import Response
+
+from penstock.errors import InvalidRequest
+from penstock.http.sse import EventStream, until_client_leaves
+from penstock.protocol import EngineClient
+from penstock.server.answers import Answer, ShownPrompts
+from penstock.server.config import ServerConfig
+from penstock.server.deltas import begun, measured, merged
+from penstock.server.prepare import bad_word_tokens, check_model, generate_request, truncated
+from penstock.server.reading import Reading
+from penstock.server.replies import json_response
+from penstock.server.schemas import ChatCompletionRequest, CompletionRequest, TokenizeChatRequest
+from penstock.server.structure import GrammarChecker, structure_of
+from penstock.server.tools import Conventions, ToolUse, answers_to, reading_of, tool_use
+from penstock.text import ChatTemplate, Tokenizer
+
+T = TypeVar("T")
+
+_LONG_TEXT_CHARS = 4096
+"""Longer text is rendered and tokenized on a thread, so that others' streams do not wait for it."""
+_MESSAGE_CHARS = 32
+"""What a message costs a template, in characters of text, however short it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A conversation as the model reads it."""
+
+    token_ids: list[int]
+    use: ToolUse | None
+    reading: Reading
+
+
+class API:
+    """What the generating routes share."""
+
+    def __init__(
+        self, client: EngineClient, tokenizer: Tokenizer, template: ChatTemplate | None, config: ServerConfig
+    ) -> None:
+        self.client = client
+        self.tokenizer = tokenizer
+        self.config = config
+        self._template = template
+        self._conventions = Conventions.of(template, config)
+        self._grammars = GrammarChecker(tokenizer, client.model, config)
+
+    @property
+    def base_names(self) -> tuple[str, ...]:
+        """What the model itself is served as."""
+        return self.config.served_names or (self.client.model().name,)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The model's and its adapters'."""
+        return (*self.base_names, *self.client.adapters())
+
+    async def conversation(self, body: ChatCompletionRequest | TokenizeChatRequest) -> Conversation:
+        """Return a conversation's tokens and what is to be expected of the answer."""
+        template = self._template
+        if template is None:
+            raise InvalidRequest("this model has no chat template; use /v1/completions", param="messages")
+        use = tool_use(body, self._conventions)
+        messages = [message.as_template_input(place) for place, message in enumerate(body.messages)]
+
+        def run() -> Conversation:
+            text = template.render(
+                messages,
+                add_generation_prompt=body.add_generation_prompt and not body.continue_final_message,
+                continue_final_message=body.continue_final_message,
+                tools=None if use is None else use.shown,
+                variables=body.chat_template_kwargs,
+            )
+            token_ids = self.tokenizer.encode(text, add_special_tokens=body.add_special_tokens)
+            return Conversation(token_ids, use, reading_of(use, self._conventions, text))
+
+        return await off_loop(run, sum(len(message["content"]) + _MESSAGE_CHARS for message in messages))
+
+    async def text_tokens(self, texts: list[str], *, add_special_tokens: bool) -> list[list[int]]:
+        """Return each text's tokens."""
+        return await off_loop(
+            lambda: [self.tokenizer.encode(text, add_special_tokens=add_special_tokens) for text in texts],
+            sum(map(len, texts)),
+        )
+
+    async def prompts(self, body: CompletionRequest) -> list[list[int]]:
+        """Return the token ids of each prompt."""
+        given = body.prompt
+        if isinstance(given, str):
+            texts = [given]
+        elif not given:
+            raise InvalidRequest("prompt is empty: give at least one", param="prompt")
+        elif isinstance(given[0], int):
+            return [[token_id for token_id in given if isinstance(token_id, int)]]
+        else:
+            if len(given) > self.config.max_prompts:
+                raise InvalidRequest(
+                    f"there are {len(given)} prompts; this server takes at most {self.config.max_prompts} at once",
+                    param="prompt",
+                )
+            if isinstance(given[0], list):
+                return [ids for ids in given if isinstance(ids, list)]
+            texts = [text for text in given if isinstance(text, str)]
+        return await self.text_tokens(texts, add_special_tokens=body.add_special_tokens)
+
+    async def _shown(self, body: CompletionRequest | ChatCompletionRequest, prompts: list[list[int]]) -> ShownPrompts:
+        """Return what the answers show of their prompts."""
+        if isinstance(body, ChatCompletionRequest):
+            return ShownPrompts(token_ids=prompts)
+        most = body.prompt_logprobs
+        if not body.echo:
+            return ShownPrompts(token_ids=prompts, num_alternatives=most)
+        if isinstance(body.prompt, str) and body.truncate_prompt_tokens is None:
+            echoes = [body.prompt]
+        else:
+            echoes = await off_loop(
+                lambda: [self.tokenizer.decode(ids, skip_special_tokens=body.skip_special_tokens) for ids in prompts],
+                sum(map(len, prompts)),
+            )
+        return ShownPrompts(token_ids=prompts, echoes=echoes, num_alternatives=most, hides_output=body.max_tokens == 0)
+
+    async def answer(
+        self,
+        request: Request,
+        body: CompletionRequest | ChatCompletionRequest,
+        prompts: list[list[int]],
+        conversation: Conversation | None = None,
+    ) -> Response:
+        """Run every prompt, or the one of a ``conversation``, and return the response, whole or streamed."""
+        is_chat = isinstance(body, ChatCompletionRequest)
+        model = self.client.model()
+        answer_id = f"{'chatcmpl' if is_chat else 'cmpl'}-{uuid.uuid4().hex}"
+        summary = request.state.summary
+        summary.update(answer_id=answer_id, num_prompts=len(prompts), tenant=body.penstock.tenant)
+        if body.stream_options is not None and not body.stream:
+            raise InvalidRequest("stream_options needs stream to be true", param="stream_options")
+        structure = structure_of(body)
+        reading = None
+        if conversation is not None:
+            reading = conversation.reading
+            structure = answers_to(structure, conversation.use, reading, self.tokenizer)
+        grammar = None if structure is None else await self._grammars.check(structure)
+        bad_words = bad_word_tokens(body.bad_words, self.tokenizer)
+        prompts = [truncated(body, ids, model.max_model_tokens) for ids in prompts]
+        requests = [
+            generate_request(
+                body,
+                ids,
+                request_id=f"{answer_id}-{i}",
+                model=model,
+                config=self.config,
+                adapter=body.model if body.model in self.client.adapters() else None,
+                grammar=grammar,
+                keeps_special_tokens=reading is not None and reading.needs_special_tokens(self.tokenizer),
+                bad_words=bad_words,
+            )
+            for i, ids in enumerate(prompts)
+        ]
+        answer = Answer(
+            is_chat=is_chat,
+            answer_id=answer_id,
+            model=check_model(body.model, self.names),
+            num_choices=body.num_choices,
+            tokenizer=self.tokenizer,
+            wants_timeline=body.penstock.timeline,
+            reading=reading,
+            prompts=await self._shown(body, prompts),
+            summary=summary,
+        )
+        deltas = measured(merged(self.client, requests), request.state.waited)
+        if not body.stream:
+            async with contextlib.aclosing(deltas):
+                result = await until_client_leaves(request, answer.whole(deltas))
+            return json_response(result)
+        # The first delta comes before the status does, so that a refusal is not a 200.
+        deltas = await until_client_leaves(request, begun(deltas))
+        include_usage = body.stream_options is not None and body.stream_options.include_usage
+        return EventStream(answer.stream(deltas, include_usage=include_usage))
+
+
+async def off_loop(work: Callable[[], T], num_chars: int) -> T:
+    """Return what ``work`` on so much text returns; on a thread if it takes long."""
+    return await asyncio.to_thread(work) if num_chars > _LONG_TEXT_CHARS else work()

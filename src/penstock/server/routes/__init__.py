@@ -1,0 +1,1 @@
+"""Each module adds the routes of one subject to the application."""
