@@ -1,0 +1,86 @@
+"""A quantized matrix, whatever file it came from or goes to.
+
+A code c of input k stands for scale * (c - zero), with a scale and a zero for each output and group of inputs.
+N outputs, K inputs, G groups.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scheme:
+    """How a projection is quantized."""
+
+    bits: int
+    """Of a weight: 2 to 8"""
+    group: int | None = None
+    """Inputs that share a scale; None: all of an output's"""
+    symmetric: bool = True
+    """Every zero is 2 ** (bits - 1)"""
+    act_order: bool = False
+    """Groups are not of neighbours: the checkpoint says which group each input is in"""
+    activations: str | None = None
+    """Activations are meant to be rounded to 8 bits: ``dynamic``, with a scale for each token, or ``static``, with one
+    that was found beforehand; None: they are not"""
+
+    @property
+    def middle(self) -> int:
+        """The zero of symmetric codes."""
+        return 1 << (self.bits - 1)
+
+    def num_groups(self, num_inputs: int) -> int:
+        """Return G."""
+        return 1 if self.group is None else -(-num_inputs // self.group)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizedWeight:
+    """One projection's weight."""
+
+    scheme: Scheme
+    codes: Tensor
+    """[N, K] uint8, a byte each whatever their bits, without sign"""
+    scales: Tensor
+    """[N, G] of any floating dtype: the checkpoint's own"""
+    zeros: Tensor | None = None
+    """[N, G] uint8; None where symmetric"""
+    groups: Tensor | None = None
+    """[K] int32, the group each input is in; None unless ``act_order``"""
+    input_scale: Tensor | None = None
+    """[1], of static activations"""
+    input_zero: Tensor | None = None
+    """[1] int8, what an activation of zero becomes; None: 0"""
+
+    def __post_init__(self) -> None:
+        shape = (len(self.codes), self.scheme.num_groups(self.num_inputs))
+        assert self.codes.dtype is torch.uint8, self.codes.dtype
+        assert self.scales.shape == shape, (self.scales.shape, shape)
+        assert (self.zeros is None) is self.scheme.symmetric, "zeros are what asymmetric codes have"
+        assert self.zeros is None or (self.zeros.shape == shape and self.zeros.dtype is torch.uint8)
+        assert (self.groups is not None) is self.scheme.act_order, "groups are what act_order brings"
+
+    @property
+    def num_inputs(self) -> int:
+        """K."""
+        return self.codes.shape[1]
+
+    def rows(self, which: Tensor | slice) -> "QuantizedWeight":
+        """Return the outputs ``which``, in their order."""
+        zeros = None if self.zeros is None else self.zeros[which]
+        return replace(self, codes=self.codes[which], scales=self.scales[which], zeros=zeros)
+
+    def group_of_inputs(self) -> Tensor:
+        """Return [K] int64."""
+        if self.groups is not None:
+            return self.groups.long()
+        return torch.arange(self.num_inputs) // (self.scheme.group or max(self.num_inputs, 1))
+
+
+def dequantize(weight: QuantizedWeight) -> Tensor:
+    """Return [N, K] float32: what the codes stand for."""
+    groups = weight.group_of_inputs()
+    zeros = float(weight.scheme.middle) if weight.zeros is None else weight.zeros.float()[:, groups]
+    return (weight.codes.float() - zeros) * weight.scales.float()[:, groups]
