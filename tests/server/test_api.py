@@ -72,6 +72,8 @@ def test_tokenize_and_back(server: RunningServer) -> None:
 def test_health_and_metrics(server: RunningServer) -> None:
     for path in ("/health", "/health/live", "/health/ready", "/healthz", "/readyz", "/ping"):
         assert httpx.get(server.url + path).status_code == 200
+        head = httpx.head(server.url + path)
+        assert (head.status_code, head.content) == (200, b"")
     text = httpx.get(f"{server.url}/metrics").text
     for name in (
         "vllm:num_requests_running",
@@ -114,3 +116,39 @@ def test_a_client_that_leaves_frees_its_blocks(server: RunningServer, stream: bo
         # Whoever is left would keep the engine stepping; an idle one tells its state with the next request.
         httpx.post(f"{server.url}/v1/completions", json={"prompt": "x", "max_tokens": 1})
         assert time.monotonic() < limit_s, status
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_half_a_character_shows_only_where_the_answer_ends_in_it(client: openai.OpenAI, stream: bool) -> None:
+    request: dict[str, Any] = {
+        "model": "tiny",
+        "prompt": "x",
+        "stream": stream,
+        "seed": 3,
+        "extra_body": {"structured_outputs": {"regex": "(é|€|👍){6}"}},
+    }
+
+    def pieces(max_tokens: int) -> list[str]:
+        answer = client.completions.create(**request, max_tokens=max_tokens)
+        return [chunk.choices[0].text for chunk in answer] if stream else [answer.choices[0].text]
+
+    whole = pieces(24)
+    text = "".join(whole)
+    assert len(text) == 6
+    assert "\ufffd" not in text
+    for num_bytes in range(1, len(text.encode())):
+        *before, last = pieces(num_bytes)
+        shown = text.encode()[:num_bytes].decode(errors="ignore")
+        is_cut = shown.encode() != text.encode()[:num_bytes]
+        assert "".join(before) + last == shown + "\ufffd" * is_cut
+        assert "\ufffd" not in "".join(before)
+
+
+def test_who_calls_and_what_a_router_may_keep_together_changes_nothing(client: openai.OpenAI) -> None:
+    request: dict[str, Any] = {"model": "tiny", "messages": MESSAGES, "temperature": 0, "max_tokens": 5}
+    plain = client.chat.completions.create(**request)
+    named = client.chat.completions.create(**request, safety_identifier="someone", prompt_cache_key="a")
+    assert named.choices[0].message == plain.choices[0].message
+    assert named.usage is not None
+    assert named.usage.prompt_tokens_details is not None
+    assert named.usage.prompt_tokens_details.cached_tokens, "another key is no other cache; a salt is"

@@ -24,6 +24,7 @@ LATER: dict[str, tuple[Any, ...]] = {
     "length_penalty": (1,),
     "modalities": (["text"],),
     "prediction": (),
+    "prompt_cache_retention": ("in_memory",),
     "reasoning_effort": (),
     "service_tier": ("auto", "default"),
     "store": (False,),
@@ -178,6 +179,9 @@ class _Sampling(_Strict):
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     user: str | None = Field(None, max_length=512)
+    safety_identifier: str | None = Field(None, max_length=512)
+    prompt_cache_key: str | None = Field(None, max_length=512)
+    """These three name the caller, or what a router may keep together; nothing here depends on them."""
     metadata: Annotated[dict[str, str] | None, BeforeValidator(_few_fields)] = None
     top_k: int | None = Field(None, ge=-1, lt=2**31)
     min_p: float | None = Field(None, ge=0, le=1)

@@ -40,10 +40,17 @@ def add_health(app: FastAPI, client: EngineClient, registry: CollectorRegistry) 
         return json_response({"version": penstock.__version__})
 
     unready: dict[int | str, dict[str, Any]] = {503: {"description": "Not ready; the body says why."}}
-    for path in ("/health/live", "/ping", "/healthz"):
-        app.get(path, include_in_schema=path.startswith("/health/"))(live)
-    for path in ("/health/ready", "/readyz"):
-        app.get(path, include_in_schema=path.startswith("/health/"), responses=unready)(ready)
-    app.get("/health", responses=unready)(health)
+    documented = ("/health/live", "/health/ready", "/health")
+    for path, answer in (
+        ("/health/live", live),
+        ("/health/ready", ready),
+        ("/health", health),
+        ("/ping", live),
+        ("/healthz", live),
+        ("/readyz", ready),
+    ):
+        app.get(path, include_in_schema=path in documented, responses={} if answer is live else unready)(answer)
+        # Load balancers may ask for no body; the server that runs this leaves it out.
+        app.head(path, include_in_schema=False)(answer)
     app.get("/metrics", response_class=PlainTextResponse)(metrics)
     app.get("/version")(version)
