@@ -1,43 +1,28 @@
-"""The decoder that the native families share; ``ModelConfig`` says how they differ.
+"""The decoder of the native families, all of it loaded, and how a model of any family is loaded.
 
 T packed tokens, R rows, E hidden width, V vocabulary.
 """
 
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import structlog
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from penstock.errors import InvalidSetting, ModelUnreadable
 from penstock.kernels import BatchLayout, KVBlocks, Ops, ops_for
 from penstock.models.config import DTYPES, ModelConfig
 from penstock.models.families import read_config
+from penstock.models.frame import DecoderFrame, DecoderLayer
 from penstock.models.lora import Adapted, Adapter, read_adapter
 from penstock.models.model import LanguageModel, new_cache
-from penstock.models.parts import AttentionBlock, FeedForward, Loader, Step, load_feed_forward
-from penstock.models.rope import RotaryEmbedding
+from penstock.models.parts import Loader
 from penstock.models.weights import TensorSource, open_weights
 
 _log = structlog.get_logger(__name__)
 
 KV_DTYPES = ("float32", "bfloat16", "int8")
 """What keys and values can be cached in, whatever the weights' dtype."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Layer:
-    """Two blocks, each with a norm before it, after it or both."""
-
-    before_attention: Tensor | None
-    attention: AttentionBlock
-    after_attention: Tensor | None
-    before_mlp: Tensor | None
-    mlp: FeedForward
-    after_mlp: Tensor | None
 
 
 class DecoderModel:
@@ -62,21 +47,11 @@ class DecoderModel:
         self.dtype = dtype
         self.kv_dtype = kv_dtype
         self._ops = ops
-        self._activation_dtype = ops.activation_dtype(dtype)
         self._adaptable = adaptable
         loader = Loader(config, weights, dtype, ops, adaptable=adaptable)
-        E, V = config.hidden_size, config.vocab_size
-        self._embedding = loader.tensor("model.embed_tokens.weight", V, E)
-        self._layers = [self._load_layer(loader, index) for index in range(config.num_layers)]
-        self._norm = loader.norm("model.norm", E)
-        # Checkpoints may carry a copy of a tied head; the embedding is what counts.
-        head = self._embedding if config.tie_word_embeddings else loader.tensor("lm_head.weight", V, E)
-        self._head = ops.prepare_linear(head, None)
+        self._frame = DecoderFrame(loader, max_tokens)
+        self._layers = [DecoderLayer.load(loader, index) for index in range(config.num_layers)]
         self.num_parameters = loader.num_parameters
-        self._windows = {layer.window for layer in config.layers}
-        self._ropes = [
-            RotaryEmbedding(rope, config.head_dim, max_tokens or config.max_positions) for rope in config.ropes
-        ]
 
     @property
     def weights_bytes(self) -> int:
@@ -95,62 +70,15 @@ class DecoderModel:
 
     def forward(self, token_ids: Tensor, layout: BatchLayout, cache: list[KVBlocks], adapted: Adapted = ()) -> Tensor:
         """Return the final normed hidden states [T, E] of ``token_ids`` [T] int64; writes keys and values."""
-        step = self._begin(layout, adapted)
-        x_TE = F.embedding(token_ids, self._embedding).to(self._activation_dtype)
-        if self.config.embedding_scale != 1.0:
-            # Rounded as the weights are, because that is how it was trained.
-            x_TE = x_TE * torch.tensor(self.config.embedding_scale, dtype=self.dtype)
+        step = self._frame.begin(layout, adapted)
+        x_TE = self._frame.embed(token_ids)
         for layer, kv in zip(self._layers, cache, strict=True):
-            attention = partial(layer.attention, kv=kv)
-            x_TE = self._add(x_TE, layer.before_attention, attention, layer.after_attention, step)
-            x_TE = self._add(x_TE, layer.before_mlp, layer.mlp, layer.after_mlp, step)
-        return self._ops.rms_norm(x_TE, self._norm, self.config.rms_norm_eps)
+            x_TE = self._frame.run_layer(layer, x_TE, kv, step)
+        return self._frame.finish(x_TE)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return [R, V] float32 from ``hidden`` [R, E]."""
-        config, logits = self.config, self._head(hidden).float()
-        if config.logit_scale != 1.0:
-            logits *= config.logit_scale
-        if config.logit_cap is not None:
-            logits.div_(config.logit_cap).tanh_().mul_(config.logit_cap)
-        return logits
-
-    def _begin(self, layout: BatchLayout, adapted: Adapted) -> Step:
-        config = self.config
-        attentions = {
-            window: self._ops.plan_attention(
-                layout,
-                num_heads=config.num_heads,
-                num_kv_heads=config.num_kv_heads,
-                head_dim=config.head_dim,
-                window=window,
-                score_cap=config.score_cap,
-            )
-            for window in self._windows
-        }
-        return Step(layout, attentions, [rope(layout.positions) for rope in self._ropes], adapted)
-
-    def _add(self, x: Tensor, before: Tensor | None, block: FeedForward, after: Tensor | None, step: Step) -> Tensor:
-        """Return ``x`` [T, E] plus what ``block`` makes of it, normed before and after; may overwrite ``x``."""
-        eps, scale = self.config.rms_norm_eps, self.config.residual_scale
-        normed = x if before is None else self._ops.rms_norm(x, before, eps)
-        if after is None and scale == 1.0:
-            return block(normed, x, step=step)
-        result = block(normed, None, step=step)
-        if after is not None:
-            result = self._ops.rms_norm(result, after, eps)
-        return torch.add(x, result, alpha=scale)
-
-    def _load_layer(self, loader: Loader, index: int) -> _Layer:
-        norms, prefix = self.config.norms, f"model.layers.{index}"
-        return _Layer(
-            loader.optional_norm(prefix, norms.before_attention),
-            AttentionBlock(loader, f"{prefix}.self_attn", index),
-            loader.optional_norm(prefix, norms.after_attention),
-            loader.optional_norm(prefix, norms.before_mlp),
-            load_feed_forward(loader, prefix, index),
-            loader.optional_norm(prefix, norms.after_mlp),
-        )
+        return self._frame.logits(hidden)
 
 
 def load_model(

@@ -29,12 +29,13 @@ class Loader:
         self.ops = ops
         self.num_parameters = 0
         self._weights = weights
-        self._dtype = dtype
+        self.dtype = dtype
+        """What weights run in"""
         self._activation_dtype = ops.activation_dtype(dtype)
 
     def tensor(self, name: str, *shape: int) -> Tensor:
         """Return a tensor in the dtype weights run in."""
-        tensor = self._weights.take(name, shape, self._dtype)
+        tensor = self._weights.take(name, shape, self.dtype)
         self.num_parameters += tensor.numel()
         return tensor
 

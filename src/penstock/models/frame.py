@@ -1,0 +1,117 @@
+"""The decoder that the native families share; ``ModelConfig`` says how they differ.
+
+The frame is what is left of it without its layers, so that layers may be held all at once, or one after another.
+T packed tokens, R rows, E hidden width, V vocabulary.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from penstock.kernels import BatchLayout, KVBlocks
+from penstock.models.lora import Adapted
+from penstock.models.parts import AttentionBlock, FeedForward, Loader, Step, load_feed_forward
+from penstock.models.rope import RotaryEmbedding
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderLayer:
+    """Two blocks, each with a norm before it, after it or both."""
+
+    before_attention: Tensor | None
+    attention: AttentionBlock
+    after_attention: Tensor | None
+    before_mlp: Tensor | None
+    mlp: FeedForward
+    after_mlp: Tensor | None
+
+    @classmethod
+    def load(cls, loader: Loader, index: int) -> "DecoderLayer":
+        """Take layer ``index``."""
+        norms, prefix = loader.config.norms, f"model.layers.{index}"
+        return cls(
+            loader.optional_norm(prefix, norms.before_attention),
+            AttentionBlock(loader, f"{prefix}.self_attn", index),
+            loader.optional_norm(prefix, norms.after_attention),
+            loader.optional_norm(prefix, norms.before_mlp),
+            load_feed_forward(loader, prefix, index),
+            loader.optional_norm(prefix, norms.after_mlp),
+        )
+
+
+class DecoderFrame:
+    """Embedding, angles, the last norm and the head; runs one layer at a time."""
+
+    def __init__(self, loader: Loader, max_tokens: int | None) -> None:
+        """Take its tensors; ``max_tokens`` is the longest sequence that will be run, None: what the model can hold."""
+        config = self.config = loader.config
+        self._ops = loader.ops
+        self._dtype = loader.dtype
+        self._activation_dtype = loader.ops.activation_dtype(loader.dtype)
+        E, V = config.hidden_size, config.vocab_size
+        self._embedding = loader.tensor("model.embed_tokens.weight", V, E)
+        self._norm = loader.norm("model.norm", E)
+        # Checkpoints may carry a copy of a tied head; the embedding is what counts.
+        head = self._embedding if config.tie_word_embeddings else loader.tensor("lm_head.weight", V, E)
+        self._head = loader.ops.prepare_linear(head, None)
+        self._windows = {layer.window for layer in config.layers}
+        self._ropes = [
+            RotaryEmbedding(rope, config.head_dim, max_tokens or config.max_positions) for rope in config.ropes
+        ]
+
+    def begin(self, layout: BatchLayout, adapted: Adapted = ()) -> Step:
+        """Return what all layers of one forward pass share."""
+        config = self.config
+        attentions = {
+            window: self._ops.plan_attention(
+                layout,
+                num_heads=config.num_heads,
+                num_kv_heads=config.num_kv_heads,
+                head_dim=config.head_dim,
+                window=window,
+                score_cap=config.score_cap,
+            )
+            for window in self._windows
+        }
+        return Step(layout, attentions, [rope(layout.positions) for rope in self._ropes], adapted)
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """Return what the first layer reads [T, E] of ``token_ids`` [T] int64."""
+        x_TE = F.embedding(token_ids, self._embedding).to(self._activation_dtype)
+        if self.config.embedding_scale != 1.0:
+            # Rounded as the weights are, because that is how it was trained.
+            x_TE = x_TE * torch.tensor(self.config.embedding_scale, dtype=self._dtype)
+        return x_TE
+
+    def run_layer(self, layer: DecoderLayer, x: Tensor, kv: KVBlocks, step: Step) -> Tensor:
+        """Return what the next layer reads [T, E]; writes keys and values, and may overwrite ``x`` [T, E]."""
+        attention = partial(layer.attention, kv=kv)
+        x = self._add(x, layer.before_attention, attention, layer.after_attention, step)
+        return self._add(x, layer.before_mlp, layer.mlp, layer.after_mlp, step)
+
+    def finish(self, x: Tensor) -> Tensor:
+        """Return the final normed hidden states [T, E] of what the last layer left."""
+        return self._ops.rms_norm(x, self._norm, self.config.rms_norm_eps)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return [R, V] float32 from final ``hidden`` [R, E]."""
+        config, logits = self.config, self._head(hidden).float()
+        if config.logit_scale != 1.0:
+            logits *= config.logit_scale
+        if config.logit_cap is not None:
+            logits.div_(config.logit_cap).tanh_().mul_(config.logit_cap)
+        return logits
+
+    def _add(self, x: Tensor, before: Tensor | None, block: FeedForward, after: Tensor | None, step: Step) -> Tensor:
+        """Return ``x`` [T, E] plus what ``block`` makes of it, normed before and after; may overwrite ``x``."""
+        eps, scale = self.config.rms_norm_eps, self.config.residual_scale
+        normed = x if before is None else self._ops.rms_norm(x, before, eps)
+        if after is None and scale == 1.0:
+            return block(normed, x, step=step)
+        result = block(normed, None, step=step)
+        if after is not None:
+            result = self._ops.rms_norm(result, after, eps)
+        return torch.add(x, result, alpha=scale)
