@@ -235,9 +235,9 @@ void linear_of(const LinearCall& call, int64_t first_row, int64_t end_row, int64
 
 }  // namespace
 
-int64_t rounded_row_bytes(const PackedWeight& weight) { return RowLayout(weight).bytes; }
+int64_t row_bytes_for_codes(const PackedWeight& weight) { return RowLayout(weight).bytes; }
 
-void round_activations(const LinearCall& call, int64_t first_row, int64_t end_row) {
+void round_for_codes(const LinearCall& call, int64_t first_row, int64_t end_row) {
     const PackedWeight& weight = *call.weight;
     const RowLayout layout(weight);
     const int64_t K = weight.num_inputs;

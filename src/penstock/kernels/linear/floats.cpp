@@ -13,6 +13,8 @@ constexpr int64_t kWidenFrom = 2 * kMaxRows;
 
 struct F32Panel {
     const float* weights;
+    static vf input(const float* x) { return splat(*x); }
+    static vf add(vf sums, vf input, vf weights) { return fma(input, weights, sums); }
     F32Panel at(int64_t input) const { return {weights + input * kPanel}; }
     void get(int64_t input, vf& first, vf& second) const {
         first = load(weights + input * kPanel);
@@ -22,11 +24,29 @@ struct F32Panel {
 
 struct BF16Panel {
     const uint32_t* weights;
+    static vf input(const float* x) { return splat(*x); }
+    static vf add(vf sums, vf input, vf weights) { return fma(input, weights, sums); }
     BF16Panel at(int64_t input) const { return {weights + input * W}; }
     void get(int64_t input, vf& first, vf& second) const {
         const vi pairs = load_bits(weights + input * W);
         first = as_floats(pairs << 16);
         second = as_floats(pairs & (int32_t)0xffff0000u);
+    }
+};
+
+// Words of two inputs each, in the activations too: an input is a pair here.
+struct PairPanel {
+    const uint32_t* weights;
+    static vf input(const float* x) {
+        int32_t pair;
+        __builtin_memcpy(&pair, x, sizeof pair);
+        return as_floats(vi{} + pair);
+    }
+    static vf add(vf sums, vf input, vf weights) { return dot2_bf16(sums, (vi)input, (vi)weights); }
+    PairPanel at(int64_t input) const { return {weights + input * kPanel}; }
+    void get(int64_t input, vf& first, vf& second) const {
+        first = as_floats(load_bits(weights + input * kPanel));
+        second = as_floats(load_bits(weights + input * kPanel + W));
     }
 };
 
@@ -45,11 +65,11 @@ void tile(const float* x, int64_t x_stride, const Panel* panels, int64_t num_inp
         for (int p = 0; p < PANELS; ++p) panels[p].get(k, weights[p][0], weights[p][1]);
 #pragma GCC unroll 16
         for (int r = 0; r < ROWS; ++r) {
-            const vf input = splat(x[r * x_stride + k]);
+            const vf input = Panel::input(x + r * x_stride + k);
 #pragma GCC unroll 8
             for (int p = 0; p < PANELS; ++p) {
-                acc[r][p][0] = fma(input, weights[p][0], acc[r][p][0]);
-                acc[r][p][1] = fma(input, weights[p][1], acc[r][p][1]);
+                acc[r][p][0] = Panel::add(acc[r][p][0], input, weights[p][0]);
+                acc[r][p][1] = Panel::add(acc[r][p][1], input, weights[p][1]);
             }
         }
     }
@@ -85,10 +105,14 @@ Panel panel_of(const PackedWeight& weight, int64_t panel) {
     return {reinterpret_cast<decltype(Panel::weights)>(panel_at(weight, panel))};
 }
 
+int64_t num_inputs_of(const PackedWeight& weight) {
+    return is_in_pairs(weight) ? weight.padded_inputs / 2 : weight.num_inputs;
+}
+
 // Few rows: the weights' way from memory is what takes time, and several panels at once keep enough in flight.
 template <int ROWS, int PANELS, class Panel>
 void few_rows_of(const LinearCall& call, int64_t first_row, int64_t first_panel, int64_t end_panel, float* sums) {
-    const int64_t K = call.weight->num_inputs;
+    const int64_t K = num_inputs_of(*call.weight);
     const float* x = call.x + first_row * call.x_stride;
     int64_t p = first_panel;
     for (; p + PANELS <= end_panel; p += PANELS) {
@@ -115,7 +139,7 @@ void all_rows(const Panel& panel, const float* x, int64_t x_stride, int64_t num_
 void many_rows(const LinearCall& call, int64_t first_row, int64_t num_rows, int64_t first_panel, int64_t end_panel,
                float* scratch) {
     const PackedWeight& weight = *call.weight;
-    const int64_t K = weight.num_inputs;
+    const int64_t K = num_inputs_of(weight);
     float* const sums = scratch;
     float* const widened = scratch + kRows * kPanel;
     for (int64_t p = first_panel; p < end_panel; ++p) {
@@ -130,6 +154,8 @@ void many_rows(const LinearCall& call, int64_t first_row, int64_t num_rows, int6
             } else if (weight.has_codes()) {
                 widen_codes(weight, p, k, num_inputs, widened);
                 with(F32Panel{widened});
+            } else if (is_in_pairs(weight)) {
+                with(panel_of<PairPanel>(weight, p).at(k));
             } else if (num_rows < kWidenFrom) {
                 with(panel_of<BF16Panel>(weight, p).at(k));
             } else {
@@ -171,6 +197,8 @@ template <int ROWS, int PANELS>
 void few_rows(const LinearCall& call, int64_t first_row, int64_t first_panel, int64_t end_panel, float* scratch) {
     if (call.weight->kind == Weight::kFloat32) {
         few_rows_of<ROWS, PANELS, F32Panel>(call, first_row, first_panel, end_panel, scratch);
+    } else if (is_in_pairs(*call.weight)) {
+        few_rows_of<ROWS, PANELS, PairPanel>(call, first_row, first_panel, end_panel, scratch);
     } else if (call.weight->kind == Weight::kBFloat16) {
         few_rows_of<ROWS, PANELS, BF16Panel>(call, first_row, first_panel, end_panel, scratch);
     } else {
@@ -179,6 +207,21 @@ void few_rows(const LinearCall& call, int64_t first_row, int64_t first_panel, in
 }
 
 }  // namespace
+
+int64_t rounded_row_bytes(const PackedWeight& weight) {
+    if (weight.int8_activations) return row_bytes_for_codes(weight);
+    return is_in_pairs(weight) ? (weight.padded_inputs * 2 + 63) / 64 * 64 : 0;
+}
+
+void round_activations(const LinearCall& call, int64_t first_row, int64_t end_row) {
+    if (call.weight->int8_activations) return round_for_codes(call, first_row, end_row);
+    const int64_t K = call.weight->num_inputs;
+    for (int64_t row = first_row; row < end_row; ++row) {
+        bf16* const out = reinterpret_cast<bf16*>(call.rounded + row * rounded_row_bytes(*call.weight));
+        for (int64_t k = 0; k < K; ++k) out[k] = to_bf16(call.x[row * call.x_stride + k]);
+        if (K % 2) out[K] = {0};
+    }
+}
 
 int64_t linear_scratch_floats() { return kRows * kPanel + kInputs * kPanel; }
 
@@ -217,10 +260,15 @@ void finish(const LinearCall& call, int64_t panel, int64_t first_row, int64_t nu
     }
 }
 
-void linear(const LinearCall& call, int64_t first_row, int64_t end_row, int64_t first_panel, int64_t end_panel,
+void linear(const LinearCall& given, int64_t first_row, int64_t end_row, int64_t first_panel, int64_t end_panel,
             float* scratch) {
-    if (call.weight->int8_activations)
-        return linear_of_codes(call, first_row, end_row, first_panel, end_panel, scratch);
+    if (given.weight->int8_activations)
+        return linear_of_codes(given, first_row, end_row, first_panel, end_panel, scratch);
+    LinearCall call = given;
+    if (is_in_pairs(*call.weight)) {
+        call.x = reinterpret_cast<const float*>(call.rounded);
+        call.x_stride = rounded_row_bytes(*call.weight) / 4;
+    }
     for (int64_t row = first_row; row < end_row; row += kRows) {
         const int64_t num_rows = min(kRows, end_row - row);
         switch (num_rows) {

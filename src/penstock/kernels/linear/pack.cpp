@@ -145,8 +145,7 @@ void copy_codes(const PackedWeight& to, const Rows& rows, int64_t panel) {
 }  // namespace
 
 void pack_panel(const PackedWeight& to, const WeightSource& from, int64_t panel) {
-    const int64_t K = to.num_inputs;
-    Rows rows{&from, K, {}, {}};
+    Rows rows{&from, to.num_inputs, {}, {}};
     for (int64_t i = 0; i < kPanel; ++i) {
         const int64_t row = to.gated ? panel * W + i % W : panel * kPanel + i;
         rows.source_row[i] = row < to.num_outputs ? row : -1;
@@ -156,17 +155,20 @@ void pack_panel(const PackedWeight& to, const WeightSource& from, int64_t panel)
     if (to.has_codes()) return quantize_panel(to, rows, panel);
     constexpr int64_t kInputs = 256;
     alignas(64) float x[kInputs * kPanel];
-    for (int64_t first = 0; first < K; first += kInputs) {
-        const int64_t num_inputs = min(kInputs, K - first);
+    for (int64_t first = 0; first < to.padded_inputs; first += kInputs) {
+        const int64_t num_inputs = min(kInputs, to.padded_inputs - first);
         gather(rows, first, num_inputs, x);
         if (to.kind == Weight::kFloat32) {
             __builtin_memcpy(panel_at(to, panel) + first * kPanel * 4, x, num_inputs * kPanel * 4);
             continue;
         }
-        for (int64_t k = 0; k < num_inputs; ++k) {
-            const vi low = (vi)load(x + k * kPanel), high = (vi)load(x + k * kPanel + W);
+        // In a word two inputs of an output, or two outputs of an input; vectors of words are as many as inputs.
+        const bool in_pairs = is_in_pairs(to);
+        for (int64_t i = 0; i < num_inputs; ++i) {
+            const float* const lower = in_pairs ? x + (i - i % 2) * kPanel + i % 2 * W : x + i * kPanel;
+            const vi low = (vi)load(lower), high = (vi)load(lower + (in_pairs ? kPanel : W));
             const vi words = ((low >> 16) & 0xffff) | (high & (int32_t)0xffff0000u);
-            __builtin_memcpy(panel_at(to, panel) + ((first + k) * W) * 4, &words, sizeof words);
+            __builtin_memcpy(panel_at(to, panel) + (first + i) * W * 4, &words, sizeof words);
         }
     }
 }

@@ -15,6 +15,16 @@ constexpr int64_t kRows = 96;
 // Bytes of a panel at a time, which stay in the first-level cache while all rows pass.
 constexpr int64_t kPanelBytes = 16384;
 
+// Weights of bfloat16 lie in pairs of inputs, and activations are rounded to bfloat16, because that is what there is an
+// instruction for.
+#if defined(PENSTOCK_BF16)
+constexpr bool kBF16Pairs = true;
+#else
+constexpr bool kBF16Pairs = false;
+#endif
+
+inline bool is_in_pairs(const PackedWeight& weight) { return kBF16Pairs && weight.kind == Weight::kBFloat16; }
+
 // What is smaller is taken for zero where it would be divided by.
 constexpr float kLeast = 1e-30f;
 
@@ -41,6 +51,10 @@ void finish(const LinearCall& call, int64_t panel, int64_t first_row, int64_t nu
 // Inputs [first, first + num_inputs) of a panel of codes as floats [num_inputs, kPanel]; `first` begins a word, and the
 // last word is written whole.
 void widen_codes(const PackedWeight& weight, int64_t panel, int64_t first, int64_t num_inputs, float* to);
+
+// Activations as codes take them: bytes of a row in `LinearCall::rounded`, and how they come there.
+int64_t row_bytes_for_codes(const PackedWeight& weight);
+void round_for_codes(const LinearCall& call, int64_t first_row, int64_t end_row);
 
 // Rows [first_row, end_row) by panels [first_panel, end_panel), activations rounded to 8 bits.
 void linear_of_codes(const LinearCall& call, int64_t first_row, int64_t end_row, int64_t first_panel, int64_t end_panel,

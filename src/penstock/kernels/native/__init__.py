@@ -13,7 +13,7 @@ from torch import Tensor
 from penstock.errors import InvalidSetting, KernelUnsupported
 
 VARIABLE = "PENSTOCK_KERNELS"
-INSTRUCTION_SETS = ("avx512_vnni", "avx512", "avx2_vnni", "avx2", "portable")
+INSTRUCTION_SETS = ("avx512_bf16", "avx512_vnni", "avx512", "avx2_vnni", "avx2", "portable")
 
 
 def _load() -> ModuleType | None:

@@ -14,7 +14,8 @@ enum class Cache : int { kFloat32 = 0, kBFloat16 = 1, kInt8 = 2 };
 // A matrix [N, K] laid out for a vector unit: panels of `panel_width` outputs, the last one padded with zeros. Within a
 // panel inputs are outermost.
 //   float32: [K, panel_width].
-//   bfloat16: likewise, with two outputs to a word, half a panel apart.
+//   bfloat16: likewise, with two outputs to a word, half a panel apart; or, where there is an instruction that multiplies
+//     pairs and activations are rounded to bfloat16 for it, [K / 2, panel_width, 2].
 //   8-bit codes: [K / 4, panel_width, 4], four inputs of an output to a word, which is what a dot product of bytes takes.
 //   4-bit codes: [K / 8, panel_width, 4], the next four inputs in the upper halves of the same bytes.
 // A code c stands for scale * (c - zero), with a scale and a zero for each output and group of inputs.
@@ -22,7 +23,7 @@ struct PackedWeight {
     Weight kind;
     int64_t num_outputs;
     int64_t num_inputs;
-    // What codes are padded to, with zeros: a multiple of kCodeInputs. Others: num_inputs.
+    // What codes are padded to, with zeros: a multiple of kCodeInputs. bfloat16: an even number. float32: num_inputs.
     int64_t padded_inputs;
     // Inputs that share a scale: a multiple of kCodeInputs up to kMaxGroup.
     int64_t group;
@@ -67,7 +68,7 @@ struct LinearCall {
     float* out;         // [M, N], rows out_stride apart
     int64_t out_stride;
     const float* added; // [M, N] as `out`, which it may be; null: nothing is added
-    uint8_t* rounded;   // [M, rounded_row_bytes()], where the weight wants activations rounded to 8 bits
+    uint8_t* rounded;   // [M, rounded_row_bytes()], unless that is 0
 };
 
 // One layer's cache, [N, G, D, P] keys and [N, G, P, D] values: a vector of keys meets one query element at a time, a
@@ -145,6 +146,7 @@ struct Kernels {
     // Floats into codes are quantized: 8 bits by the greatest magnitude of each group, 4 bits by the scale that leaves the
     // least squared error.
     void (*pack_panel)(const PackedWeight& to, const WeightSource& from, int64_t panel);
+    // Bytes of a row of activations as the weight wants them; 0: as they are.
     int64_t (*rounded_row_bytes)(const PackedWeight& weight);
     void (*round_activations)(const LinearCall& call, int64_t first_row, int64_t end_row);
     int64_t (*linear_scratch_floats)();
@@ -184,6 +186,9 @@ namespace avx2_vnni {
 extern const Kernels kernels;
 }
 namespace avx512 {
+extern const Kernels kernels;
+}
+namespace avx512_bf16 {
 extern const Kernels kernels;
 }
 namespace avx512_vnni {

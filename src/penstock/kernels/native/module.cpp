@@ -49,6 +49,10 @@ const std::vector<InstructionSet>& instruction_sets() {
 #else
         const bool emulated = false;
 #endif
+#if defined(PENSTOCK_AVX512BF16)
+        sets.push_back({&avx512_bf16::kernels, emulated || (avx512 && __builtin_cpu_supports("avx512vnni") &&
+                                                            __builtin_cpu_supports("avx512bf16"))});
+#endif
 #if defined(PENSTOCK_AVX512VNNI)
         sets.push_back({&avx512_vnni::kernels, emulated || (avx512 && __builtin_cpu_supports("avx512vnni"))});
 #endif
@@ -175,7 +179,7 @@ class PackedLinear {
         : kernels_(Machine::get().kernels()),
           panel_outputs_(up ? kernels_.panel_width / 2 : kernels_.panel_width),
           num_panels_(ceil_div(num_outputs, panel_outputs_)),
-          padded_inputs_(group ? ceil_div(num_inputs, kCodeInputs) * kCodeInputs : num_inputs),
+          padded_inputs_(padded(num_inputs, static_cast<Weight>(kind))),
           memory_(num_panels_ * kernels_.panel_width * padded_inputs_ * bits_of(kind) / 8),
           packed_{} {
         packed_.kind = static_cast<Weight>(kind);
@@ -216,9 +220,9 @@ class PackedLinear {
         LinearCall call{&packed_,   at<const float>(x),     x_stride, num_rows, at<float>(out),
                         out_stride, at<const float>(added), nullptr};
         Machine& machine = Machine::get();
-        if (packed_.int8_activations) {
+        if (const int64_t row_bytes = kernels_.rounded_row_bytes(packed_)) {
             thread_local std::vector<uint8_t> rounded;
-            const size_t needed = num_rows * kernels_.rounded_row_bytes(packed_);
+            const size_t needed = num_rows * row_bytes;
             if (rounded.size() < needed) rounded.resize(needed);
             call.rounded = rounded.data();
             const int64_t each = rows_each(num_rows, packed_.num_inputs);
@@ -248,6 +252,11 @@ class PackedLinear {
     }
 
    private:
+    static int64_t padded(int64_t num_inputs, Weight kind) {
+        const int64_t to = kind == Weight::kFloat32 ? 1 : kind == Weight::kBFloat16 ? 2 : kCodeInputs;
+        return ceil_div(num_inputs, to) * to;
+    }
+
     static int64_t bits_of(int kind) {
         switch (static_cast<Weight>(kind)) {
             case Weight::kFloat32:

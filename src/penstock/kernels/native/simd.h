@@ -161,6 +161,16 @@ static inline vi dot4(vi sums, vi codes, vi activations) {
 #endif
 }
 
+// sums + a1 * b1 + a0 * b0 of the bfloat16s in the upper and lower half of each word, which hold no subnormal number.
+static inline vf dot2_bf16(vf sums, vi a, vi b) {
+#if defined(PENSTOCK_512_BITS) && defined(__AVX512BF16__)
+    return (vf)_mm512_dpbf16_ps((__m512)sums, (__m512bh)a, (__m512bh)b);
+#else
+    const vi upper = vi{} + (int32_t)0xffff0000u;
+    return fma((vf)(a << 16), (vf)(b << 16), fma((vf)(a & upper), (vf)(b & upper), sums));
+#endif
+}
+
 static inline float to_float(float x) { return x; }
 
 static inline float to_float(int8_t x) { return x; }
@@ -175,15 +185,14 @@ static inline float to_float(bf16 x) {
 static inline void put(float* to, float x) { *to = x; }
 
 // Round to nearest, ties to even; what is not a number stays so.
-static inline void put(bf16* to, float x) {
+static inline bf16 to_bf16(float x) {
     uint32_t bits;
     __builtin_memcpy(&bits, &x, sizeof bits);
-    if ((bits & 0x7fffffffu) > 0x7f800000u) {
-        to->bits = (uint16_t)((bits >> 16) | 0x40u);
-        return;
-    }
-    to->bits = (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+    const uint32_t nearest = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    return {(uint16_t)((bits & 0x7fffffffu) > 0x7f800000u ? (bits >> 16) | 0x40u : nearest)};
 }
+
+static inline void put(bf16* to, float x) { *to = to_bf16(x); }
 
 // e^x is the result times 2^exponent. Cody and Waite's reduction by ln 2, and the polynomial of Cephes' expf.
 static inline vf reduced_exp(vf x, vi& exponent) {
