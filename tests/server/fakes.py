@@ -4,8 +4,11 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
+import anthropic
 import httpx
+import httpx2
 import openai
+from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from penstock.errors import NotReady
@@ -25,6 +28,20 @@ from penstock.text import ChatTemplate, Tokenizer
 from tests.fakes.tokenizer_files import CHAT_TEMPLATE, byte_level_tokenizer
 
 TOKENIZER = Tokenizer(byte_level_tokenizer())
+HERMES = (
+    "{% if tools %}<|im_start|>system\n<tools>{% for tool in tools %}\n{{ tool | tojson }}{% endfor %}\n</tools>"
+    "<tool_call>{name, arguments}</tool_call><|im_end|>\n{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}"
+    "{% for call in message.tool_calls or [] %}<tool_call>\n"
+    '{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}\n</tool_call>'
+    "{% endfor %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+LLAMA3 = HERMES.replace("<tool_call>", "").replace("</tool_call>", "") + "{# <|python_tag|> #}"
+MISTRAL = HERMES.replace("<tool_call>", "[TOOL_CALLS]").replace("</tool_call>", "")
+THINKING = HERMES + "{% if add_generation_prompt and enable_thinking %}<think>\n{% endif %}{# </think> #}"
+TEMPLATES = {"hermes": HERMES, "llama3_json": LLAMA3, "mistral": MISTRAL, "thinking": THINKING}
+
 Script = Callable[[GenerateRequest], AsyncGenerator[TokenDelta, None]]
 
 MODEL = ModelInfo(
@@ -110,20 +127,44 @@ class FakeEngine:
         """Nothing to stop."""
 
 
-@contextlib.asynccontextmanager
-async def http_over(
-    engine: FakeEngine, config: ServerConfig | None = None, *, template: str = CHAT_TEMPLATE
-) -> AsyncIterator[httpx.AsyncClient]:
-    """Yield a client of a server over ``engine``."""
-    app = create_app(
+def saying(*pieces: str, reason: FinishReason = "stop") -> FakeEngine:
+    async def script(request: GenerateRequest) -> AsyncGenerator[TokenDelta, None]:
+        for piece in pieces:
+            yield delta(request, piece)
+        yield delta(request, "", reason)
+
+    return FakeEngine(script)
+
+
+def app_over(engine: FakeEngine, config: ServerConfig | None, template: str) -> FastAPI:
+    """Return a server over ``engine``."""
+    return create_app(
         client=engine,
         tokenizer=TOKENIZER,
         template=ChatTemplate({"default": template}),
         config=config or ServerConfig(),
         registry=CollectorRegistry(),
     )
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://fake") as client:
+
+
+@contextlib.asynccontextmanager
+async def http_over(
+    engine: FakeEngine, config: ServerConfig | None = None, *, template: str = CHAT_TEMPLATE
+) -> AsyncIterator[httpx.AsyncClient]:
+    """Yield a client of a server over ``engine``."""
+    transport = httpx.ASGITransport(app_over(engine, config, template))
+    async with httpx.AsyncClient(transport=transport, base_url="http://fake") as client:
         yield client
+
+
+@contextlib.asynccontextmanager
+async def anthropic_over(
+    engine: FakeEngine, config: ServerConfig | None = None, *, template: str = CHAT_TEMPLATE
+) -> AsyncIterator[anthropic.AsyncAnthropic]:
+    """Yield Anthropic's client of a server over ``engine``."""
+    transport = httpx2.ASGITransport(app_over(engine, config, template))
+    async with httpx2.AsyncClient(transport=transport) as client:
+        yield anthropic.AsyncAnthropic(base_url="http://fake", api_key="none", max_retries=0, http_client=client)
 
 
 @contextlib.asynccontextmanager

@@ -420,7 +420,6 @@ A_VALUE: dict[str, Any] = {
     "prediction": {"type": "content", "content": "x"},
     "prompt_cache_options": {},
     "prompt_cache_retention": "24h",
-    "reasoning_effort": "low",
     "service_tier": "flex",
     "store": True,
     "suffix": "end",

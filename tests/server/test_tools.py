@@ -1,8 +1,7 @@
 """Tools and reasoning through OpenAI's own client: forced by grammar on a random model, or said by a fake engine."""
 
-import contextlib
 import json
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,27 +9,11 @@ import httpx
 import openai
 import pytest
 from openai.types.chat import ChatCompletion
-from tokenizers import Tokenizer as Backend
 
-from penstock.protocol import FinishReason, GenerateRequest, TokenDelta
 from penstock.server import ServerConfig
-from tests.server.fakes import FakeEngine, delta, openai_over
+from tests.server.fakes import HERMES, THINKING, openai_over, saying
 from tests.servers import serve_checkpoint
-from tests.tiny_models import make_checkpoint, make_talker
-
-HERMES = (
-    "{% if tools %}<|im_start|>system\n<tools>{% for tool in tools %}\n{{ tool | tojson }}{% endfor %}\n</tools>"
-    "<tool_call>{name, arguments}</tool_call><|im_end|>\n{% endif %}"
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}"
-    "{% for call in message.tool_calls or [] %}<tool_call>\n"
-    '{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}\n</tool_call>'
-    "{% endfor %}"
-    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-LLAMA3 = HERMES.replace("<tool_call>", "").replace("</tool_call>", "") + "{# <|python_tag|> #}"
-MISTRAL = HERMES.replace("<tool_call>", "[TOOL_CALLS]").replace("</tool_call>", "")
-THINKING = HERMES + "{% if add_generation_prompt and enable_thinking %}<think>\n{% endif %}{# </think> #}"
-TEMPLATES = {"hermes": HERMES, "llama3_json": LLAMA3, "mistral": MISTRAL, "thinking": THINKING}
+from tests.tiny_models import make_talker
 
 WEATHER: Any = {
     "type": "function",
@@ -49,30 +32,6 @@ WEATHER: Any = {
 CLOCK: Any = {"type": "function", "function": {"name": "clock"}}
 THINK = {"chat_template_kwargs": {"enable_thinking": True}}
 HELLO: list[Any] = [{"role": "user", "content": "hello"}]
-
-
-@pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], openai.OpenAI]]:
-    """Return a function from a template's name to a client of a server with that template."""
-    with contextlib.ExitStack() as stack:
-        clients: dict[str, openai.OpenAI] = {}
-
-        def client(name: str) -> openai.OpenAI:
-            if name not in clients:
-                path = make_checkpoint(tmp_path_factory.mktemp(name), max_position_embeddings=2048)
-                settings = json.loads((path / "tokenizer_config.json").read_text())
-                (path / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": TEMPLATES[name]}))
-                if name == "mistral":
-                    backend = Backend.from_file(str(path / "tokenizer.json"))
-                    backend.add_special_tokens(["[TOOL_CALLS]"])
-                    backend.save(str(path / "tokenizer.json"))
-                running = stack.enter_context(serve_checkpoint(path, ServerConfig(served_names=("tiny",))))
-                clients[name] = stack.enter_context(
-                    openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0)
-                )
-            return clients[name]
-
-        yield client
 
 
 def check_weather(arguments: str) -> None:
@@ -314,15 +273,6 @@ def test_reasoning_before_a_schema(tmp_path: Path) -> None:
     assert message.content == '"no"'
     assert message.model_extra is not None
     assert message.model_extra["reasoning_content"] == "anything at all"
-
-
-def saying(*pieces: str, reason: FinishReason = "stop") -> FakeEngine:
-    async def script(request: GenerateRequest) -> AsyncGenerator[TokenDelta, None]:
-        for piece in pieces:
-            yield delta(request, piece)
-        yield delta(request, "", reason)
-
-    return FakeEngine(script)
 
 
 SAID = (

@@ -2,24 +2,19 @@
 
 import contextlib
 import time
-import traceback
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-import structlog
 
-from penstock.errors import InternalError, PenstockError
 from penstock.http import sse
 from penstock.http.errors import error_body
 from penstock.protocol import Candidate, FinishReason, Timeline, TokenDelta, TokenLogprobs
-from penstock.server.deltas import Deltas
 from penstock.server.reading import AnswerReader, Reading, Reasoning
+from penstock.server.streaming import Deltas, Tally, guarded
 from penstock.text import Tokenizer
 from penstock.text.tool_formats import Arguments, CallBegins, Content, Event
-
-_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,9 +63,10 @@ class Answer:
         wants_timeline: bool,
         summary: dict[str, Any],
         prompts: ShownPrompts,
+        include_usage: bool = False,
         reading: Reading | None = None,
     ) -> None:
-        """``reading`` says how to read a chat's answers."""
+        """``reading`` says how to read a chat's answers; ``include_usage`` has streams end with what they cost."""
         self._is_chat = is_chat
         self._tokenizer = tokenizer
         self._wants_timeline = wants_timeline
@@ -81,9 +77,8 @@ class Answer:
         self._num_choices = num_choices
         """For each prompt."""
         self._choices: dict[int, _Choice] = {}
-        self._prompt_tokens: dict[int, int] = {}
-        self._cached_tokens = 0
-        self._output_tokens = 0
+        self._tally = Tally(summary)
+        self._include_usage = include_usage
         self._head = {"id": answer_id, "created": int(time.time()), "model": model}
 
     async def whole(self, deltas: Deltas) -> dict[str, Any]:
@@ -96,41 +91,33 @@ class Answer:
         choices = [self._whole_choice(index, choice) for index, choice in sorted(self._choices.items())]
         return {**self._head, "object": kind, "choices": choices, "usage": self._usage(), **self._extra()}
 
-    async def stream(self, deltas: Deltas, *, include_usage: bool) -> AsyncGenerator[bytes, None]:
+    def stream(self, deltas: Deltas) -> AsyncGenerator[bytes, None]:
         """Yield server-sent events; an error after the first byte is one ``error`` event and then the end."""
+        return guarded(
+            self._stream(deltas), lambda error: [sse.event(msgspec.json.encode(error_body(error)))], self._summary
+        )
+
+    async def _stream(self, deltas: Deltas) -> AsyncGenerator[bytes, None]:
         # With usage to come, every chunk before it says that it has none.
-        no_usage: dict[str, Any] = {"usage": None} if include_usage else {}
-        try:
-            async with contextlib.aclosing(deltas):
-                async for prompt, delta in deltas:
-                    index, choice, delta = self._take(prompt, delta)
-                    if self._is_chat and not choice.has_begun:
-                        choice.has_begun = True
-                        begin = {"role": "assistant", "content": ""}
-                        yield self._event([self._chunk(index, begin, None, None, None)], **no_usage)
-                    content = self._streamed_content(choice, delta)
-                    if content or delta.logprobs or delta.finish_reason:
-                        piece = self._streamed_choice(index, choice, delta, content)
-                        if not choice.has_shown_prompt:
-                            choice.has_shown_prompt = True
-                            piece |= self._of_prompt(prompt)
-                        yield self._event([piece], **no_usage)
-        except PenstockError as error:
-            yield self._error_event(error)
-            return
-        except Exception:  # the status has been sent: this event is the only way left to say it
-            # As text: a renderer that shows frames would show what is in them, prompts included.
-            _log.error("stream_broke", answer_id=self._head["id"], exception=traceback.format_exc())
-            yield self._error_event(InternalError("the server failed on this request; its log has the details"))
-            return
-        if include_usage or self._wants_timeline:
-            usage = {"usage": self._usage()} if include_usage else {}
+        no_usage: dict[str, Any] = {"usage": None} if self._include_usage else {}
+        async with contextlib.aclosing(deltas):
+            async for prompt, delta in deltas:
+                index, choice, delta = self._take(prompt, delta)
+                if self._is_chat and not choice.has_begun:
+                    choice.has_begun = True
+                    begin = {"role": "assistant", "content": ""}
+                    yield self._event([self._chunk(index, begin, None, None, None)], **no_usage)
+                content = self._streamed_content(choice, delta)
+                if content or delta.logprobs or delta.finish_reason:
+                    piece = self._streamed_choice(index, choice, delta, content)
+                    if not choice.has_shown_prompt:
+                        choice.has_shown_prompt = True
+                        piece |= self._of_prompt(prompt)
+                    yield self._event([piece], **no_usage)
+        if self._include_usage or self._wants_timeline:
+            usage = {"usage": self._usage()} if self._include_usage else {}
             yield self._event([], **usage, **self._extra())
         yield sse.DONE
-
-    def _error_event(self, error: PenstockError) -> bytes:
-        self._summary["error"] = error.code
-        return sse.event(msgspec.json.encode(error_body(error)))
 
     def _take(self, prompt: int, delta: TokenDelta) -> tuple[int, _Choice, TokenDelta]:
         """Count a delta; return its choice's index, the choice and what is to be shown of it, the prompt included."""
@@ -147,7 +134,7 @@ class Answer:
         if delta.finish_reason is not None:
             choice.finish_reason, choice.stop_reason = delta.finish_reason, delta.stop_reason
             choice.timeline = delta.timeline
-            self._summarize(prompt, delta)
+            self._tally.add(prompt, delta, hides_output=self._prompts.hides_output)
         return index, choice, delta
 
     def _with_echo(self, prompt: int, delta: TokenDelta) -> TokenDelta:
@@ -180,29 +167,13 @@ class Answer:
             "decoded_token": self._tokenizer.token_text(candidate.token_id),
         }
 
-    def _summarize(self, prompt: int, delta: TokenDelta) -> None:
-        usage = delta.usage
-        if usage is not None:
-            if prompt not in self._prompt_tokens:
-                self._cached_tokens += usage.num_cached_tokens
-            self._prompt_tokens[prompt] = usage.num_prompt_tokens
-            self._output_tokens += 0 if self._prompts.hides_output else usage.num_output_tokens
-        self._summary.update(
-            num_prompt_tokens=sum(self._prompt_tokens.values()),
-            num_cached_tokens=self._cached_tokens,
-            num_output_tokens=self._output_tokens,
-            finish_reason=delta.finish_reason,
-        )
-        if delta.timeline is not None:
-            self._summary["timeline"] = msgspec.to_builtins(delta.timeline)
-
     def _usage(self) -> dict[str, Any]:
-        num_prompt = sum(self._prompt_tokens.values())
+        tally = self._tally
         return {
-            "prompt_tokens": num_prompt,
-            "completion_tokens": self._output_tokens,
-            "total_tokens": num_prompt + self._output_tokens,
-            "prompt_tokens_details": {"cached_tokens": self._cached_tokens},
+            "prompt_tokens": tally.num_prompt_tokens,
+            "completion_tokens": tally.num_output_tokens,
+            "total_tokens": tally.num_prompt_tokens + tally.num_output_tokens,
+            "prompt_tokens_details": {"cached_tokens": tally.num_cached_tokens},
         }
 
     def _extra(self) -> dict[str, Any]:
@@ -246,9 +217,8 @@ class Answer:
                 case CallBegins(index, name):
                     choice.has_calls = True
                     assert self._reading is not None
-                    assert self._reading.tool_format is not None, "only a format's parser finds calls"
                     function = {"name": name, "arguments": ""}
-                    call_id = self._reading.tool_format.call_id()
+                    call_id = self._reading.call_id()
                     calls[index] = {"index": index, "id": call_id, "type": "function", "function": function}
                 case Arguments(index, text):
                     call = calls.setdefault(index, {"index": index, "function": {"arguments": ""}})
@@ -293,20 +263,7 @@ class Answer:
         return sse.event(msgspec.json.encode({**self._head, "object": kind, "choices": choices, **extra}))
 
     def _chat_logprobs(self, logprobs: Sequence[TokenLogprobs]) -> dict[str, Any] | None:
-        if not logprobs:
-            return None
-        content = [
-            {**self._candidate(one.chosen), "top_logprobs": [self._candidate(other) for other in one.top]}
-            for one in logprobs
-        ]
-        return {"content": content, "refusal": None}
-
-    def _candidate(self, candidate: Candidate) -> dict[str, Any]:
-        return {
-            "token": self._tokenizer.token_text(candidate.token_id),
-            "logprob": _finite(candidate.logprob),
-            "bytes": list(self._tokenizer.token_bytes(candidate.token_id)),
-        }
+        return {"content": shown_logprobs(logprobs, self._tokenizer), "refusal": None} if logprobs else None
 
     def _text_logprobs(self, logprobs: Sequence[TokenLogprobs], offset: int) -> dict[str, Any]:
         """Return the parallel lists of the older endpoint; offsets count characters of the tokens' own text."""
@@ -328,6 +285,19 @@ class Answer:
         for candidate in sorted((*one.top, one.chosen), key=lambda candidate: candidate.rank):
             by_text.setdefault(self._tokenizer.token_text(candidate.token_id), _finite(candidate.logprob))
         return by_text
+
+
+def shown_logprobs(logprobs: Sequence[TokenLogprobs], tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """Return log probabilities as chats and responses show them."""
+
+    def shown(candidate: Candidate) -> dict[str, Any]:
+        return {
+            "token": tokenizer.token_text(candidate.token_id),
+            "logprob": _finite(candidate.logprob),
+            "bytes": list(tokenizer.token_bytes(candidate.token_id)),
+        }
+
+    return [{**shown(one.chosen), "top_logprobs": [shown(other) for other in one.top]} for one in logprobs]
 
 
 def _finish_reason(choice: _Choice) -> str | None:

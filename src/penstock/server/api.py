@@ -12,14 +12,14 @@ from starlette.responses import Response
 
 from penstock.errors import InvalidRequest
 from penstock.http.sse import EventStream, until_client_leaves
-from penstock.protocol import EngineClient
+from penstock.protocol import EngineClient, GenerateRequest
 from penstock.server.answers import Answer, ShownPrompts
 from penstock.server.config import ServerConfig
-from penstock.server.deltas import begun, measured, merged
 from penstock.server.prepare import bad_word_tokens, check_model, generate_request, truncated
 from penstock.server.reading import Reading
 from penstock.server.replies import json_response
 from penstock.server.schemas import ChatCompletionRequest, CompletionRequest, TokenizeChatRequest
+from penstock.server.streaming import Answering, begun, measured, merged
 from penstock.server.structure import GrammarChecker, structure_of
 from penstock.server.tools import Conventions, ToolUse, answers_to, reading_of, tool_use
 from penstock.text import ChatTemplate, Tokenizer
@@ -78,7 +78,7 @@ class API:
                 add_generation_prompt=body.add_generation_prompt and not body.continue_final_message,
                 continue_final_message=body.continue_final_message,
                 tools=None if use is None else use.shown,
-                variables=body.chat_template_kwargs,
+                variables=body.template_variables,
             )
             token_ids = self.tokenizer.encode(text, add_special_tokens=body.add_special_tokens)
             return Conversation(token_ids, use, reading_of(use, self._conventions, text))
@@ -136,13 +136,39 @@ class API:
         conversation: Conversation | None = None,
     ) -> Response:
         """Run every prompt, or the one of a ``conversation``, and return the response, whole or streamed."""
-        is_chat = isinstance(body, ChatCompletionRequest)
-        model = self.client.model()
-        answer_id = f"{'chatcmpl' if is_chat else 'cmpl'}-{uuid.uuid4().hex}"
-        summary = request.state.summary
-        summary.update(answer_id=answer_id, num_prompts=len(prompts), tenant=body.penstock.tenant)
         if body.stream_options is not None and not body.stream:
             raise InvalidRequest("stream_options needs stream to be true", param="stream_options")
+        is_chat = isinstance(body, ChatCompletionRequest)
+        answer_id = f"{'chatcmpl' if is_chat else 'cmpl'}-{uuid.uuid4().hex}"
+        requests = await self.requests(request, answer_id, body, prompts, conversation)
+        answer = Answer(
+            is_chat=is_chat,
+            answer_id=answer_id,
+            model=check_model(body.model, self.names),
+            num_choices=body.num_choices,
+            tokenizer=self.tokenizer,
+            wants_timeline=body.penstock.timeline,
+            reading=None if conversation is None else conversation.reading,
+            prompts=await self._shown(body, [one.prompt_token_ids for one in requests]),
+            include_usage=body.stream_options is not None and body.stream_options.include_usage,
+            summary=request.state.summary,
+        )
+        return await self.respond(request, requests, answer, stream=bool(body.stream))
+
+    async def requests(
+        self,
+        request: Request,
+        answer_id: str,
+        body: CompletionRequest | ChatCompletionRequest,
+        prompts: list[list[int]],
+        conversation: Conversation | None = None,
+    ) -> list[GenerateRequest]:
+        """Return what the engine is asked for: each of ``prompts``, which is a ``conversation``'s if there is one.
+
+        Raises ``RequestError`` naming the parameter of ``body`` at fault.
+        """
+        model = self.client.model()
+        request.state.summary.update(answer_id=answer_id, num_prompts=len(prompts), tenant=body.penstock.tenant)
         structure = structure_of(body)
         reading = None
         if conversation is not None:
@@ -150,11 +176,10 @@ class API:
             structure = answers_to(structure, conversation.use, reading, self.tokenizer)
         grammar = None if structure is None else await self._grammars.check(structure)
         bad_words = bad_word_tokens(body.bad_words, self.tokenizer)
-        prompts = [truncated(body, ids, model.max_model_tokens) for ids in prompts]
-        requests = [
+        return [
             generate_request(
                 body,
-                ids,
+                truncated(body, ids, model.max_model_tokens),
                 request_id=f"{answer_id}-{i}",
                 model=model,
                 config=self.config,
@@ -165,26 +190,18 @@ class API:
             )
             for i, ids in enumerate(prompts)
         ]
-        answer = Answer(
-            is_chat=is_chat,
-            answer_id=answer_id,
-            model=check_model(body.model, self.names),
-            num_choices=body.num_choices,
-            tokenizer=self.tokenizer,
-            wants_timeline=body.penstock.timeline,
-            reading=reading,
-            prompts=await self._shown(body, prompts),
-            summary=summary,
-        )
+
+    async def respond(
+        self, request: Request, requests: list[GenerateRequest], answer: Answering, *, stream: bool
+    ) -> Response:
+        """Run ``requests`` and return the response that ``answer`` makes of them, whole or streamed."""
         deltas = measured(merged(self.client, requests), request.state.waited)
-        if not body.stream:
+        if not stream:
             async with contextlib.aclosing(deltas):
                 result = await until_client_leaves(request, answer.whole(deltas))
             return json_response(result)
         # The first delta comes before the status does, so that a refusal is not a 200.
-        deltas = await until_client_leaves(request, begun(deltas))
-        include_usage = body.stream_options is not None and body.stream_options.include_usage
-        return EventStream(answer.stream(deltas, include_usage=include_usage))
+        return EventStream(answer.stream(await until_client_leaves(request, begun(deltas))))
 
 
 async def off_loop(work: Callable[[], T], num_chars: int) -> T:

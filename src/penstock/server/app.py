@@ -18,6 +18,7 @@ from penstock.server.replies import json_response
 from penstock.server.routes.adapters import add_adapters
 from penstock.server.routes.generation import add_generation
 from penstock.server.routes.health import add_health
+from penstock.server.routes.responses import add_responses
 from penstock.server.routes.tokenizing import add_tokenizing
 from penstock.text import ChatTemplate, Tokenizer
 
@@ -37,6 +38,7 @@ def create_app(
     app = FastAPI(title="Penstock", version=penstock.__version__, description="OpenAI-compatible API over one model.")
     api = API(client, tokenizer, template, config)
     add_generation(app, api)
+    add_responses(app, api)
     add_adapters(app, api)
     add_tokenizing(app, api)
     add_health(app, client, registry)
@@ -58,9 +60,8 @@ def _add_error_handlers(app: FastAPI) -> None:
     async def on_penstock_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, PenstockError), "registered for this class"
         request.state.summary["error"] = error.code
-        return json_response(
-            http_errors.error_body(error), http_errors.status_of(error), http_errors.error_headers(error)
-        )
+        body = http_errors.error_body_at(request.url.path, error)
+        return json_response(body, http_errors.status_of(error), http_errors.error_headers(error))
 
     async def on_validation_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError), "registered for this class"
@@ -74,9 +75,11 @@ def _add_error_handlers(app: FastAPI) -> None:
             404: f"there is nothing at {request.method} {request.url.path}; see /docs for what there is",
             405: f"{request.url.path} does not take {request.method}",
         }.get(error.status_code, error.detail)
-        body = http_errors.body(
-            message, kind="invalid_request_error", code="not_found" if error.status_code == 404 else None
-        )
+        if http_errors.is_anthropics(request.url.path):
+            body = http_errors.anthropic_body(message, error.status_code)
+        else:
+            code = "not_found" if error.status_code == 404 else None
+            body = http_errors.body(message, kind="invalid_request_error", code=code)
         return json_response(body, error.status_code, dict(error.headers or {}))
 
     app.add_exception_handler(PenstockError, on_penstock_error)

@@ -25,6 +25,11 @@ class Reading:
     tool_names: AbstractSet[str] = frozenset()
     most_calls: int | None = None
 
+    def call_id(self) -> str:
+        """Return an id for a call that was found."""
+        assert self.tool_format is not None, "only a format's parser finds calls"
+        return self.tool_format.call_id()
+
     def needs_special_tokens(self, tokenizer: Tokenizer) -> bool:
         """Whether the engine must leave special tokens in the text, because the marks that are looked for are such."""
         marks = () if self.tool_format is None else self.tool_format.marks
@@ -40,6 +45,11 @@ class AnswerReader:
         is_open, tool_format = reading.reasoning_is_open, reading.tool_format
         self._splitter = None if is_open is None else ReasoningSplitter(is_open=is_open)
         self._parser = None if tool_format is None else tool_format.parser(reading.tool_names, reading.most_calls)
+
+    @property
+    def is_reasoning(self) -> bool:
+        """Whether the answer is still in its reasoning."""
+        return self._splitter is not None and self._splitter.is_inside
 
     def push(self, text: str, *, is_last: bool) -> list[Event | Reasoning]:
         """Add text; return what is now certain, which is everything if nothing can follow."""

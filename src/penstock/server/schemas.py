@@ -25,7 +25,6 @@ LATER: dict[str, tuple[Any, ...]] = {
     "modalities": (["text"],),
     "prediction": (),
     "prompt_cache_retention": ("in_memory",),
-    "reasoning_effort": (),
     "service_tier": ("auto", "default"),
     "store": (False,),
     "suffix": ("",),
@@ -43,7 +42,8 @@ _MOST_FIELDS = 300
 """Of one object. Each one that is wrong is reported, and a body has room for a million."""
 
 
-def _few_fields(value: Any) -> Any:
+def few_fields(value: Any) -> Any:
+    """Check an object before its fields are looked at."""
     if isinstance(value, dict) and len(value) > _MOST_FIELDS:
         raise PydanticCustomError(
             "too_many_fields",
@@ -60,16 +60,18 @@ TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
 Texts = Annotated[list[Text], Field(fail_fast=True)]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """Takes no field that it does not know, and no value of another type."""
+
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
     def _few_fields(cls, value: Any) -> Any:
-        return _few_fields(value)
+        return few_fields(value)
 
 
-class PenstockOptions(_Strict):
+class PenstockOptions(Strict):
     """Scheduling options that OpenAI's API has no words for."""
 
     priority: Literal["P0", "P1", "P2", "P3"] = "P3"
@@ -78,38 +80,38 @@ class PenstockOptions(_Strict):
     timeline: bool = False
 
 
-class LoadAdapterRequest(_Strict):
+class LoadAdapterRequest(Strict):
     """What /v1/load_lora_adapter takes."""
 
     lora_name: str = Field(min_length=1, max_length=512)
     lora_path: str = Field(min_length=1, max_length=4096)
 
 
-class UnloadAdapterRequest(_Strict):
+class UnloadAdapterRequest(Strict):
     """What /v1/unload_lora_adapter takes."""
 
     lora_name: str = Field(min_length=1, max_length=512)
 
 
-class StreamOptions(_Strict):
+class StreamOptions(Strict):
     """What a stream carries besides text."""
 
     include_usage: bool = False
 
 
-class TextFormat(_Strict):
+class TextFormat(Strict):
     """Answers as the model gives them."""
 
     type: Literal["text"]
 
 
-class JSONObjectFormat(_Strict):
+class JSONObjectFormat(Strict):
     """Answers that are JSON objects."""
 
     type: Literal["json_object"]
 
 
-class JSONSchema(_Strict):
+class JSONSchema(Strict):
     """A named schema. It is always followed to the letter, whether ``strict`` asks for it or not."""
 
     name: str = Field(min_length=1, max_length=256)
@@ -118,7 +120,7 @@ class JSONSchema(_Strict):
     strict: bool | None = None
 
 
-class JSONSchemaFormat(_Strict):
+class JSONSchemaFormat(Strict):
     """Answers that a JSON schema describes."""
 
     type: Literal["json_schema"]
@@ -128,7 +130,7 @@ class JSONSchemaFormat(_Strict):
 ResponseFormat = Annotated[TextFormat | JSONObjectFormat | JSONSchemaFormat, Discriminator("type")]
 
 
-class StructuredOutputs(_Strict):
+class StructuredOutputs(Strict):
     """vLLM's way to say what an answer must look like; one of these."""
 
     json_: Text | dict[str, Any] | None = Field(None, alias="json")
@@ -149,40 +151,19 @@ class StructuredOutputs(_Strict):
         return self
 
 
-class _Sampling(_Strict):
-    """What both endpoints take."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_nothing(cls, value: Any) -> Any:
-        """Leave out what is not supported yet where it asks for nothing."""
-        if not isinstance(value, dict):
-            return value
-        asks = {name for name in LATER if value.get(name) is not None and value[name] not in LATER[name]}
-        return {name: one for name, one in value.items() if name not in LATER or name in asks}
+class Sampling(Strict):
+    """What every generating route takes: how tokens are picked and when, and how the request is scheduled."""
 
     model: str | None = Field(None, max_length=512)
-    n: int | None = Field(1, ge=1)
-    max_tokens: int | None = Field(None, ge=1, lt=2**31)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     logit_bias: Annotated[
         dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]] | None,
-        BeforeValidator(_few_fields),
+        BeforeValidator(few_fields),
     ] = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: str | Texts | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    response_format: ResponseFormat | None = None
-    structured_outputs: StructuredOutputs | None = None
-    user: str | None = Field(None, max_length=512)
-    safety_identifier: str | None = Field(None, max_length=512)
-    prompt_cache_key: str | None = Field(None, max_length=512)
-    """These three name the caller, or what a router may keep together; nothing here depends on them."""
-    metadata: Annotated[dict[str, str] | None, BeforeValidator(_few_fields)] = None
     top_k: int | None = Field(None, ge=-1, lt=2**31)
     min_p: float | None = Field(None, ge=0, le=1)
     typical_p: float | None = Field(None, gt=0, le=1)
@@ -197,6 +178,32 @@ class _Sampling(_Strict):
     include_stop_str_in_output: bool = False
     cache_salt: str = Field("", max_length=512)
     penstock: PenstockOptions = Field(default_factory=lambda: PenstockOptions.model_validate({}))
+
+
+class _Sampling(Sampling):
+    """What OpenAI's completions and chat completions take."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nothing(cls, value: Any) -> Any:
+        """Leave out what is not supported yet where it asks for nothing."""
+        if not isinstance(value, dict):
+            return value
+        asks = {name for name in LATER if value.get(name) is not None and value[name] not in LATER[name]}
+        return {name: one for name, one in value.items() if name not in LATER or name in asks}
+
+    n: int | None = Field(1, ge=1)
+    max_tokens: int | None = Field(None, ge=1, lt=2**31)
+    stop: str | Texts | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    user: str | None = Field(None, max_length=512)
+    safety_identifier: str | None = Field(None, max_length=512)
+    prompt_cache_key: str | None = Field(None, max_length=512)
+    """These three name the caller, or what a router may keep together; nothing here depends on them."""
+    metadata: Annotated[dict[str, str] | None, BeforeValidator(few_fields)] = None
 
     @property
     def num_choices(self) -> int:
@@ -238,14 +245,14 @@ class CompletionRequest(_Sampling):
     add_special_tokens: bool = True
 
 
-class TextPart(_Strict):
+class TextPart(Strict):
     """A piece of a message."""
 
     type: Literal["text"]
     text: Text
 
 
-class CalledFunction(_Strict):
+class CalledFunction(Strict):
     """What was called, and with what."""
 
     name: str = Field(max_length=256)
@@ -253,7 +260,7 @@ class CalledFunction(_Strict):
     """A JSON object, as text"""
 
 
-class ToolCall(_Strict):
+class ToolCall(Strict):
     """A call that the model made."""
 
     id: str = Field(max_length=256)
@@ -266,7 +273,7 @@ class ToolCall(_Strict):
         return {"id": self.id, "type": self.type, "function": {"name": self.function.name, "arguments": arguments}}
 
 
-class Message(_Strict):
+class Message(Strict):
     """One turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -315,7 +322,7 @@ class Message(_Strict):
             raise InvalidRequest(f"{param}.tool_call_id {how}", param=f"{param}.tool_call_id")
 
 
-class Function(_Strict):
+class Function(Strict):
     """A function that the model may call."""
 
     name: str = Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")
@@ -325,33 +332,45 @@ class Function(_Strict):
     strict: bool | None = None
 
 
-class ToolDefinition(_Strict):
+class ToolDefinition(Strict):
     """A tool that the model may use."""
 
     type: Literal["function"]
     function: Function
 
 
-class FunctionName(_Strict):
+class FunctionName(Strict):
     """Which function to call."""
 
     name: str = Field(max_length=256)
 
 
-class NamedTool(_Strict):
+class NamedTool(Strict):
     """A tool that the model has to use."""
 
     type: Literal["function"]
     function: FunctionName
 
 
-class _Conversation(_Strict):
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+"""How much to reason, for templates that know the word"""
+
+
+class _Conversation(Strict):
     messages: Annotated[list[Message], Field(fail_fast=True)] = Field(min_length=1, max_length=4096)
     tools: Annotated[list[ToolDefinition], Field(fail_fast=True, max_length=256)] | None = None
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: Effort | None = None
     add_special_tokens: bool = False
+
+    @property
+    def template_variables(self) -> dict[str, Any]:
+        """What the chat template is given beside the conversation."""
+        effort = self.reasoning_effort
+        asked = {} if effort is None else {"reasoning_effort": effort, "enable_thinking": effort != "none"}
+        return asked | (self.chat_template_kwargs or {})
 
 
 class ChatCompletionRequest(_Conversation, _Sampling):
@@ -364,7 +383,7 @@ class ChatCompletionRequest(_Conversation, _Sampling):
     parallel_tool_calls: bool | None = None
 
 
-class TokenizeTextRequest(_Strict):
+class TokenizeTextRequest(Strict):
     """POST /tokenize with a prompt."""
 
     prompt: Text
@@ -391,7 +410,7 @@ TokenizeRequest = Annotated[
 """Told apart by ``messages``, so that complaints are about the one that was meant."""
 
 
-class DetokenizeRequest(_Strict):
+class DetokenizeRequest(Strict):
     """POST /detokenize."""
 
     tokens: TokenIds

@@ -18,6 +18,11 @@ class ReasoningSplitter:
         self._space: str | None = None
         """White space that may yet turn out to be inside the reasoning; None before its first word."""
 
+    @property
+    def is_inside(self) -> bool:
+        """Whether what comes next is reasoning, as far as is known."""
+        return self._state == "inside"
+
     def push(self, text: str) -> tuple[str, str]:
         """Add text; return the reasoning and the answer that are now certain."""
         return self._split(text, is_final=False)

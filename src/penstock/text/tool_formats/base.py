@@ -6,6 +6,7 @@ import string
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Protocol
 
 from penstock.text.grammar import schema_with_options
@@ -153,8 +154,15 @@ class Events:
         self._space = ""
 
     def take(self) -> list[Event]:
-        """Return the events since the last time."""
-        events, self._events = self._events, []
+        """Return the events since the last time, pieces of one thing as one."""
+        events: list[Event] = []
+        for index, group in groupby(self._events, key=lambda one: one.index if isinstance(one, Arguments) else None):
+            pieces = list(group)
+            if index is None:
+                events += pieces
+            else:
+                events.append(Arguments(index, "".join(one.text for one in pieces if isinstance(one, Arguments))))
+        self._events = []
         return events
 
     @property
