@@ -1,4 +1,4 @@
-"""The one table from errors to HTTP, and the body OpenAI's clients expect."""
+"""The one table from errors to HTTP, and the bodies that OpenAI's and Anthropic's clients expect."""
 
 import math
 from typing import Any
@@ -28,6 +28,15 @@ CLIENT_LEFT = 499
 """What the log says of a request whose client did not wait; nobody receives it."""
 
 
+_ANTHROPIC_TYPES = {
+    404: "not_found_error",
+    413: "request_too_large",
+    500: "api_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+
 def status_of(error: PenstockError) -> int:
     """Return the HTTP status of an error."""
     return next(status for kind, status, _ in _TABLE if isinstance(error, kind))
@@ -42,6 +51,22 @@ def error_body(error: PenstockError) -> dict[str, Any]:
 def body(message: str, *, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
     """Return OpenAI's error object."""
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def is_anthropics(path: str) -> bool:
+    """Whether a path is one of Anthropic's API, whose clients expect its own errors."""
+    return path == "/v1/messages" or path.startswith("/v1/messages/")
+
+
+def anthropic_body(message: str, status: int) -> dict[str, Any]:
+    """Return Anthropic's error object."""
+    kind = _ANTHROPIC_TYPES.get(status, "invalid_request_error")
+    return {"type": "error", "error": {"type": kind, "message": message}}
+
+
+def error_body_at(path: str, error: PenstockError) -> dict[str, Any]:
+    """Return the JSON body of an error as clients of ``path`` expect it."""
+    return anthropic_body(error.message, status_of(error)) if is_anthropics(path) else error_body(error)
 
 
 def error_headers(error: PenstockError) -> dict[str, str]:

@@ -16,7 +16,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from penstock.errors import InternalError, OverLimit, PenstockError
-from penstock.http.errors import CLIENT_LEFT, error_body, status_of
+from penstock.http.errors import CLIENT_LEFT, error_body_at, is_anthropics, status_of
 from penstock.http.sse import ClientLeft
 from penstock.http.trace import continue_trace
 from penstock.telemetry import BoundedLabels
@@ -70,7 +70,8 @@ class RequestMiddleware:
 
     Every answer carries
 
-    - ``x-request-id``: the caller's, if it is up to 128 letters, digits and ``. _ : -``; else one made here.
+    - ``x-request-id``: the caller's, if it is up to 128 letters, digits and ``. _ : -``; else one made here. Where
+      Anthropic's clients look for it, it is ``request-id`` as well.
     - ``traceparent``, if the request had a valid one: the caller's trace id with this request's own span.
     - ``x-penstock-overhead-ms``: what this process added to the time its client and the engine took, in milliseconds.
       That is the time from the request's head to the answer's, less what was spent waiting for the body to arrive
@@ -110,6 +111,8 @@ class RequestMiddleware:
                 overhead_s = max(0.0, time.perf_counter() - started_s - waited.seconds)
                 answered = MutableHeaders(scope=message)
                 answered["x-request-id"] = request_id
+                if is_anthropics(scope["path"]):
+                    answered["request-id"] = request_id
                 answered["x-penstock-overhead-ms"] = f"{overhead_s * 1e3:.3f}"
                 if trace is not None:
                     answered["traceparent"] = trace.traceparent
@@ -126,9 +129,8 @@ class RequestMiddleware:
             _log.error("request_broke", request_id=request_id, exception=traceback.format_exc())
             if status is not None:
                 raise
-            await send_error(
-                send_with_headers, InternalError("the server failed on this request; its log has the details")
-            )
+            error = InternalError("the server failed on this request; its log has the details")
+            await send_error(scope, send_with_headers, error)
         finally:
             self._metrics.in_flight.dec()
             self._finish(scope, request_id, 500 if status is None else status, time.perf_counter() - started_s, summary)
@@ -199,7 +201,7 @@ class BodyLimit:
         """
         error = OverLimit(f"the body is larger than the {self._max_body_bytes} bytes this server reads; send less")
         scope["state"]["summary"]["error"] = error.code
-        await send_error(send, error, (b"connection", b"close"), is_end=False)
+        await send_error(scope, send, error, (b"connection", b"close"), is_end=False)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LINGER_S):
                 while more:
@@ -207,9 +209,11 @@ class BodyLimit:
         await send({"type": "http.response.body", "body": b""})
 
 
-async def send_error(send: Send, error: PenstockError, *headers: tuple[bytes, bytes], is_end: bool = True) -> None:
+async def send_error(
+    scope: Scope, send: Send, error: PenstockError, *headers: tuple[bytes, bytes], is_end: bool = True
+) -> None:
     """Answer with an error where no framework is at hand to do it."""
-    body = msgspec.json.encode(error_body(error))
+    body = msgspec.json.encode(error_body_at(scope["path"], error))
     own = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status_of(error), "headers": [*own, *headers]})
     await send({"type": "http.response.body", "body": body, "more_body": not is_end})

@@ -18,6 +18,7 @@ from penstock.server.replies import json_response
 from penstock.server.routes.adapters import add_adapters
 from penstock.server.routes.generation import add_generation
 from penstock.server.routes.health import add_health
+from penstock.server.routes.messages import add_messages
 from penstock.server.routes.responses import add_responses
 from penstock.server.routes.tokenizing import add_tokenizing
 from penstock.text import ChatTemplate, Tokenizer
@@ -39,6 +40,7 @@ def create_app(
     api = API(client, tokenizer, template, config)
     add_generation(app, api)
     add_responses(app, api)
+    add_messages(app, api)
     add_adapters(app, api)
     add_tokenizing(app, api)
     add_health(app, client, registry)
