@@ -19,6 +19,8 @@ from penstock.http.errors import error_body, status_of
 from penstock.http.middleware import HTTPMetrics
 from penstock.launch.settings import Settings
 from penstock.protocol import EngineState, EngineStatus, MemoryPlan, ModelInfo
+from penstock.server.messages.schemas import MessagesRequest
+from penstock.server.responses.schemas import ResponsesRequest
 from penstock.server.schemas import LATER, ChatCompletionRequest, CompletionRequest
 
 _A_MODEL = ModelInfo(
@@ -154,24 +156,28 @@ def commands_page() -> str:
 
 
 def parameters_page() -> str:
-    """Every parameter of the two generating routes."""
+    """Every parameter of the generating routes."""
     lines = [
         "# Request parameters",
         "",
-        "What `/v1/completions` and `/v1/chat/completions` take. OpenAI's parameters mean what they mean there; the others are",
-        "described in [request options](../request-options.md). Anything else is refused by name with status 400.",
+        "What `/v1/completions`, `/v1/chat/completions`, `/v1/responses` and `/v1/messages` take. OpenAI's and Anthropic's",
+        "parameters mean what they mean there; the others are described in [request options](../request-options.md).",
+        "Anything else is refused by name with status 400.",
         "",
-        "| parameter | completions | chat |",
-        "|---|---|---|",
+        "| parameter | completions | chat | responses | messages |",
+        "|---|---|---|---|---|",
     ]
-    completion, chat = set(CompletionRequest.model_fields), set(ChatCompletionRequest.model_fields)
+    routes = [
+        set(one.model_fields) for one in (CompletionRequest, ChatCompletionRequest, ResponsesRequest, MessagesRequest)
+    ]
     lines += [
-        f"| `{name}` | {'yes' if name in completion else ''} | {'yes' if name in chat else ''} |"
-        for name in sorted(completion | chat)
+        f"| `{name}` | {' | '.join('yes' if name in route else '' for route in routes)} |"
+        for name in sorted(set().union(*routes))
     ]
     later = ", ".join(f"`{name}`" for name in sorted(LATER))
-    lines += ["", f"Known, and refused as not supported yet: {later}."]
-    return "\n".join(lines) + "\n"
+    lines += ["", f"Known, and refused as not supported yet by completions and chat: {later}."]
+    only_null = "Those that [ask a server to remember, or to run tools](../responses-and-messages.md) may only be null."
+    return "\n".join([*lines, "", only_null]) + "\n"
 
 
 PAGES = {
