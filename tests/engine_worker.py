@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from penstock.engine.process import run_worker
+from penstock.engine.worker import run_worker
 from penstock.errors import ModelUnreadable
 from tests.engines import build_engine
 

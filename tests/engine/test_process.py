@@ -13,8 +13,7 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from penstock.engine import ProcessClient
-from penstock.engine.process import STALL_S
+from penstock.engine.process import STALL_S, ProcessClient
 from penstock.errors import Draining, InvalidRequest, ModelNotFound, ModelUnreadable, NotReady, WorkerDied
 from penstock.protocol import EngineState, TokenDelta
 from penstock.text.grammar import choice_grammar, lark_grammar

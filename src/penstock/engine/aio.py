@@ -9,9 +9,8 @@ from typing import Literal
 import msgspec
 
 from penstock.engine.adapters import AdapterCalls
-from penstock.engine.engine import error_info
 from penstock.engine.host import EngineHost, SteppedEngine
-from penstock.engine.messages import Loaded, LoadFailed, Stepped, ToEngine
+from penstock.engine.messages import Loaded, LoadFailed, Stepped, ToEngine, error_info
 from penstock.engine.metrics import EngineMetrics
 from penstock.engine.streams import RequestStreams
 from penstock.errors import Draining, InternalError, NotReady, PenstockError, error_from_code

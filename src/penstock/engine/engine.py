@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from penstock.engine.messages import error_info
 from penstock.engine.output import ChoiceOutput
 from penstock.engine.request import Request, Sequence
 from penstock.engine.runner.base import Runner, StepResult
@@ -28,7 +29,6 @@ from penstock.protocol import (
     EngineCounters,
     EngineState,
     EngineStatus,
-    ErrorInfo,
     FinishReason,
     GenerateRequest,
     ModelInfo,
@@ -357,11 +357,6 @@ def _usage(sequence: Sequence) -> Usage:
         num_cached_tokens=sequence.num_cached_tokens,
         num_output_tokens=sequence.num_output_tokens,
     )
-
-
-def error_info(error: PenstockError) -> ErrorInfo:
-    """Return an error as plain data."""
-    return ErrorInfo(code=error.code, message=error.message, param=error.param, retry_after_s=error.retry_after_s)
 
 
 def _error_delta(request: Request, error: PenstockError, now_s: float) -> TokenDelta:

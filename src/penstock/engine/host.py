@@ -5,8 +5,17 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from penstock.engine.engine import error_info
-from penstock.engine.messages import Abort, Answer, LoadAdapter, Loaded, Stepped, Submit, ToEngine, UnloadAdapter
+from penstock.engine.messages import (
+    Abort,
+    Answer,
+    LoadAdapter,
+    Loaded,
+    Stepped,
+    Submit,
+    ToEngine,
+    UnloadAdapter,
+    error_info,
+)
 from penstock.errors import PenstockError
 from penstock.protocol import EngineStatus, GenerateRequest, ModelInfo, TokenDelta
 from penstock.text.grammar import GrammarCompiler, compile_thread

@@ -2,6 +2,7 @@
 
 import msgspec
 
+from penstock.errors import PenstockError
 from penstock.protocol import EngineStatus, ErrorInfo, GenerateRequest, ModelInfo, TokenDelta
 
 
@@ -62,3 +63,8 @@ class Stepped(msgspec.Struct, frozen=True, tag="stepped"):
 
 ToEngine = Submit | Abort | LoadAdapter | UnloadAdapter
 FromEngine = Loaded | LoadFailed | Stepped
+
+
+def error_info(error: PenstockError) -> ErrorInfo:
+    """Return an error as plain data."""
+    return ErrorInfo(code=error.code, message=error.message, param=error.param, retry_after_s=error.retry_after_s)

@@ -6,16 +6,10 @@ the worker knows that nobody is left to serve, and ends.
 
 import asyncio
 import contextlib
-import os
-import shutil
 import signal
-import struct
-import sys
 import tempfile
 import time
 from collections.abc import AsyncGenerator, Callable
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 import structlog
@@ -26,23 +20,18 @@ from penstock.engine.adapters import AdapterCalls
 from penstock.engine.messages import FromEngine, Loaded, LoadFailed, Stepped, Submit, ToEngine
 from penstock.engine.metrics import EngineMetrics
 from penstock.engine.streams import RequestStreams
+from penstock.engine.worker import LENGTH, endpoint
 from penstock.errors import (
-    ConfigError,
     Draining,
     InternalError,
     NotReady,
-    PenstockError,
     WorkerDied,
     error_from_code,
 )
 from penstock.protocol import EngineState, EngineStatus, ErrorInfo, GenerateRequest, ModelInfo, TokenDelta
 
-if TYPE_CHECKING:
-    from penstock.engine.engine import Engine
-
 _log = structlog.get_logger(__name__)
 
-_LENGTH = struct.Struct("<I")
 _FIRST_DELAY_S = 0.1
 _LONGEST_DELAY_S = 10.0
 _MOST_FAILED_STARTS = 5
@@ -61,7 +50,7 @@ class ProcessClient:
         metrics: EngineMetrics | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``command``, given the address to connect to as its last argument, runs ``run_worker``."""
+        """``command``, given the address to connect to as its last argument, runs ``worker.run_worker``."""
         self._command = command
         self._payload = payload
         self.metrics = metrics or EngineMetrics()
@@ -278,7 +267,7 @@ class _Worker:
         for socket, name in ((self._to_engine, "in"), (self._from_engine, "out")):
             socket.set(zmq.SNDHWM if socket is self._to_engine else zmq.RCVHWM, 0)
             socket.set(zmq.LINGER, 0)
-            socket.bind(_endpoint(directory.name, name))
+            socket.bind(endpoint(directory.name, name))
 
     @classmethod
     async def spawn(cls, command: list[str], payload: bytes) -> "_Worker":
@@ -293,7 +282,7 @@ class _Worker:
         worker = cls(process, directory)
         assert process.stdin is not None, "the worker was started with a pipe"
         with contextlib.suppress(ConnectionError):
-            process.stdin.write(_LENGTH.pack(len(payload)) + payload)
+            process.stdin.write(LENGTH.pack(len(payload)) + payload)
             await process.stdin.drain()
         return worker
 
@@ -321,10 +310,6 @@ class _Worker:
         self._directory.cleanup()
 
 
-def _endpoint(directory: str, name: str) -> str:
-    return f"ipc://{Path(directory) / name}"
-
-
 def _exit_reason(returncode: int | None) -> str:
     if returncode is None:
         return "stopped answering"
@@ -332,53 +317,3 @@ def _exit_reason(returncode: int | None) -> str:
         with contextlib.suppress(ValueError):
             return f"was killed by {signal.Signals(-returncode).name}"
     return f"ended with status {returncode}"
-
-
-def run_worker(address: str, build: "Callable[[bytes], Engine]") -> int:
-    """Be the engine process: load with ``build(payload)``, then take messages and step until standard input closes.
-
-    Returns the exit status. ``address`` is the directory that holds the sockets.
-    """
-    from penstock.engine.engine import error_info
-    from penstock.engine.host import EngineHost
-
-    context = zmq.Context()
-    inbox, outbox = context.socket(zmq.PULL), context.socket(zmq.PUSH)
-    inbox.set(zmq.RCVHWM, 0)
-    outbox.set(zmq.SNDHWM, 0)
-    inbox.connect(_endpoint(address, "in"))
-    outbox.connect(_endpoint(address, "out"))
-    encoder = msgspec.msgpack.Encoder()
-    stdin = sys.stdin.buffer
-    try:
-        (length,) = _LENGTH.unpack(stdin.read(_LENGTH.size))
-        # A byte in a pipe wakes the loop when another thread has something for it.
-        wake_read, wake_write = os.pipe()
-        host = EngineHost(build(stdin.read(length)), lambda: os.write(wake_write, b"w"))
-    except PenstockError as error:
-        outbox.send(encoder.encode(LoadFailed(error_info(error))))
-        context.destroy(linger=1000)
-        return 1 if isinstance(error, ConfigError) else 70
-    outbox.send(encoder.encode(host.loaded()))
-    decoder: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
-    poller = zmq.Poller()
-    poller.register(inbox, zmq.POLLIN)
-    poller.register(stdin.fileno(), zmq.POLLIN)
-    poller.register(wake_read, zmq.POLLIN)
-    buffer = bytearray()
-    while True:
-        ready = dict(poller.poll(0 if host.has_work else None))
-        if stdin.fileno() in ready and not os.read(stdin.fileno(), 1):
-            # Nobody is left to take what was not sent, or to clean up.
-            context.destroy(linger=0)
-            shutil.rmtree(address, ignore_errors=True)
-            return 0
-        if wake_read in ready:
-            os.read(wake_read, 4096)
-        if inbox in ready:
-            with contextlib.suppress(zmq.Again):
-                while True:
-                    host.handle(decoder.decode(inbox.recv(zmq.NOBLOCK)))
-        if host.has_work:
-            encoder.encode_into(host.step(), buffer)
-            outbox.send(buffer)

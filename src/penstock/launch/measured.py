@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from penstock.engine import ProcessClient
+from penstock.engine.process import ProcessClient
 from penstock.launch import worker
 from penstock.launch.settings import Settings
 from penstock.protocol import EngineClient

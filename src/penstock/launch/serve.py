@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import uvloop
 from prometheus_client import GCCollector, PlatformCollector, ProcessCollector
 
-from penstock.engine import EngineMetrics, ProcessClient
+from penstock.engine.metrics import EngineMetrics
+from penstock.engine.process import ProcessClient
 from penstock.errors import PenstockError, PortInUse
 from penstock.estimate.memory import format_memory_plan
 from penstock.launch import worker

@@ -4,9 +4,11 @@ import sys
 
 import msgspec
 
-from penstock.engine.process import run_worker
+from penstock.engine.worker import run_worker
 from penstock.launch.settings import Settings
+from penstock.lean_torch import defer_tracing
 from penstock.telemetry import configure_logging
+from penstock.uncollected import uncollected
 
 
 def command() -> list[str]:
@@ -25,10 +27,12 @@ def main() -> int:
     def build(data: bytes) -> object:
         settings = msgspec.json.decode(data, type=Settings)
         configure_logging(settings.log.level, settings.log.format)
-        # Torch is imported here, where a missing one can be reported.
-        from penstock.launch.engine import build_engine
+        with uncollected():
+            defer_tracing()
+            # Torch is imported here, where a missing one can be reported.
+            from penstock.launch.engine import build_engine
 
-        return build_engine(settings)
+            return build_engine(settings)
 
     return run_worker(sys.argv[1], build)  # type: ignore[arg-type]
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from penstock.errors import MissingExtra, ModelUnreadable
 from penstock.kernels import Attention, BatchLayout, KVBlocks, Linear, Ops
+from penstock.lean_torch import load_deferred
 from penstock.models.config import LayerConfig, ModelConfig
 from penstock.models.config_json import ConfigJson
 from penstock.models.lora import Adapted, Adapter
@@ -318,6 +319,8 @@ def _transformers(raw: ConfigJson, architecture: str) -> Any:
 
 def _transformers_module() -> Any:
     """Import transformers, which takes seconds, and register our attention with it."""
+    # Its models are run on the meta device, and may bring code that traces.
+    load_deferred()
     import transformers
 
     transformers.AttentionInterface.register(_NAME, _attention)

@@ -1,0 +1,78 @@
+"""The engine's side of ``process``: what runs in the engine process. Imports little, for torch takes long enough."""
+
+import contextlib
+import os
+import shutil
+import struct
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import zmq
+
+from penstock.engine.messages import LoadFailed, ToEngine, error_info
+from penstock.errors import ConfigError, PenstockError
+
+if TYPE_CHECKING:
+    from penstock.engine.host import SteppedEngine
+
+LENGTH = struct.Struct("<I")
+"""What comes before the settings on standard input."""
+
+
+def endpoint(directory: str, name: str) -> str:
+    """Return the address of the socket ``name``: ``in`` is the engine's, ``out`` the client's."""
+    return f"ipc://{Path(directory) / name}"
+
+
+def run_worker(address: str, build: "Callable[[bytes], SteppedEngine]") -> int:
+    """Be the engine process: load with ``build(payload)``, then take messages and step until standard input closes.
+
+    Returns the exit status. ``address`` is the directory that holds the sockets.
+    """
+    context = zmq.Context()
+    inbox, outbox = context.socket(zmq.PULL), context.socket(zmq.PUSH)
+    inbox.set(zmq.RCVHWM, 0)
+    outbox.set(zmq.SNDHWM, 0)
+    inbox.connect(endpoint(address, "in"))
+    outbox.connect(endpoint(address, "out"))
+    encoder = msgspec.msgpack.Encoder()
+    stdin = sys.stdin.buffer
+    try:
+        (length,) = LENGTH.unpack(stdin.read(LENGTH.size))
+        # A byte in a pipe wakes the loop when another thread has something for it.
+        wake_read, wake_write = os.pipe()
+        engine = build(stdin.read(length))
+        # It comes with torch, whose import only ``build`` knows how to do.
+        from penstock.engine.host import EngineHost
+
+        host = EngineHost(engine, lambda: os.write(wake_write, b"w"))
+    except PenstockError as error:
+        outbox.send(encoder.encode(LoadFailed(error_info(error))))
+        context.destroy(linger=1000)
+        return 1 if isinstance(error, ConfigError) else 70
+    outbox.send(encoder.encode(host.loaded()))
+    decoder: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
+    poller = zmq.Poller()
+    poller.register(inbox, zmq.POLLIN)
+    poller.register(stdin.fileno(), zmq.POLLIN)
+    poller.register(wake_read, zmq.POLLIN)
+    buffer = bytearray()
+    while True:
+        ready = dict(poller.poll(0 if host.has_work else None))
+        if stdin.fileno() in ready and not os.read(stdin.fileno(), 1):
+            # Nobody is left to take what was not sent, or to clean up.
+            context.destroy(linger=0)
+            shutil.rmtree(address, ignore_errors=True)
+            return 0
+        if wake_read in ready:
+            os.read(wake_read, 4096)
+        if inbox in ready:
+            with contextlib.suppress(zmq.Again):
+                while True:
+                    host.handle(decoder.decode(inbox.recv(zmq.NOBLOCK)))
+        if host.has_work:
+            encoder.encode_into(host.step(), buffer)
+            outbox.send(buffer)

@@ -1,0 +1,52 @@
+"""Each in a process of its own: here torch is imported already."""
+
+import subprocess
+import sys
+
+_LEAN = "from penstock.lean_torch import defer_tracing, load_deferred; defer_tracing(); import sys, torch\n"
+_IS_WHOLE = "from torch._subclasses.fake_tensor import FakeTensorMode\n" + (
+    "with FakeTensorMode():\n"
+    "    assert torch.nn.functional.avg_pool2d(torch.randn(1, 1, 4, 4), 2).shape == (1, 1, 2, 2)\n"
+    "    x = torch.randn(3, 4)\n"
+    "    assert torch.ops.aten._embedding_bag(x, torch.tensor([1]), torch.tensor([0]))[0].shape == (1, 4)\n"
+)
+
+
+def _run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_what_only_tracing_needs_is_left_out() -> None:
+    loaded = _run(
+        _LEAN + "import inspect\n"
+        # What reads the special attributes of every module does not bring it.
+        "inspect.getmodule(inspect.currentframe())\n"
+        "print('torch._decomp' in sys.modules, 'torch._refs' in sys.modules)"
+    )
+    assert loaded.split() == ["False", "False"]
+
+
+def test_torch_itself_would_load_it() -> None:
+    # Else the two modules could be left to torch.
+    assert _run("import sys, torch; print('torch._decomp' in sys.modules)").strip() == "True"
+
+
+def test_it_comes_when_asked_for() -> None:
+    _run(_LEAN + "load_deferred(); assert 'torch._decomp' in sys.modules\n" + _IS_WHOLE)
+
+
+def test_it_comes_when_somebody_reaches_into_it() -> None:
+    _run(_LEAN + "from torch._meta_registrations import meta_index_Tensor; assert 'torch._decomp' in sys.modules\n")
+
+
+def test_it_comes_with_the_compiler() -> None:
+    _run(_LEAN + "import torch._dynamo; assert 'torch._decomp' in sys.modules\n" + _IS_WHOLE)
+
+
+def test_too_late_does_nothing() -> None:
+    _run(
+        "import sys, types; sys.modules['torch'] = types.ModuleType('torch'); before = list(sys.meta_path)\n"
+        "from penstock.lean_torch import defer_tracing; defer_tracing(); assert sys.meta_path == before\n"
+    )
