@@ -2,6 +2,7 @@
 
 import zlib
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,7 +24,7 @@ class RandomWeights:
     """
 
     def __init__(self) -> None:
-        self._pool = torch.randn(_POOL_SIZE, generator=torch.Generator().manual_seed(0))
+        self._pool = torch.from_numpy(np.random.default_rng(0).standard_normal(_POOL_SIZE, dtype=np.float32))
 
     def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Return a new tensor."""
