@@ -8,7 +8,7 @@ import torch
 
 from penstock.engine.output import ChoiceOutput
 from penstock.errors import ContextTooLong, InvalidRequest
-from penstock.kernels import BatchLayout, KVBlocks
+from penstock.kernels import BatchLayout
 from penstock.models.lora import Adapted
 from penstock.protocol import SamplingParams
 from penstock.text import Tokenizer
@@ -24,19 +24,19 @@ def test_a_request_that_breaks_the_step_fails_alone(
 ) -> None:
     path = checkpoint("llama")
     engine = build_engine(path)
-    model = engine._runner._model  # type: ignore[attr-defined]
-    forward = model.forward
+    runner = engine._runner
+    forward = runner._forward  # type: ignore[attr-defined]
     poison = 255
 
-    def breaking(token_ids: torch.Tensor, layout: BatchLayout, cache: list[KVBlocks], adapted: Adapted) -> torch.Tensor:
-        hidden: torch.Tensor = forward(token_ids, layout, cache, adapted)
+    def breaking(token_ids: torch.Tensor, layout: BatchLayout, adapted: Adapted) -> torch.Tensor:
+        hidden: torch.Tensor = forward(token_ids, layout, adapted)
         poisoned = token_ids == poison
         if kind == "raise" and poisoned.any():
             raise RuntimeError("poisoned")
         hidden[poisoned] = torch.nan
         return hidden
 
-    monkeypatch.setattr(model, "forward", breaking)
+    monkeypatch.setattr(runner, "_forward", breaking)
     healthy = {f"healthy-{i}": [i, i + 1, i + 2] for i in range(7)}
     requests = [greedy(name, prompt, 8) for name, prompt in healthy.items()]
     deltas = run_to_end(engine, [*requests[:3], greedy("bad", [1, 2, poison], 8), *requests[3:]])

@@ -12,7 +12,19 @@ from tests.engines import build_engine, greedy, run_to_end, tokens_of
 from tests.packing import layout_of
 
 REQUESTS = [greedy(str(i), [5 + i] * (9 + i), max_tokens=4) for i in range(3)]
-ALWAYS = {"schedule", "inputs", "attention plan", "rms_norm", "qkv", "rope_write_kv", "attention", "o", "gate_up"}
+ALWAYS = {
+    "schedule",
+    "inputs",
+    "embed",
+    "rope_angles",
+    "attention plan",
+    "rms_norm",
+    "qkv",
+    "rope_write_kv",
+    "attention",
+    "o",
+    "gate_up",
+}
 
 
 def profiled(path: Path) -> tuple[Profiler, dict[str, list[int]]]:

@@ -4,7 +4,7 @@ T packed tokens, S sequences, N outputs, K inputs, E width, H query heads, G KV 
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,7 +16,7 @@ from penstock.engine.host import SteppedEngine
 from penstock.engine.runner.base import Runner, StepResult
 from penstock.engine.runner.cpu import RunnableModel
 from penstock.engine.scheduler import ScheduledBatch
-from penstock.kernels import Attention, BatchLayout, HeadNorms, KVBlocks, Linear, Ops
+from penstock.kernels import Attention, BatchLayout, HeadNorms, KVBlocks, Linear, Ops, Replay
 from penstock.kernels.linear.quantization import Quantization
 from penstock.kernels.ops import CacheShapes
 from penstock.models import ModelConfig
@@ -203,6 +203,9 @@ class _Model:
         self._profiler.lap("between ops")
         return hidden
 
+    def replay(self, cache: list[KVBlocks]) -> None:
+        """Return nothing: what is repeated in one call has no parts to be timed."""
+
     def logits(self, hidden: Tensor) -> Tensor:
         logits = self._model.logits(hidden)
         self._profiler.lap("between ops")
@@ -268,9 +271,32 @@ class _Ops:
             of_bytes=form is not None and form.int8_activations,
         )
 
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def record(self, forward: Callable[[Tensor, BatchLayout], Tensor]) -> Replay | None:
+        return self._ops.record(forward)
+
+    def embed(self, token_ids: Tensor, table: Tensor, dtype: torch.dtype, *, scale: float = 1.0) -> Tensor:
         self._profiler.lap("between ops")
-        out = self._ops.rms_norm(x, weight, eps)
+        out = self._ops.embed(token_ids, table, dtype, scale=scale)
+        self._profiler.lap("embed", out.numel() * (table.element_size() + out.element_size()), out.numel())
+        return out
+
+    def add(self, x: Tensor, y: Tensor, *, scale: float = 1.0) -> Tensor:
+        self._profiler.lap("between ops")
+        out = self._ops.add(x, y, scale=scale)
+        self._profiler.lap("add", 3 * out.numel() * out.element_size(), 2 * out.numel())
+        return out
+
+    def rope_angles(
+        self, positions: Tensor, inverse: Tensor, head_dim: int, *, factor: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        self._profiler.lap("between ops")
+        angles = self._ops.rope_angles(positions, inverse, head_dim, factor=factor)
+        self._profiler.lap("rope_angles")
+        return angles
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, out: Tensor | None = None) -> Tensor:
+        self._profiler.lap("between ops")
+        out = self._ops.rms_norm(x, weight, eps, out)
         self._profiler.lap("rms_norm", 2 * x.numel() * x.element_size(), 4 * x.numel())
         return out
 

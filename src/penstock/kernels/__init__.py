@@ -4,7 +4,7 @@ from penstock.kernels.cpu import CPUOps, ops_for
 from penstock.kernels.layout import BatchLayout, KVBlocks
 from penstock.kernels.linear.quantization import QUANTIZATIONS, Quantization, WeightCodes
 from penstock.kernels.native import describe, use_threads
-from penstock.kernels.ops import Attention, HeadNorms, Linear, Ops
+from penstock.kernels.ops import Attention, HeadNorms, Linear, Ops, Replay
 from penstock.kernels.reference import ReferenceOps
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Ops",
     "Quantization",
     "ReferenceOps",
+    "Replay",
     "WeightCodes",
     "describe",
     "ops_for",

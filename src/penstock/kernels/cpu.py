@@ -7,13 +7,15 @@ from torch import Tensor
 
 from penstock.errors import InvalidSetting, KernelUnsupported
 from penstock.kernels.layout import BatchLayout, KVBlocks
-from penstock.kernels.linear.cpu import PackedLinear
+from penstock.kernels.linear.cpu import FLOAT_KINDS, PackedLinear
 from penstock.kernels.linear.quantization import QUANTIZATIONS, Quantization
-from penstock.kernels.native import NATIVE, checked, describe
+from penstock.kernels.native import NATIVE, checked, checked_rows, describe
 from penstock.kernels.native.cache import cache_addresses
+from penstock.kernels.native.replay import Forward, NativeReplay, empty
 from penstock.kernels.ops import CacheShapes, HeadNorms, Linear, Ops
 from penstock.kernels.paged_attention.cpu import CPUAttention
 from penstock.kernels.reference import ReferenceOps
+from penstock.kernels.rope_angles.reference import rope_angles as reference_angles
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,20 +60,77 @@ class CPUOps:
         return PackedLinear(gate, gate_bias, up, up_bias, activation=activation, quantization=self.quantization)
 
     @staticmethod
-    def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def record(forward: Forward) -> NativeReplay:
+        """Return what repeats ``forward``."""
+        return NativeReplay(forward)
+
+    @staticmethod
+    def embed(token_ids: Tensor, table: Tensor, dtype: torch.dtype, *, scale: float = 1.0) -> Tensor:
+        """See ``embedding/reference.py``; ``dtype`` is float32."""
+        assert NATIVE is not None
+        assert dtype is torch.float32
+        (num_tokens,), (vocab_size, width) = token_ids.shape, table.shape
+        if table.dtype not in FLOAT_KINDS:
+            raise KernelUnsupported(f"no native embedding in a table of {table.dtype}")
+        out = empty(num_tokens, width)
+        NATIVE.embed(
+            checked(token_ids, torch.int64, num_tokens),
+            num_tokens,
+            FLOAT_KINDS[table.dtype],
+            checked(table, table.dtype, vocab_size, width),
+            vocab_size,
+            width,
+            scale,
+            out.data_ptr(),
+        )
+        return out
+
+    @staticmethod
+    def add(x: Tensor, y: Tensor, *, scale: float = 1.0) -> Tensor:
+        """See ``add/reference.py``; overwrites ``x``."""
+        assert NATIVE is not None
+        num_tokens, width = x.shape
+        addresses = checked(x, torch.float32, num_tokens, width), checked(y, torch.float32, num_tokens, width)
+        NATIVE.add(*addresses, num_tokens, width, scale)
+        return x
+
+    @staticmethod
+    def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor | None = None) -> Tensor:
         """See ``rms_norm/reference.py``; ``x`` is [T, E] float32."""
         assert NATIVE is not None
         num_rows, width = x.shape
-        out = torch.empty(num_rows, width)
+        out = empty(num_rows, width) if out is None else out
         NATIVE.rms_norm(
-            checked(x, torch.float32, num_rows, width),
+            *checked_rows(x, num_rows, width),
             checked(weight, torch.float32, width),
-            out.data_ptr(),
+            *checked_rows(out, num_rows, width),
             num_rows,
             width,
             eps,
         )
         return out
+
+    @staticmethod
+    def rope_angles(positions: Tensor, inverse: Tensor, head_dim: int, *, factor: float = 1.0) -> tuple[Tensor, Tensor]:
+        """See ``rope_angles/reference.py``."""
+        assert NATIVE is not None
+        if inverse.ndim == 2:  # as dynamic scaling has it
+            return reference_angles(positions, inverse, head_dim, factor=factor)
+        (num_tokens,), (num_pairs,) = positions.shape, inverse.shape
+        if head_dim % 2 or 2 * num_pairs > head_dim:
+            raise KernelUnsupported(f"{num_pairs} pairs do not fit in a head of {head_dim}")
+        cos, sin = empty(num_tokens, head_dim), empty(num_tokens, head_dim)
+        NATIVE.rope_angles(
+            checked(positions, torch.int64, num_tokens),
+            num_tokens,
+            checked(inverse, torch.float32, num_pairs),
+            num_pairs,
+            head_dim,
+            factor,
+            cos.data_ptr(),
+            sin.data_ptr(),
+        )
+        return cos.unsqueeze(1), sin.unsqueeze(1)
 
     @staticmethod
     def rope_write_kv(

@@ -4,6 +4,7 @@ T packed tokens, N outputs, K inputs, E width, F feed-forward width, H query hea
 per block.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -30,6 +31,17 @@ class Attention(Protocol):
         kv             one layer's cache
         Returns [T, H, D] in q's dtype; softmax accumulates in float32. Cache slots that no token of a sequence
         wrote may hold anything, numbers or not, and change nothing.
+        """
+
+
+class Replay(Protocol):
+    """A model's forward pass over one cache, as a backend repeats it."""
+
+    def __call__(self, token_ids: Tensor, layout: BatchLayout) -> Tensor | None:
+        """Return the hidden states [T, E] of ``token_ids`` [T] int64, valid until the next call; writes the cache.
+
+        They are those of the pass itself to the last bit. None, and nothing done, for a step or a pass that cannot be
+        repeated.
         """
 
 
@@ -86,8 +98,22 @@ class Ops(Protocol):
         ``activation`` is ``silu``, or ``gelu_tanh``: Gaussian error linear units by tanh.
         """
 
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def record(self, forward: Callable[[Tensor, BatchLayout], Tensor]) -> Replay | None:
+        """Return a faster way to do what ``forward`` does in this backend's ops; None where there is none."""
+
+    def embed(self, token_ids: Tensor, table: Tensor, dtype: torch.dtype, *, scale: float = 1.0) -> Tensor:
+        """See ``embedding/reference.py``."""
+
+    def add(self, x: Tensor, y: Tensor, *, scale: float = 1.0) -> Tensor:
+        """See ``add/reference.py``."""
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, out: Tensor | None = None) -> Tensor:
         """See ``rms_norm/reference.py``."""
+
+    def rope_angles(
+        self, positions: Tensor, inverse: Tensor, head_dim: int, *, factor: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """See ``rope_angles/reference.py``."""
 
     def rope_write_kv(
         self,

@@ -1,11 +1,18 @@
 """The backend of plain torch ops."""
 
-import torch
+from collections.abc import Callable
 
+import torch
+from torch import Tensor
+
+from penstock.kernels.add.reference import add
+from penstock.kernels.embedding.reference import embed
+from penstock.kernels.layout import BatchLayout
 from penstock.kernels.linear.reference import ReferenceGatedLinear, ReferenceLinear
 from penstock.kernels.ops import CacheShapes
 from penstock.kernels.paged_attention.reference import plan_attention
 from penstock.kernels.rms_norm.reference import rms_norm
+from penstock.kernels.rope_angles.reference import rope_angles
 from penstock.kernels.rope_write_kv.reference import rope_write_kv
 
 
@@ -15,9 +22,16 @@ class ReferenceOps:
     name = "reference"
     prepare_linear = staticmethod(ReferenceLinear)
     prepare_gated_linear = staticmethod(ReferenceGatedLinear)
+    embed = staticmethod(embed)
+    add = staticmethod(add)
     rms_norm = staticmethod(rms_norm)
+    rope_angles = staticmethod(rope_angles)
     rope_write_kv = staticmethod(rope_write_kv)
     plan_attention = staticmethod(plan_attention)
+
+    @staticmethod
+    def record(forward: Callable[[Tensor, BatchLayout], Tensor]) -> None:
+        """Return nothing: torch's ops are called one by one."""
 
     @staticmethod
     def activation_dtype(weights_dtype: torch.dtype) -> torch.dtype:

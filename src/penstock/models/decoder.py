@@ -3,6 +3,7 @@
 T packed tokens, R rows, E hidden width, V vocabulary.
 """
 
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from penstock.errors import InvalidSetting, ModelUnreadable
-from penstock.kernels import BatchLayout, KVBlocks, Ops, ops_for
+from penstock.kernels import BatchLayout, KVBlocks, Ops, Replay, ops_for
 from penstock.models.config import DTYPES, ModelConfig
 from penstock.models.families import read_config
 from penstock.models.frame import DecoderFrame, DecoderLayer
@@ -75,6 +76,10 @@ class DecoderModel:
         for layer, kv in zip(self._layers, cache, strict=True):
             x_TE = self._frame.run_layer(layer, x_TE, kv, step)
         return self._frame.finish(x_TE)
+
+    def replay(self, cache: list[KVBlocks]) -> Replay | None:
+        """Return a faster ``forward`` over ``cache``, for steps without adapters; None where there is none."""
+        return self._ops.record(partial(self.forward, cache=cache))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return [R, V] float32 from ``hidden`` [R, E]."""

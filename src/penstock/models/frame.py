@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from penstock.kernels import BatchLayout, KVBlocks
@@ -49,17 +48,18 @@ class DecoderFrame:
         """Take its tensors; ``max_tokens`` is the longest sequence that will be run, None: what the model can hold."""
         config = self.config = loader.config
         self._ops = loader.ops
-        self._dtype = loader.dtype
         self._activation_dtype = loader.ops.activation_dtype(loader.dtype)
         E, V = config.hidden_size, config.vocab_size
         self._embedding = loader.tensor("model.embed_tokens.weight", V, E)
+        # Rounded as the weights are, because that is how it was trained.
+        self._embedding_scale = torch.tensor(config.embedding_scale, dtype=loader.dtype).item()
         self._norm = loader.norm("model.norm", E)
         # Checkpoints may carry a copy of a tied head; the embedding is what counts.
         head = self._embedding if config.tie_word_embeddings else loader.tensor("lm_head.weight", V, E)
         self._head = loader.ops.prepare_linear(head, None)
         self._windows = {layer.window for layer in config.layers}
         self._ropes = [
-            RotaryEmbedding(rope, config.head_dim, max_tokens or config.max_positions) for rope in config.ropes
+            RotaryEmbedding(rope, config.head_dim, max_tokens or config.max_positions, loader.ops) for rope in config.ropes
         ]
 
     def begin(self, layout: BatchLayout, adapted: Adapted = ()) -> Step:
@@ -80,11 +80,7 @@ class DecoderFrame:
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """Return what the first layer reads [T, E] of ``token_ids`` [T] int64."""
-        x_TE = F.embedding(token_ids, self._embedding).to(self._activation_dtype)
-        if self.config.embedding_scale != 1.0:
-            # Rounded as the weights are, because that is how it was trained.
-            x_TE = x_TE * torch.tensor(self.config.embedding_scale, dtype=self._dtype)
-        return x_TE
+        return self._ops.embed(token_ids, self._embedding, self._activation_dtype, scale=self._embedding_scale)
 
     def run_layer(self, layer: DecoderLayer, x: Tensor, kv: KVBlocks, step: Step) -> Tensor:
         """Return what the next layer reads [T, E]; writes keys and values, and may overwrite ``x`` [T, E]."""
@@ -114,4 +110,4 @@ class DecoderFrame:
         result = block(normed, None, step=step)
         if after is not None:
             result = self._ops.rms_norm(result, after, eps)
-        return torch.add(x, result, alpha=scale)
+        return self._ops.add(x, result, scale=scale)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from penstock.kernels import BatchLayout, KVBlocks, Ops
+from penstock.kernels import BatchLayout, KVBlocks, Ops, Replay
 from penstock.models.config import ModelConfig
 from penstock.models.lora import Adapted, Adapter
 
@@ -41,6 +41,9 @@ class LanguageModel(Protocol):
 
         Rows in ``adapted`` run with their adapters.
         """
+
+    def replay(self, cache: list[KVBlocks]) -> Replay | None:
+        """Return a faster ``forward`` over ``cache``, for steps without adapters; None where there is none."""
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return [R, V] float32 from ``hidden`` [R, E]."""

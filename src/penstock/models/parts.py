@@ -122,8 +122,8 @@ class AttentionBlock:
 
     def _normalize_rows(self, qkv: Tensor, q_norm: Tensor, k_norm: Tensor) -> None:
         eps, keys = self._config.rms_norm_eps, slice(self._q_width, self._q_width + self._kv_width)
-        qkv[:, : self._q_width] = self._ops.rms_norm(qkv[:, : self._q_width].contiguous(), q_norm, eps)
-        qkv[:, keys] = self._ops.rms_norm(qkv[:, keys].contiguous(), k_norm, eps)
+        for rows, norm in ((qkv[:, : self._q_width], q_norm), (qkv[:, keys], k_norm)):
+            self._ops.rms_norm(rows, norm, eps, out=rows)
 
     def _load_qkv(self, loader: Loader, prefix: str, order: Tensor | None) -> Linear:
         widths = (self._q_width, self._kv_width, self._kv_width)

@@ -3,9 +3,9 @@
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from penstock.kernels import Ops
 from penstock.models.config import Rope
 
 
@@ -18,24 +18,20 @@ class RotaryEmbedding:
     Where only R of D elements rotate, heads are expected in ``rotary_order``, and the others get an angle of zero.
     """
 
-    def __init__(self, rope: Rope | None, head_dim: int, max_tokens: int) -> None:
+    def __init__(self, rope: Rope | None, head_dim: int, max_tokens: int, ops: Ops) -> None:
         """``max_tokens`` is the longest sequence that will be run; None for ``rope`` rotates nothing."""
         self._rope = rope
-        self._half = head_dim // 2
+        self._head_dim = head_dim
+        self._ops = ops
         self._inverse, self._attention_factor = (
             _inverse_frequencies(rope, max_tokens) if rope is not None else (torch.empty(0), 1.0)
         )
 
     def __call__(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (cos, sin) as ``kernels/rope`` takes them, each [T, 1, D] float32, for ``positions`` [T] int64."""
-        places = positions.to(torch.float32).unsqueeze(1)
+        """Return (cos, sin), each [T, 1, D] float32, for ``positions`` [T] int64."""
         is_dynamic = self._rope is not None and self._rope.kind == "dynamic"
-        angles = (places * (self._dynamic(positions) if is_dynamic else self._inverse)).unsqueeze(1)
-        cos, sin = angles.cos() * self._attention_factor, angles.sin() * self._attention_factor
-        num_unrotated = self._half - angles.shape[-1]
-        if num_unrotated:
-            cos, sin = F.pad(cos, (0, num_unrotated), value=1.0), F.pad(sin, (0, num_unrotated))
-        return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+        inverse = self._dynamic(positions) if is_dynamic else self._inverse
+        return self._ops.rope_angles(positions, inverse, self._head_dim, factor=self._attention_factor)
 
     def _dynamic(self, positions: Tensor) -> Tensor:
         """Return [T, R/2]: NTK-aware bases that grow with the length reached (as transformers computes them)."""

@@ -168,6 +168,9 @@ class UpstreamModel:
         hidden: Tensor = output.last_hidden_state[0]
         return hidden
 
+    def replay(self, cache: list[KVBlocks]) -> None:
+        """Return nothing: what transformers' code does between native ops cannot be recorded."""
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Return [R, V] float32 from ``hidden`` [R, E]."""
         # Upstream's own head, with all it does to logits: its body is asked to hand back what it is given.

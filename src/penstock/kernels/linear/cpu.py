@@ -6,8 +6,9 @@ from torch import Tensor
 from penstock.errors import KernelUnsupported
 from penstock.kernels.linear.quantization import Quantization, WeightCodes
 from penstock.kernels.native import NATIVE, checked
+from penstock.kernels.native.replay import empty
 
-_FLOAT32, _BFLOAT16 = 0, 1
+FLOAT_KINDS = {torch.float32: 0, torch.bfloat16: 1}
 _CODES = {8: 2, 4: 3}
 _CODE_INPUTS, _MAX_GROUP = 32, 512
 """What groups are multiples of, and the largest: ``native/kernels.h``."""
@@ -66,7 +67,7 @@ class PackedLinear:
         """Return [T, N] float32 from ``x`` [T, K] float32, plus ``added`` [T, N], which it overwrites."""
         num_tokens, N = x.shape[0], self.num_outputs
         address = checked(x, torch.float32, num_tokens, self.num_inputs)
-        out = torch.empty(num_tokens, N) if added is None else added
+        out = empty(num_tokens, N) if added is None else added
         out_address = checked(out, torch.float32, num_tokens, N)
         self._packed.run(address, self.num_inputs, num_tokens, out_address, N, 0 if added is None else out_address)
         return out
@@ -83,9 +84,9 @@ class _Source:
             raise KernelUnsupported(f"no native product with codes of {form.bits} bits in groups of {form.group}")
         if isinstance(weight, Tensor):
             self._values = weight.contiguous()
-            if weight.dtype not in (torch.float32, torch.bfloat16) or weight.ndim != 2 or 0 in weight.shape:
+            if weight.dtype not in FLOAT_KINDS or weight.ndim != 2 or 0 in weight.shape:
                 raise KernelUnsupported(f"no native product with a {weight.dtype} weight of {list(weight.shape)}")
-            self.kind = _BFLOAT16 if weight.dtype is torch.bfloat16 else _FLOAT32
+            self.kind = FLOAT_KINDS[weight.dtype]
         else:
             assert form is not None, "codes come with their form"
             self._values = weight.codes

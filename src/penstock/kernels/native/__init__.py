@@ -75,6 +75,16 @@ def checked(x: Tensor, dtype: torch.dtype, *shape: int) -> int:
     raise _unfit(x, dtype, shape)
 
 
+def checked_rows(x: Tensor, num_rows: int, width: int) -> tuple[int, int]:
+    """Return the address of ``x`` [num_rows, width] float32, whose rows are dense, and how far these are apart.
+
+    Raises ``KernelUnsupported`` for any other.
+    """
+    if x.dtype is torch.float32 and x.shape == (num_rows, width) and (x.stride(1) == 1 or width == 1):
+        return x.data_ptr(), x.stride(0)
+    raise _unfit(x, torch.float32, (num_rows, width))
+
+
 def _fits(sizes: torch.Size, wanted: tuple[int, ...]) -> bool:
     return len(sizes) == len(wanted) and all(b in (a, -1) for a, b in zip(sizes, wanted, strict=True))
 

@@ -118,6 +118,25 @@ struct AttentionCall {
 constexpr int64_t kSpan = 256;
 constexpr int64_t kMaxTileRows = 64;
 
+struct NormCall {
+    const float* x;       // [T, E], rows x_stride apart
+    int64_t x_stride;
+    const float* weight;  // [E]
+    float* out;           // [T, E], rows out_stride apart; may be x
+    int64_t out_stride;
+    int64_t width;        // E
+    float eps;
+};
+
+struct EmbedCall {
+    const int64_t* token_ids;  // [T]
+    Weight kind;               // float32 or bfloat16
+    const void* table;         // [V, E]
+    int64_t width;             // E
+    float scale;
+    float* out;                // [T, E]
+};
+
 struct RopeCall {
     float* qkv;            // [T, (H + 2 G) D]; queries are rotated in place
     int64_t num_tokens;
@@ -154,8 +173,9 @@ struct Kernels {
     void (*linear)(const LinearCall& call, int64_t first_row, int64_t end_row, int64_t first_panel, int64_t end_panel,
                    float* scratch);
 
-    void (*rms_norm)(const float* x, const float* weight, float* out, int64_t first_row, int64_t end_row, int64_t width,
-                     float eps);
+    void (*embed)(const EmbedCall& call, int64_t first_row, int64_t end_row);
+    void (*add)(float* x, const float* y, float scale, int64_t first, int64_t end);
+    void (*rms_norm)(const NormCall& call, int64_t first_row, int64_t end_row);
     void (*rope_write_kv)(const RopeCall& call, int64_t first_token, int64_t end_token);
 
     int64_t (*attention_scratch_floats)(int64_t head_dim);

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cmath>
 #include <cstdlib>
 #include <memory>
 #include <mutex>
@@ -18,6 +19,7 @@
 #include "../sampling/draw.h"
 #include "kernels.h"
 #include "pool.h"
+#include "tape.h"
 
 namespace nb = nanobind;
 
@@ -216,9 +218,16 @@ class PackedLinear {
     }
 
     void run(Address x, int64_t x_stride, int64_t num_rows, Address out, int64_t out_stride, Address added) const {
+        for_rows(num_rows, [=](int64_t num_rows) {
+            multiply({&packed_, at<const float>(x), x_stride, num_rows, at<float>(out), out_stride, at<const float>(added),
+                      nullptr});
+        });
+    }
+
+   private:
+    void multiply(LinearCall call) const {
         constexpr int64_t kRowsEach = 96;
-        LinearCall call{&packed_,   at<const float>(x),     x_stride, num_rows, at<float>(out),
-                        out_stride, at<const float>(added), nullptr};
+        const int64_t num_rows = call.num_rows;
         Machine& machine = Machine::get();
         if (const int64_t row_bytes = kernels_.rounded_row_bytes(packed_)) {
             thread_local std::vector<uint8_t> rounded;
@@ -251,7 +260,6 @@ class PackedLinear {
         });
     }
 
-   private:
     static int64_t padded(int64_t num_inputs, Weight kind) {
         const int64_t to = kind == Weight::kFloat32 ? 1 : kind == Weight::kBFloat16 ? 2 : kCodeInputs;
         return ceil_div(num_inputs, to) * to;
@@ -281,12 +289,15 @@ class PackedLinear {
     PackedWeight packed_;
 };
 
-class AttentionPlan {
+// What one step's attention consists of.
+class AttentionWork {
    public:
-    AttentionPlan(int64_t num_sequences, Address query_starts, Address context_lens, Address tables, int64_t table_width,
-                  Address table_starts, int64_t block_size, int64_t num_heads, int64_t num_kv_heads, int64_t head_dim,
-                  int64_t window, float score_cap)
+    AttentionWork(Address query_starts, Address context_lens, Address tables, int64_t table_width, Address table_starts,
+                  int64_t block_size, int64_t num_heads, int64_t num_kv_heads, int64_t head_dim, int64_t window,
+                  float score_cap)
         : kernels_(Machine::get().kernels()),
+          query_starts_(at<const int32_t>(query_starts)),
+          context_lens_(at<const int32_t>(context_lens)),
           tables_(at<const int32_t>(tables)),
           table_width_(table_width),
           table_starts_(at<const int32_t>(table_starts)),
@@ -296,15 +307,22 @@ class AttentionPlan {
           head_dim_(head_dim),
           window_(window),
           score_cap_(score_cap) {
+        if (num_heads / num_kv_heads > kMaxTileRows)
+            throw std::invalid_argument("more than 64 query heads share a KV head");
+    }
+
+    // Works out who computes what, for the sequences that the layout's tensors hold now.
+    void plan(int64_t num_sequences) {
         constexpr int64_t kTileRows = 32;
-        const int32_t* starts = at<const int32_t>(query_starts);
-        const int32_t* lens = at<const int32_t>(context_lens);
-        const int64_t R = num_heads / num_kv_heads;
-        if (R > kMaxTileRows) throw std::invalid_argument("more than 64 query heads share a KV head");
+        const int32_t* const starts = query_starts_;
+        const int32_t* const lens = context_lens_;
+        const int64_t R = num_heads_ / num_kv_heads_;
+        tasks_.clear();
+        merges_.clear();
         const int64_t tile_tokens = std::max<int64_t>(1, kTileRows / R);
         int64_t num_spans = 0;
         for (int64_t s = 0; s < num_sequences; ++s)
-            if (starts[s + 1] - starts[s] == 1) num_spans += ceil_div(lens[s], kSpan) * num_kv_heads;
+            if (starts[s + 1] - starts[s] == 1) num_spans += ceil_div(lens[s], kSpan) * num_kv_heads_;
         const int64_t spans_each =
             std::max<int64_t>(1, num_spans / std::max<int64_t>(1, Machine::get().num_threads() * 4));
         int32_t num_partials = 0;
@@ -313,10 +331,10 @@ class AttentionPlan {
             for (int32_t t = 0; t < num_queries; t += tile_tokens) {
                 const int32_t num_tokens = std::min<int64_t>(tile_tokens, num_queries - t);
                 const int32_t position = first_position + t;
-                const int32_t first_span = window > 0 ? std::max<int64_t>(0, position + 1 - window) / kSpan : 0;
+                const int32_t first_span = window_ > 0 ? std::max<int64_t>(0, position + 1 - window_) / kSpan : 0;
                 const int32_t end_span = ceil_div(position + num_tokens, kSpan);
                 const bool split = num_queries == 1 && end_span - first_span > spans_each;
-                for (int32_t g = 0; g < num_kv_heads; ++g) {
+                for (int32_t g = 0; g < num_kv_heads_; ++g) {
                     AttentionTask task{(int32_t)s, g, starts[s] + t, num_tokens, position, first_span, end_span, -1};
                     if (!split) {
                         tasks_.push_back(task);
@@ -338,27 +356,28 @@ class AttentionPlan {
             return (int64_t)a.num_tokens * (a.end_span - a.first_span) >
                    (int64_t)b.num_tokens * (b.end_span - b.first_span);
         });
-        partials_.resize(num_partials * R * (head_dim + 2));
+        partials_.resize(num_partials * R * (head_dim_ + 2));
     }
 
-    void run(Address q, int64_t q_stride, int cache_kind, Address k, Address v, Address k_scales, Address v_scales,
-             Address out, float scale) {
-        const CacheView cache{static_cast<Cache>(cache_kind), at<void>(k),  at<void>(v), at<float>(k_scales),
-                              at<float>(v_scales),            num_kv_heads_, head_dim_,   block_size_};
+    CacheView view(int kind, Address k, Address v, Address k_scales, Address v_scales) const {
+        return {static_cast<Cache>(kind), at<void>(k),   at<void>(v), at<float>(k_scales),
+                at<float>(v_scales),      num_kv_heads_, head_dim_,   block_size_};
+    }
+
+    void run(const float* q, int64_t q_stride, const CacheView& cache, float* out, float scale) {
         Machine& machine = Machine::get();
         const int64_t scratch_floats = kernels_.attention_scratch_floats(head_dim_);
         machine.each(tasks_.size(), scratch_floats, [&](int64_t i, float* scratch) {
             const AttentionTask& task = tasks_[i];
-            kernels_.attention({&task, &cache, at<const float>(q), q_stride, at<float>(out), num_heads_,
-                                tables_ + task.sequence * table_width_, table_starts_[task.sequence], window_, scale,
-                                score_cap_, partials_.data(), scratch});
+            kernels_.attention({&task, &cache, q, q_stride, out, num_heads_, tables_ + task.sequence * table_width_,
+                                table_starts_[task.sequence], window_, scale, score_cap_, partials_.data(), scratch});
         });
         if (merges_.empty()) return;
         const int64_t R = num_heads_ / num_kv_heads_;
         machine.each(merges_.size(), 0, [&](int64_t i, float*) {
             const Merge& merge = merges_[i];
             kernels_.merge_partials(partials_.data() + merge.partial * R * (head_dim_ + 2), merge.num_partials, R,
-                                    head_dim_, at<float>(out) + (merge.row * num_heads_ + merge.kv_head * R) * head_dim_);
+                                    head_dim_, out + (merge.row * num_heads_ + merge.kv_head * R) * head_dim_);
         });
     }
 
@@ -371,6 +390,8 @@ class AttentionPlan {
     };
 
     const Kernels& kernels_;
+    const int32_t* query_starts_;
+    const int32_t* context_lens_;
     const int32_t* tables_;
     int64_t table_width_;
     const int32_t* table_starts_;
@@ -381,12 +402,83 @@ class AttentionPlan {
     std::vector<float> partials_;
 };
 
-void rms_norm(Address x, Address weight, Address out, int64_t num_rows, int64_t width, float eps) {
-    const Kernels& kernels = Machine::get().kernels();
+class AttentionPlan {
+   public:
+    AttentionPlan(int64_t num_sequences, Address query_starts, Address context_lens, Address tables, int64_t table_width,
+                  Address table_starts, int64_t block_size, int64_t num_heads, int64_t num_kv_heads, int64_t head_dim,
+                  int64_t window, float score_cap)
+        : work_(std::make_shared<AttentionWork>(query_starts, context_lens, tables, table_width, table_starts, block_size,
+                                                num_heads, num_kv_heads, head_dim, window, score_cap)) {
+        for_sequences(num_sequences, [work = work_](int64_t num_sequences) { work->plan(num_sequences); });
+    }
+
+    void run(Address q, int64_t q_stride, int64_t num_rows, int cache_kind, Address k, Address v, Address k_scales,
+             Address v_scales, Address out, float scale) {
+        const CacheView cache = work_->view(cache_kind, k, v, k_scales, v_scales);
+        for_rows(num_rows, [=, work = work_](int64_t) {
+            work->run(at<const float>(q), q_stride, cache, at<float>(out), scale);
+        });
+    }
+
+   private:
+    std::shared_ptr<AttentionWork> work_;  // which tapes hold too
+};
+
+// body(first row, end row) for parts of `num_rows` rows that each have `width` elements to look at.
+template <class F>
+void by_rows(int64_t num_rows, int64_t width, F&& body) {
     const int64_t each = rows_each(num_rows, width);
     Machine::get().each(ceil_div(num_rows, each), 0, [&](int64_t task, float*) {
-        kernels.rms_norm(at<const float>(x), at<const float>(weight), at<float>(out), task * each,
-                         std::min((task + 1) * each, num_rows), width, eps);
+        body(task * each, std::min((task + 1) * each, num_rows));
+    });
+}
+
+void rms_norm(Address x, int64_t x_stride, Address weight, Address out, int64_t out_stride, int64_t num_rows,
+              int64_t width, float eps) {
+    const NormCall call{at<const float>(x), x_stride, at<const float>(weight), at<float>(out), out_stride, width, eps};
+    for_rows(num_rows, [=](int64_t num_rows) {
+        by_rows(num_rows, width, [&](int64_t first, int64_t end) { Machine::get().kernels().rms_norm(call, first, end); });
+    });
+}
+
+void add(Address x, Address y, int64_t num_rows, int64_t width, float scale) {
+    for_rows(num_rows, [=](int64_t num_rows) {
+        by_rows(num_rows, width, [&](int64_t first, int64_t end) {
+            Machine::get().kernels().add(at<float>(x), at<const float>(y), scale, first * width, end * width);
+        });
+    });
+}
+
+void embed(Address token_ids, int64_t num_rows, int kind, Address table, int64_t vocab_size, int64_t width, float scale,
+           Address out) {
+    const EmbedCall call{at<const int64_t>(token_ids), static_cast<Weight>(kind), at<const void>(table), width, scale,
+                         at<float>(out)};
+    for_rows(num_rows, [=](int64_t num_rows) {
+        for (int64_t row = 0; row < num_rows; ++row)
+            if (call.token_ids[row] < 0 || call.token_ids[row] >= vocab_size)
+                throw std::out_of_range("token " + std::to_string(call.token_ids[row]) + " is not one of " +
+                                        std::to_string(vocab_size));
+        by_rows(num_rows, width, [&](int64_t first, int64_t end) { Machine::get().kernels().embed(call, first, end); });
+    });
+}
+
+// cos, sin [T, head_dim], see rope_angles/reference.py; `inverse` has `num_pairs` of the head_dim / 2 pairs' frequencies.
+void rope_angles(Address positions, int64_t num_rows, Address inverse, int64_t num_pairs, int64_t head_dim, float factor,
+                 Address cos, Address sin) {
+    for_rows(num_rows, [=](int64_t num_rows) {
+        by_rows(num_rows, head_dim * 16, [&](int64_t first, int64_t end) {
+            const int64_t half = head_dim / 2;
+            for (int64_t row = first; row < end; ++row)
+                for (int64_t i = 0; i < half; ++i) {
+                    const float position = static_cast<float>(at<const int64_t>(positions)[row]);
+                    const float angle = i < num_pairs ? position * at<const float>(inverse)[i] : 0.0f;
+                    float* const to_cos = at<float>(cos) + row * head_dim + i;
+                    float* const to_sin = at<float>(sin) + row * head_dim + i;
+                    to_cos[0] = to_cos[half] = i < num_pairs ? std::cos(angle) * factor : 1.0f;
+                    to_sin[half] = i < num_pairs ? std::sin(angle) * factor : 0.0f;
+                    to_sin[0] = -to_sin[half];
+                }
+        });
     });
 }
 
@@ -395,12 +487,15 @@ void rope_write_kv(Address qkv, int64_t num_tokens, int64_t num_heads, int64_t n
                    int cache_kind, Address k, Address v, Address k_scales, Address v_scales) {
     const CacheView cache{static_cast<Cache>(cache_kind), at<void>(k),  at<void>(v), at<float>(k_scales),
                           at<float>(v_scales),            num_kv_heads, head_dim,    block_size};
-    const RopeCall call{at<float>(qkv),       num_tokens,           num_heads, at<const float>(cos), at<const float>(sin),
-                        at<const int64_t>(slots), at<const float>(q_norm), at<const float>(k_norm), eps, &cache};
-    const Kernels& kernels = Machine::get().kernels();
-    const int64_t each = rows_each(num_tokens, (num_heads + 2 * num_kv_heads) * head_dim);
-    Machine::get().each(ceil_div(num_tokens, each), 0, [&](int64_t task, float*) {
-        kernels.rope_write_kv(call, task * each, std::min((task + 1) * each, num_tokens));
+    for_rows(num_tokens, [=](int64_t num_tokens) {
+        const RopeCall call{at<float>(qkv),           num_tokens,
+                            num_heads,                at<const float>(cos),
+                            at<const float>(sin),     at<const int64_t>(slots),
+                            at<const float>(q_norm),  at<const float>(k_norm),
+                            eps,                      &cache};
+        by_rows(num_tokens, (num_heads + 2 * num_kv_heads) * head_dim, [&](int64_t first, int64_t end) {
+            Machine::get().kernels().rope_write_kv(call, first, end);
+        });
     });
 }
 
@@ -480,6 +575,11 @@ double multiply_add_rate(bool of_bytes) {
 NB_MODULE(_native, m) {
     using namespace penstock;
     using Unlocked = nb::call_guard<nb::gil_scoped_release>;
+    nb::class_<Tape>(m, "Tape")
+        .def(nb::init<int64_t, int64_t>())
+        .def("begin", &Tape::begin)
+        .def("end", &Tape::end)
+        .def("run", &Tape::run, Unlocked());
     m.def("isa", [] { return std::string(Machine::get().kernels().name); });
     m.def("choose", [](const std::string& isa) { Machine::get().choose(isa); }, nb::arg("isa"));
     m.def("runs", [](const std::string& isa) { return find(isa) && find(isa)->runs; }, nb::arg("isa"));
@@ -495,6 +595,9 @@ NB_MODULE(_native, m) {
                       float>())
         .def("run", &AttentionPlan::run, Unlocked());
     m.def("rms_norm", &rms_norm, Unlocked());
+    m.def("add", &add, Unlocked());
+    m.def("embed", &embed, Unlocked());
+    m.def("rope_angles", &rope_angles, Unlocked());
     m.def("rope_write_kv", &rope_write_kv, Unlocked());
     m.def("draw_tokens", &draw_tokens, Unlocked());
     m.def("top_tokens", &top_tokens, Unlocked());

@@ -13,8 +13,9 @@ void round_activations(const LinearCall& call, int64_t first_row, int64_t end_ro
 int64_t linear_scratch_floats();
 void linear(const LinearCall& call, int64_t first_row, int64_t end_row, int64_t first_panel, int64_t end_panel,
             float* scratch);
-void rms_norm(const float* x, const float* weight, float* out, int64_t first_row, int64_t end_row, int64_t width,
-              float eps);
+void embed(const EmbedCall& call, int64_t first_row, int64_t end_row);
+void add(float* x, const float* y, float scale, int64_t first, int64_t end);
+void rms_norm(const NormCall& call, int64_t first_row, int64_t end_row);
 void rope_write_kv(const RopeCall& call, int64_t first_token, int64_t end_token);
 int64_t attention_scratch_floats(int64_t head_dim);
 void attention(const AttentionCall& call);
@@ -35,6 +36,8 @@ const Kernels kernels = {
     round_activations,
     linear_scratch_floats,
     linear,
+    embed,
+    add,
     rms_norm,
     rope_write_kv,
     attention_scratch_floats,

@@ -7,6 +7,7 @@ from penstock.errors import KernelUnsupported
 from penstock.kernels.layout import BatchLayout, KVBlocks
 from penstock.kernels.native import NATIVE, checked
 from penstock.kernels.native.cache import cache_addresses
+from penstock.kernels.native.replay import empty
 
 _MAX_SHARING = 64
 """Query heads on one KV head; kMaxTileRows of ``native/kernels.h``."""
@@ -58,7 +59,7 @@ class CPUAttention:
             q_address = checked(q, torch.float32, T, H, D)
         else:
             q_address = q.data_ptr()
-        out = torch.empty(T, H, D)
+        out = empty(T, H * D)
         addresses = cache_addresses(kv, *self._cache_shape)
-        self._plan.run(q_address, q.stride(0), *addresses, out.data_ptr(), scale)
-        return out
+        self._plan.run(q_address, q.stride(0), T, *addresses, out.data_ptr(), scale)
+        return out.view(T, H, D)

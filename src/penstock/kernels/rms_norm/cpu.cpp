@@ -23,10 +23,9 @@ void rms_norm_row(const float* x, const float* weight, float* out, int64_t width
     for (; i < width; ++i) out[i] = x[i] * scale * weight[i];
 }
 
-void rms_norm(const float* x, const float* weight, float* out, int64_t first_row, int64_t end_row, int64_t width,
-              float eps) {
+void rms_norm(const NormCall& call, int64_t first_row, int64_t end_row) {
     for (int64_t row = first_row; row < end_row; ++row)
-        rms_norm_row(x + row * width, weight, out + row * width, width, eps);
+        rms_norm_row(call.x + row * call.x_stride, call.weight, call.out + row * call.out_stride, call.width, call.eps);
 }
 
 }  // namespace penstock::PENSTOCK_ISA

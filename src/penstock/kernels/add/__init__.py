@@ -1,0 +1,1 @@
+"""Addition to the residual stream."""

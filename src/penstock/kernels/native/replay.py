@@ -1,0 +1,172 @@
+"""A forward pass recorded once and repeated in one call: what CUDA graphs are to a GPU, for compiled kernels.
+
+Between the ops of a small model Python takes longer than some of the ops do. A decoder's ops and their addresses are
+the same every step once activations, and where tokens lie, have memory that stays.
+
+T packed tokens, S sequences, E width.
+"""
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from penstock.kernels.layout import BatchLayout
+from penstock.kernels.native import NATIVE
+
+MAX_TOKENS = 512
+"""Larger steps compute for so long that what Python takes does not count; memory no step has used takes no room."""
+_LEAST_WIDTH = 64
+"""Blocks in a table that a recording has room for, or twice as many, and so on"""
+
+Forward = Callable[[Tensor, BatchLayout], Tensor]
+"""From token ids [T] int64 to hidden states [T, E]"""
+
+
+class NativeReplay:
+    """See ``ops.Replay``."""
+
+    def __init__(self, forward: Forward) -> None:
+        """``forward`` has to do the same whatever the step, and what its tensors lie on has to live as long as it."""
+        self._forward = forward
+        self._recording: _Recording | None = None
+        self._is_recordable = True
+
+    def __call__(self, token_ids: Tensor, layout: BatchLayout) -> Tensor | None:
+        """See ``ops.Replay``."""
+        if not self._is_recordable or len(token_ids) > MAX_TOKENS:
+            return None
+        width = layout.tables.shape[1]
+        if self._recording is None or width > self._recording.table_width:
+            self._recording = None  # its memory first
+            table_width = max(_LEAST_WIDTH, 1 << (width - 1).bit_length())
+            try:
+                self._recording = _Recording(self._forward, table_width, layout.block_size)
+            except _Unrecordable:
+                self._is_recordable = False
+                return None
+        return self._recording(token_ids, layout)
+
+
+class _Unrecordable(Exception):
+    """The pass does something besides native ops."""
+
+
+class _Recording:
+    """One recorded pass, for tables of up to ``table_width`` blocks, and all memory it works in."""
+
+    def __init__(self, forward: Forward, table_width: int, block_size: int) -> None:
+        assert NATIVE is not None
+        self.table_width = table_width
+        self._arena = Arena()
+        self._token_ids = torch.zeros(MAX_TOKENS, dtype=torch.int64)
+        self._layout = BatchLayout(
+            positions=torch.zeros(MAX_TOKENS, dtype=torch.int64),
+            slots=torch.zeros(MAX_TOKENS, dtype=torch.int64),
+            query_starts=torch.zeros(MAX_TOKENS + 1, dtype=torch.int32),
+            context_lens=torch.zeros(MAX_TOKENS, dtype=torch.int32),
+            tables=torch.zeros(MAX_TOKENS, table_width, dtype=torch.int32),
+            table_starts=torch.zeros(MAX_TOKENS, dtype=torch.int32),
+            query_lens_list=[1] * MAX_TOKENS,
+            context_lens_list=[1] * MAX_TOKENS,
+            block_size=block_size,
+        )
+        self._inputs = [tensor.numpy() for tensor in (self._token_ids, *_tensors(self._layout))]
+        self._tape = NATIVE.Tape(MAX_TOKENS, MAX_TOKENS)
+        only_views = _OnlyViews()  # type: ignore[no-untyped-call]
+        with only_views, _taking_from(self._arena), _onto(self._tape):
+            self._hidden = forward(self._token_ids, self._layout)
+
+    def __call__(self, token_ids: Tensor, layout: BatchLayout) -> Tensor:
+        """Return hidden states [T, E], valid until the next call."""
+        for room, tensor in zip(self._inputs, (token_ids, *_tensors(layout)), strict=True):
+            values = tensor.numpy()
+            room[tuple(map(slice, values.shape))] = values
+        num_tokens = len(token_ids)
+        self._tape.run(num_tokens, len(layout.context_lens))
+        return self._hidden[:num_tokens]
+
+
+def _tensors(layout: BatchLayout) -> tuple[Tensor, ...]:
+    return (
+        layout.positions,
+        layout.slots,
+        layout.query_starts,
+        layout.context_lens,
+        layout.tables,
+        layout.table_starts,
+    )
+
+
+class _OnlyViews(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Lets torch look at tensors in other shapes and do nothing that would have to be done again."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.is_view:
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, Tensor) and out.untyped_storage().data_ptr() == args[0].untyped_storage().data_ptr():
+                return out
+        raise _Unrecordable(str(func))
+
+
+@contextmanager
+def _onto(tape: Any) -> Iterator[None]:
+    tape.begin()
+    try:
+        yield
+    except ValueError as error:  # an op over a part of the step
+        raise _Unrecordable(str(error)) from error
+    finally:
+        tape.end()
+
+
+class Arena:
+    """Memory for the activations of a recorded pass. What an op is done with, a later one takes."""
+
+    def __init__(self) -> None:
+        self._blocks: list[npt.NDArray[np.float32]] = []
+        self._free: dict[int, list[npt.NDArray[np.float32]]] = {}
+
+    def empty(self, num_rows: int, width: int) -> Tensor:
+        """Return a float32 tensor [num_rows, width] whose memory is free again once nobody holds a view of it."""
+        free = self._free.setdefault(num_rows * width, [])
+        if not free:
+            free.append(_aligned(num_rows * width))
+            self._blocks.append(free[-1])
+        block = free.pop()
+        # A tensor's memory holds the array it was made from, whatever views are taken of it.
+        lent = block.reshape(num_rows, width)
+        weakref.finalize(lent, free.append, block).atexit = False
+        return torch.from_numpy(lent)
+
+
+def _aligned(size: int) -> npt.NDArray[np.float32]:
+    """Return an array that begins with a line of the cache, as torch's do."""
+    room = np.empty(size + 16, dtype=np.float32)
+    first = -(room.ctypes.data // room.itemsize) % 16
+    return room[first : first + size]
+
+
+_arena: Arena | None = None
+"""The arena of the recording that is going on"""
+
+
+@contextmanager
+def _taking_from(arena: Arena) -> Iterator[None]:
+    global _arena
+    _arena = arena
+    try:
+        yield
+    finally:
+        _arena = None
+
+
+def empty(num_rows: int, width: int) -> Tensor:
+    """Return a float32 tensor [num_rows, width] for an op's result."""
+    return torch.empty(num_rows, width) if _arena is None else _arena.empty(num_rows, width)

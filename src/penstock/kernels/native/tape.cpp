@@ -1,0 +1,35 @@
+#include "tape.h"
+
+#include <stdexcept>
+
+namespace penstock {
+namespace {
+
+thread_local Tape* recording_here = nullptr;
+
+}  // namespace
+
+Tape::Tape(int64_t max_rows, int64_t max_sequences) : most_{max_rows, max_sequences} {}
+
+void Tape::begin() {
+    if (recording_here) throw std::invalid_argument("a tape is being recorded already");
+    ops_.clear();
+    recording_here = this;
+}
+
+void Tape::end() { recording_here = nullptr; }
+
+void Tape::run(int64_t num_rows, int64_t num_sequences) const {
+    if (num_rows < 0 || num_rows > most_.num_rows || num_sequences < 0 || num_sequences > most_.num_sequences)
+        throw std::invalid_argument("the step is larger than what was recorded");
+    const StepSize size{num_rows, num_sequences};
+    for (const Op& op : ops_) op(size);
+}
+
+Tape* Tape::recording() { return recording_here; }
+
+void check_recordable(int64_t size, int64_t most) {
+    if (size != most) throw std::invalid_argument("only ops over whole steps can be recorded");
+}
+
+}  // namespace penstock

@@ -1,0 +1,63 @@
+// A forward pass recorded once and repeated in one call. A decoder's ops are the same every step; only how many rows and
+// sequences they are for differs.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+namespace penstock {
+
+struct StepSize {
+    int64_t num_rows;
+    int64_t num_sequences;
+};
+
+// Ops in their order, for steps of any size up to that of the recording. Their addresses stay those of the recording;
+// whoever recorded keeps what lies there. One thread at a time.
+class Tape {
+   public:
+    using Op = std::function<void(const StepSize&)>;
+
+    Tape(int64_t max_rows, int64_t max_sequences);
+
+    // From here to `end`, ops that the calling thread asks for are recorded and not done.
+    void begin();
+    void end();
+
+    // Throws std::invalid_argument for a step larger than the recording.
+    void run(int64_t num_rows, int64_t num_sequences) const;
+
+    // The calling thread's, or null.
+    static Tape* recording();
+
+    const StepSize& most() const { return most_; }
+    void add(Op op) { ops_.push_back(std::move(op)); }
+
+   private:
+    StepSize most_;
+    std::vector<Op> ops_;
+};
+
+// Throws std::invalid_argument: an op over something else than all rows, or all sequences, cannot be repeated.
+void check_recordable(int64_t size, int64_t most);
+
+// Does op(num_rows), now or whenever the tape that is being recorded is run.
+template <class F>
+void for_rows(int64_t num_rows, F op) {
+    Tape* const tape = Tape::recording();
+    if (!tape) return op(num_rows);
+    check_recordable(num_rows, tape->most().num_rows);
+    tape->add([op](const StepSize& size) { op(size.num_rows); });
+}
+
+// Likewise op(num_sequences).
+template <class F>
+void for_sequences(int64_t num_sequences, F op) {
+    Tape* const tape = Tape::recording();
+    if (!tape) return op(num_sequences);
+    check_recordable(num_sequences, tape->most().num_sequences);
+    tape->add([op](const StepSize& size) { op(size.num_sequences); });
+}
+
+}  // namespace penstock

@@ -1,0 +1,148 @@
+"""Passes that are recorded once: the same bits for any step, and nothing recorded that could not be repeated."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from penstock.kernels import BatchLayout, CPUOps, KVBlocks
+from penstock.kernels.native import NATIVE
+from penstock.kernels.native.replay import MAX_TOKENS, Arena
+from tests.kernels.backends import instruction_sets, needs_native, using
+from tests.packing import layout_of
+
+BLOCK, H, G, D = 4, 4, 2, 16
+WIDTH = (H + 2 * G) * D
+OPS = CPUOps()
+
+
+class Pass:
+    """What a decoder does, in two layers, over a cache of its own; counts how often Python ran it."""
+
+    def __init__(self, num_blocks: int = 600) -> None:
+        torch.manual_seed(0)
+        shapes = OPS.cache_shapes(num_blocks, BLOCK, G, D)
+        self.cache = KVBlocks(torch.randn(shapes.k), torch.randn(shapes.v))  # what earlier steps may have left
+        self.num_runs = 0
+        self._table = torch.randn(50, 48)
+        self._norm, self._inverse = torch.rand(48), 1 / 10 ** torch.rand(D // 2)
+        self._qkv = OPS.prepare_linear(torch.randn(WIDTH, 48) / 7, None)
+        self._o = OPS.prepare_linear(torch.randn(48, H * D) / 8, None)
+
+    def __call__(self, token_ids: Tensor, layout: BatchLayout) -> Tensor:
+        self.num_runs += 1
+        attention = OPS.plan_attention(layout, num_heads=H, num_kv_heads=G, head_dim=D, window=None)
+        cos, sin = OPS.rope_angles(layout.positions, self._inverse, D)
+        x = OPS.embed(token_ids, self._table, torch.float32, scale=3.0)
+        for _ in range(2):
+            qkv = self._qkv(OPS.rms_norm(x, self._norm, 1e-6))
+            q = OPS.rope_write_kv(qkv, self.cache, layout, cos, sin, num_heads=H, num_kv_heads=G, norms=None)
+            mixed = attention(q, self.cache, scale=0.25).flatten(1)
+            x = OPS.add(self._o(mixed, x), OPS.rms_norm(mixed[:, :48], self._norm, 1e-6), scale=0.5)
+        return x
+
+
+def random_step(seed: int, query_lens: list[int], earlier: list[int]) -> tuple[Tensor, BatchLayout]:
+    """Return tokens and layout of sequences with so many new tokens after so many earlier ones."""
+    generator = torch.Generator().manual_seed(seed)
+    contexts = [new + old for new, old in zip(query_lens, earlier, strict=True)]
+    tables, first = [], 0
+    for context in contexts:
+        num_blocks = -(-context // BLOCK)
+        tables.append(list(range(first, first + num_blocks)))
+        first += num_blocks
+    token_ids = torch.randint(0, 50, (sum(query_lens),), generator=generator)
+    return token_ids, layout_of(query_lens, contexts, tables, BLOCK)
+
+
+@needs_native
+@pytest.mark.parametrize("isa", instruction_sets())
+@torch.inference_mode()
+def test_every_step_has_the_bits_of_the_pass_itself(isa: str) -> None:
+    with using(isa, 3):
+        plain, recorded = Pass(), Pass()
+        replay = OPS.record(recorded)
+        steps = [([40, 3], [0, 0]), ([1, 1], [40, 3]), ([1, 4, 1], [41, 4, 0]), ([1], [42]), ([9], [43]), ([1], [700])]
+        for seed, (query_lens, earlier) in enumerate(steps):
+            token_ids, layout = random_step(seed, query_lens, earlier)
+            hidden = replay(token_ids, layout)
+            assert hidden is not None
+            assert torch.equal(hidden, plain(token_ids, layout))
+        # Once for each table width: 700 tokens take more blocks than were prepared for.
+        assert recorded.num_runs == 2
+
+
+@needs_native
+@torch.inference_mode()
+def test_a_step_too_large_is_left_to_the_pass() -> None:
+    recorded = Pass()
+    assert OPS.record(recorded)(*random_step(0, [MAX_TOKENS + 1], [0])) is None
+    assert recorded.num_runs == 0
+
+
+@needs_native
+@pytest.mark.parametrize(
+    "beyond",
+    [
+        lambda x: x * 2,
+        lambda x: x.double().float(),
+        lambda x: x.clone(),
+        lambda x: x.mul_(2),
+        lambda x: OPS.rms_norm(x[:1], torch.ones(48), 1e-6).expand_as(x),
+    ],
+    ids=["torch", "dtype", "copy", "in place", "a part of the rows"],
+)
+@torch.inference_mode()
+def test_what_is_not_native_is_not_recorded(beyond: object) -> None:
+    assert callable(beyond)
+    plain = Pass()
+    replay = OPS.record(lambda token_ids, layout: beyond(plain(token_ids, layout)))
+    step = random_step(0, [5], [0])
+    assert replay(*step) is None
+    assert replay(*step) is None
+    assert plain.num_runs == 1
+    # Ops are done again.
+    assert torch.equal(plain(*step), Pass()(*step))
+
+
+@needs_native
+@torch.inference_mode()
+def test_a_token_that_is_none_is_refused() -> None:
+    replay = OPS.record(Pass())
+    token_ids, layout = random_step(0, [3], [0])
+    for wrong in (-1, 50):
+        token_ids[1] = wrong
+        with pytest.raises(IndexError, match=f"token {wrong} is not one of 50"):
+            replay(token_ids, layout)
+    with pytest.raises(IndexError, match="token 50 is not one of 50"):
+        Pass()(token_ids, layout)
+    token_ids[1] = 7
+    hidden = replay(token_ids, layout)
+    assert hidden is not None
+    assert torch.equal(hidden, Pass()(token_ids, layout))
+
+
+@needs_native
+def test_tapes_refuse_what_they_have_no_room_for() -> None:
+    assert NATIVE is not None
+    tape = NATIVE.Tape(8, 4)
+    for size in ((9, 1), (1, 5), (-1, 1)):
+        with pytest.raises(ValueError, match="larger than what was recorded"):
+            tape.run(*size)
+    tape.begin()
+    try:
+        with pytest.raises(ValueError, match="recorded already"):
+            NATIVE.Tape(8, 4).begin()
+    finally:
+        tape.end()
+
+
+def test_memory_is_lent_again_once_no_view_of_it_is_left() -> None:
+    arena = Arena()
+    first, second = arena.empty(3, 8), arena.empty(3, 8)
+    assert first.data_ptr() != second.data_ptr()
+    assert first.data_ptr() % 64 == second.data_ptr() % 64 == 0
+    address, view = first.data_ptr(), first.view(6, 4)[2:]
+    del first
+    assert arena.empty(3, 8).data_ptr() not in (address, second.data_ptr())
+    del view
+    assert address in [tensor.data_ptr() for tensor in (arena.empty(3, 8), arena.empty(3, 8))]
