@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from penstock.engine.output import ChoiceOutput
+from penstock.engine.scheduler import ScheduledBatch
 from penstock.errors import ContextTooLong, InvalidRequest
-from penstock.kernels import BatchLayout
-from penstock.models.lora import Adapted
 from penstock.protocol import SamplingParams
 from penstock.text import Tokenizer
 from tests.engines import build_engine, greedy, is_whole, run_to_end, tokens_of
@@ -28,9 +27,9 @@ def test_a_request_that_breaks_the_step_fails_alone(
     forward = runner._forward  # type: ignore[attr-defined]
     poison = 255
 
-    def breaking(token_ids: torch.Tensor, layout: BatchLayout, adapted: Adapted) -> torch.Tensor:
-        hidden: torch.Tensor = forward(token_ids, layout, adapted)
-        poisoned = token_ids == poison
+    def breaking(batch: ScheduledBatch) -> torch.Tensor:
+        hidden: torch.Tensor = forward(batch)
+        poisoned = torch.tensor(batch.token_ids) == poison
         if kind == "raise" and poisoned.any():
             raise RuntimeError("poisoned")
         hidden[poisoned] = torch.nan

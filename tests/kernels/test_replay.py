@@ -1,5 +1,8 @@
 """Passes that are recorded once: the same bits for any step, and nothing recorded that could not be repeated."""
 
+from array import array
+from typing import NamedTuple
+
 import pytest
 import torch
 from torch import Tensor
@@ -8,7 +11,6 @@ from penstock.kernels import BatchLayout, CPUOps, KVBlocks
 from penstock.kernels.native import NATIVE
 from penstock.kernels.native.replay import MAX_TOKENS, Arena
 from tests.kernels.backends import instruction_sets, needs_native, using
-from tests.packing import layout_of
 
 BLOCK, H, G, D = 4, 4, 2, 16
 WIDTH = (H + 2 * G) * D
@@ -18,8 +20,9 @@ OPS = CPUOps()
 class Pass:
     """What a decoder does, in two layers, over a cache of its own; counts how often Python ran it."""
 
-    def __init__(self, num_blocks: int = 600) -> None:
+    def __init__(self, window: int | None = None, num_blocks: int = 600) -> None:
         torch.manual_seed(0)
+        self._window = window
         shapes = OPS.cache_shapes(num_blocks, BLOCK, G, D)
         self.cache = KVBlocks(torch.randn(shapes.k), torch.randn(shapes.v))  # what earlier steps may have left
         self.num_runs = 0
@@ -30,7 +33,7 @@ class Pass:
 
     def __call__(self, token_ids: Tensor, layout: BatchLayout) -> Tensor:
         self.num_runs += 1
-        attention = OPS.plan_attention(layout, num_heads=H, num_kv_heads=G, head_dim=D, window=None)
+        attention = OPS.plan_attention(layout, num_heads=H, num_kv_heads=G, head_dim=D, window=self._window)
         cos, sin = OPS.rope_angles(layout.positions, self._inverse, D)
         x = OPS.embed(token_ids, self._table, torch.float32, scale=3.0)
         for _ in range(2):
@@ -41,17 +44,32 @@ class Pass:
         return x
 
 
-def random_step(seed: int, query_lens: list[int], earlier: list[int]) -> tuple[Tensor, BatchLayout]:
-    """Return tokens and layout of sequences with so many new tokens after so many earlier ones."""
+class Step(NamedTuple):
+    """What ``Replay`` takes."""
+
+    token_ids: list[int]
+    query_lens: list[int]
+    context_lens: list[int]
+    tables: "list[array[int]]"
+    table_starts: list[int]
+
+    def of(self, forward: Pass) -> Tensor:
+        """Return what the pass itself gives."""
+        layout = BatchLayout.pack(self.query_lens, self.context_lens, self.tables, BLOCK, self.table_starts)
+        return forward(torch.tensor(self.token_ids), layout)
+
+
+def random_step(seed: int, query_lens: list[int], earlier: list[int], first_blocks: int = 0) -> Step:
+    """Return a step of sequences with so many new tokens after so many earlier ones, the first blocks of which left."""
     generator = torch.Generator().manual_seed(seed)
-    contexts = [new + old for new, old in zip(query_lens, earlier, strict=True)]
-    tables, first = [], 0
-    for context in contexts:
-        num_blocks = -(-context // BLOCK)
-        tables.append(list(range(first, first + num_blocks)))
+    context_lens = [new + old for new, old in zip(query_lens, earlier, strict=True)]
+    tables, first = [], 3
+    for context_len in context_lens:
+        num_blocks = -(-context_len // BLOCK) - first_blocks
+        tables.append(array("i", range(first + num_blocks, first, -1)))
         first += num_blocks
-    token_ids = torch.randint(0, 50, (sum(query_lens),), generator=generator)
-    return token_ids, layout_of(query_lens, contexts, tables, BLOCK)
+    token_ids = torch.randint(0, 50, (sum(query_lens),), generator=generator).tolist()
+    return Step(token_ids, query_lens, context_lens, tables, [first_blocks * BLOCK] * len(tables))
 
 
 @needs_native
@@ -60,13 +78,13 @@ def random_step(seed: int, query_lens: list[int], earlier: list[int]) -> tuple[T
 def test_every_step_has_the_bits_of_the_pass_itself(isa: str) -> None:
     with using(isa, 3):
         plain, recorded = Pass(), Pass()
-        replay = OPS.record(recorded)
+        replay = OPS.record(recorded, BLOCK)
         steps = [([40, 3], [0, 0]), ([1, 1], [40, 3]), ([1, 4, 1], [41, 4, 0]), ([1], [42]), ([9], [43]), ([1], [700])]
         for seed, (query_lens, earlier) in enumerate(steps):
-            token_ids, layout = random_step(seed, query_lens, earlier)
-            hidden = replay(token_ids, layout)
+            step = random_step(seed, query_lens, earlier)
+            hidden = replay(*step)
             assert hidden is not None
-            assert torch.equal(hidden, plain(token_ids, layout))
+            assert torch.equal(hidden, step.of(plain))
         # Once for each table width: 700 tokens take more blocks than were prepared for.
         assert recorded.num_runs == 2
 
@@ -75,7 +93,7 @@ def test_every_step_has_the_bits_of_the_pass_itself(isa: str) -> None:
 @torch.inference_mode()
 def test_a_step_too_large_is_left_to_the_pass() -> None:
     recorded = Pass()
-    assert OPS.record(recorded)(*random_step(0, [MAX_TOKENS + 1], [0])) is None
+    assert OPS.record(recorded, BLOCK)(*random_step(0, [MAX_TOKENS + 1], [0])) is None
     assert recorded.num_runs == 0
 
 
@@ -95,30 +113,63 @@ def test_a_step_too_large_is_left_to_the_pass() -> None:
 def test_what_is_not_native_is_not_recorded(beyond: object) -> None:
     assert callable(beyond)
     plain = Pass()
-    replay = OPS.record(lambda token_ids, layout: beyond(plain(token_ids, layout)))
+    replay = OPS.record(lambda token_ids, layout: beyond(plain(token_ids, layout)), BLOCK)
     step = random_step(0, [5], [0])
     assert replay(*step) is None
     assert replay(*step) is None
     assert plain.num_runs == 1
     # Ops are done again.
-    assert torch.equal(plain(*step), Pass()(*step))
+    assert torch.equal(step.of(plain), step.of(Pass()))
 
 
 @needs_native
 @torch.inference_mode()
 def test_a_token_that_is_none_is_refused() -> None:
-    replay = OPS.record(Pass())
-    token_ids, layout = random_step(0, [3], [0])
+    replay, step = OPS.record(Pass(), BLOCK), random_step(0, [3], [0])
     for wrong in (-1, 50):
-        token_ids[1] = wrong
+        refused = step._replace(token_ids=[7, wrong, 7])
         with pytest.raises(IndexError, match=f"token {wrong} is not one of 50"):
-            replay(token_ids, layout)
-    with pytest.raises(IndexError, match="token 50 is not one of 50"):
-        Pass()(token_ids, layout)
-    token_ids[1] = 7
-    hidden = replay(token_ids, layout)
+            replay(*refused)
+        with pytest.raises(IndexError, match=f"token {wrong} is not one of 50"):
+            refused.of(Pass())
+    hidden = replay(*step)
     assert hidden is not None
-    assert torch.equal(hidden, Pass()(token_ids, layout))
+    assert torch.equal(hidden, step.of(Pass()))
+
+
+@needs_native
+@torch.inference_mode()
+def test_blocks_that_slid_out_of_a_window_are_not_in_the_table() -> None:
+    step = random_step(0, [2, 1], [30, 40], first_blocks=5)
+    hidden = OPS.record(Pass(window=10), BLOCK)(*step)
+    assert hidden is not None
+    assert torch.equal(hidden, step.of(Pass(window=10)))
+
+
+@needs_native
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"token_ids": [1, 2]},
+        {"token_ids": [1, 2, 3, 4]},
+        {"query_lens": [3, 0]},
+        {"query_lens": [-1, 4]},
+        {"context_lens": [1, 1]},
+        {"context_lens": [9, 2]},
+        {"tables": [array("i", [1, 2])]},
+        {"tables": [array("i", []), array("i", [1])]},
+        {"tables": [array("q", [1]), array("i", [1])]},
+        {"table_starts": [-4, 0]},
+        {"table_starts": [4, 0]},
+    ],
+)
+@torch.inference_mode()
+def test_lists_that_do_not_fit_together_are_refused(wrong: dict[str, list[int]]) -> None:
+    step = Step([1, 2, 3], [2, 1], [2, 1], [array("i", [1]), array("i", [2])], [0, 0])
+    replay = OPS.record(Pass(), BLOCK)
+    assert replay(*step) is not None
+    with pytest.raises(ValueError, match=r"do not fit together|array of 32-bit integers"):
+        replay(*step._replace(**wrong))  # type: ignore[arg-type]
 
 
 @needs_native

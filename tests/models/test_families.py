@@ -1,5 +1,6 @@
 """Every native family against transformers on tiny random weights."""
 
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 
@@ -60,15 +61,16 @@ NOT_RECORDED = {"mixtral", "qwen3-moe", "qwen3-moe-sparse", "qwen3-moe-unnormali
 def test_a_recorded_pass_gives_the_same_bits(family: str, checkpoint: Callable[[str], Path]) -> None:
     model = load_model(checkpoint(family), dtype="float32")
     cache, other_cache = model.new_cache(17, BLOCK), model.new_cache(17, BLOCK)
-    replay = model.replay(cache)
+    replay = model.replay(cache, BLOCK)
     assert replay is not None
-    token_ids = torch.tensor(_prompt(60))
+    token_ids = _prompt(60)
     for first, end in ((0, 50), (50, 51), (51, 55)):
-        layout = layout_of([end - first], [end], [list(range(-(-end // BLOCK)))], BLOCK)
-        hidden = replay(token_ids[first:end], layout)
+        some, blocks = token_ids[first:end], list(range(-(-end // BLOCK)))
+        hidden = replay(some, [len(some)], [end], [array("i", blocks)], [0])
         assert (hidden is None) == (family in NOT_RECORDED)
         if hidden is not None:
-            assert torch.equal(hidden, model.forward(token_ids[first:end], layout, other_cache))
+            layout = layout_of([len(some)], [end], [blocks], BLOCK)
+            assert torch.equal(hidden, model.forward(torch.tensor(some), layout, other_cache))
 
 
 def test_a_window_needs_only_its_own_blocks(checkpoint: Callable[[str], Path]) -> None:

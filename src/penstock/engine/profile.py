@@ -203,7 +203,7 @@ class _Model:
         self._profiler.lap("between ops")
         return hidden
 
-    def replay(self, cache: list[KVBlocks]) -> None:
+    def replay(self, cache: list[KVBlocks], block_size: int) -> None:
         """Return nothing: what is repeated in one call has no parts to be timed."""
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -271,8 +271,8 @@ class _Ops:
             of_bytes=form is not None and form.int8_activations,
         )
 
-    def record(self, forward: Callable[[Tensor, BatchLayout], Tensor]) -> Replay | None:
-        return self._ops.record(forward)
+    def record(self, forward: Callable[[Tensor, BatchLayout], Tensor], block_size: int) -> Replay | None:
+        return self._ops.record(forward, block_size)
 
     def embed(self, token_ids: Tensor, table: Tensor, dtype: torch.dtype, *, scale: float = 1.0) -> Tensor:
         self._profiler.lap("between ops")

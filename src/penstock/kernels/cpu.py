@@ -60,9 +60,9 @@ class CPUOps:
         return PackedLinear(gate, gate_bias, up, up_bias, activation=activation, quantization=self.quantization)
 
     @staticmethod
-    def record(forward: Forward) -> NativeReplay:
+    def record(forward: Forward, block_size: int) -> NativeReplay:
         """Return what repeats ``forward``."""
-        return NativeReplay(forward)
+        return NativeReplay(forward, block_size)
 
     @staticmethod
     def embed(token_ids: Tensor, table: Tensor, dtype: torch.dtype, *, scale: float = 1.0) -> Tensor:

@@ -4,6 +4,7 @@ T packed tokens, N outputs, K inputs, E width, F feed-forward width, H query hea
 per block.
 """
 
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -37,11 +38,18 @@ class Attention(Protocol):
 class Replay(Protocol):
     """A model's forward pass over one cache, as a backend repeats it."""
 
-    def __call__(self, token_ids: Tensor, layout: BatchLayout) -> Tensor | None:
-        """Return the hidden states [T, E] of ``token_ids`` [T] int64, valid until the next call; writes the cache.
+    def __call__(
+        self,
+        token_ids: list[int],
+        query_lens: list[int],
+        context_lens: list[int],
+        tables: "list[array[int]]",
+        table_starts: list[int],
+    ) -> Tensor | None:
+        """Return the hidden states [T, E] of ``token_ids``, valid until the next call; writes the cache.
 
-        They are those of the pass itself to the last bit. None, and nothing done, for a step or a pass that cannot be
-        repeated.
+        The others are what ``BatchLayout.pack`` takes. To the last bit they are what the pass itself gives. None, and
+        nothing done, for a step or a pass that cannot be repeated.
         """
 
 
@@ -98,7 +106,7 @@ class Ops(Protocol):
         ``activation`` is ``silu``, or ``gelu_tanh``: Gaussian error linear units by tanh.
         """
 
-    def record(self, forward: Callable[[Tensor, BatchLayout], Tensor]) -> Replay | None:
+    def record(self, forward: Callable[[Tensor, BatchLayout], Tensor], block_size: int) -> Replay | None:
         """Return a faster way to do what ``forward`` does in this backend's ops; None where there is none."""
 
     def embed(self, token_ids: Tensor, table: Tensor, dtype: torch.dtype, *, scale: float = 1.0) -> Tensor:

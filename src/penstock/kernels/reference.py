@@ -30,7 +30,7 @@ class ReferenceOps:
     plan_attention = staticmethod(plan_attention)
 
     @staticmethod
-    def record(forward: Callable[[Tensor, BatchLayout], Tensor]) -> None:
+    def record(forward: Callable[[Tensor, BatchLayout], Tensor], block_size: int) -> None:
         """Return nothing: torch's ops are called one by one."""
 
     @staticmethod

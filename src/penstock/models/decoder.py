@@ -77,9 +77,9 @@ class DecoderModel:
             x_TE = self._frame.run_layer(layer, x_TE, kv, step)
         return self._frame.finish(x_TE)
 
-    def replay(self, cache: list[KVBlocks]) -> Replay | None:
+    def replay(self, cache: list[KVBlocks], block_size: int) -> Replay | None:
         """Return a faster ``forward`` over ``cache``, for steps without adapters; None where there is none."""
-        return self._ops.record(partial(self.forward, cache=cache))
+        return self._ops.record(partial(self.forward, cache=cache), block_size)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return [R, V] float32 from ``hidden`` [R, E]."""

@@ -42,7 +42,7 @@ class LanguageModel(Protocol):
         Rows in ``adapted`` run with their adapters.
         """
 
-    def replay(self, cache: list[KVBlocks]) -> Replay | None:
+    def replay(self, cache: list[KVBlocks], block_size: int) -> Replay | None:
         """Return a faster ``forward`` over ``cache``, for steps without adapters; None where there is none."""
 
     def logits(self, hidden: Tensor) -> Tensor:

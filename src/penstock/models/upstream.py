@@ -168,7 +168,7 @@ class UpstreamModel:
         hidden: Tensor = output.last_hidden_state[0]
         return hidden
 
-    def replay(self, cache: list[KVBlocks]) -> None:
+    def replay(self, cache: list[KVBlocks], block_size: int) -> None:
         """Return nothing: what transformers' code does between native ops cannot be recorded."""
 
     def logits(self, hidden: Tensor) -> Tensor:

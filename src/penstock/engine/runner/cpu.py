@@ -33,7 +33,7 @@ class RunnableModel(Protocol):
     def forward(self, token_ids: Tensor, layout: BatchLayout, cache: list[KVBlocks], adapted: Adapted = ()) -> Tensor:
         """Return the final hidden states [T, E] of ``token_ids`` [T] int64, writing their keys and values."""
 
-    def replay(self, cache: list[KVBlocks]) -> Replay | None:
+    def replay(self, cache: list[KVBlocks], block_size: int) -> Replay | None:
         """Return a faster ``forward`` over ``cache``, for steps without adapters; None where there is none."""
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ class CPURunner:
     def __init__(self, model: RunnableModel, cache: list[KVBlocks], sampler: Sampler, *, block_size: int) -> None:
         self._model = model
         self._cache = cache
-        self._replay = model.replay(cache)
+        self._replay = model.replay(cache, block_size)
         self._sampler = sampler
         self._block_size = block_size
         self._masks = GrammarMasks()
@@ -90,14 +90,10 @@ class CPURunner:
         """Compute the batch; see ``Runner.execute``."""
         if batch.block_copies:
             copy_blocks(self._cache, batch.block_copies)
-        token_ids = torch.tensor(batch.token_ids, dtype=torch.int64)
-        layout = BatchLayout.pack(
-            batch.query_lens, batch.context_lens, batch.block_tables, self._block_size, batch.table_starts
-        )
         # Grammars are followed while the model runs, on the core that it leaves free.
         pending = self._masks.begin(batch.sample_ids)
         try:
-            hidden = self._forward(token_ids, layout, self._adapted(batch))
+            hidden = self._forward(batch)
             scores = self._score(batch, hidden) if batch.score_rows else []
             if not batch.sample_rows:
                 return StepResult([], scores)
@@ -110,10 +106,17 @@ class CPURunner:
             masks = self._masks.finish(pending)
         return StepResult(self._sampler.sample(logits, batch.sample_ids, masks), scores)
 
-    def _forward(self, token_ids: Tensor, layout: BatchLayout, adapted: Adapted) -> Tensor:
+    def _forward(self, batch: ScheduledBatch) -> Tensor:
         """Return the hidden states [T, E], valid until the next step."""
-        hidden = None if adapted or self._replay is None else self._replay(token_ids, layout)
-        return self._model.forward(token_ids, layout, self._cache, adapted) if hidden is None else hidden
+        placement = (batch.query_lens, batch.context_lens, batch.block_tables)
+        adapted = self._adapted(batch)
+        if self._replay is not None and not adapted:
+            hidden = self._replay(batch.token_ids, *placement, batch.table_starts)
+            if hidden is not None:
+                return hidden
+        token_ids = torch.tensor(batch.token_ids, dtype=torch.int64)
+        layout = BatchLayout.pack(*placement, self._block_size, batch.table_starts)
+        return self._model.forward(token_ids, layout, self._cache, adapted)
 
     def _adapted(self, batch: ScheduledBatch) -> Adapted:
         """Return which rows run with which adapter."""

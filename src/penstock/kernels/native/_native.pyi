@@ -1,5 +1,7 @@
 """Addresses are integers; see ``kernels.h`` for what lies there."""
 
+from array import array
+
 def isa() -> str: ...
 def choose(isa: str) -> None: ...
 def runs(isa: str) -> bool: ...
@@ -11,6 +13,31 @@ class Tape:
     def begin(self) -> None: ...
     def end(self) -> None: ...
     def run(self, num_rows: int, num_sequences: int, /) -> None: ...
+
+class StepInputs:
+    def __init__(
+        self,
+        max_tokens: int,
+        table_width: int,
+        block_size: int,
+        token_ids: int,
+        positions: int,
+        slots: int,
+        query_starts: int,
+        context_lens: int,
+        tables: int,
+        table_starts: int,
+        /,
+    ) -> None: ...
+    def load(
+        self,
+        token_ids: list[int],
+        query_lens: list[int],
+        context_lens: list[int],
+        tables: list[array[int]],
+        table_starts: list[int],
+        /,
+    ) -> None: ...
 
 class PackedLinear:
     def __init__(

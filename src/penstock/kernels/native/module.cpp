@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "../sampling/draw.h"
+#include "inputs.h"
 #include "kernels.h"
 #include "pool.h"
 #include "tape.h"
@@ -580,6 +581,9 @@ NB_MODULE(_native, m) {
         .def("begin", &Tape::begin)
         .def("end", &Tape::end)
         .def("run", &Tape::run, Unlocked());
+    nb::class_<StepInputs>(m, "StepInputs")
+        .def(nb::init<int64_t, int64_t, int64_t, Address, Address, Address, Address, Address, Address, Address>())
+        .def("load", &StepInputs::load);
     m.def("isa", [] { return std::string(Machine::get().kernels().name); });
     m.def("choose", [](const std::string& isa) { Machine::get().choose(isa); }, nb::arg("isa"));
     m.def("runs", [](const std::string& isa) { return find(isa) && find(isa)->runs; }, nb::arg("isa"));

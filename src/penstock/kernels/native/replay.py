@@ -7,6 +7,7 @@ T packed tokens, S sequences, E width.
 """
 
 import weakref
+from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -32,26 +33,37 @@ Forward = Callable[[Tensor, BatchLayout], Tensor]
 class NativeReplay:
     """See ``ops.Replay``."""
 
-    def __init__(self, forward: Forward) -> None:
+    def __init__(self, forward: Forward, block_size: int) -> None:
         """``forward`` has to do the same whatever the step, and what its tensors lie on has to live as long as it."""
         self._forward = forward
+        self._block_size = block_size
         self._recording: _Recording | None = None
         self._is_recordable = True
 
-    def __call__(self, token_ids: Tensor, layout: BatchLayout) -> Tensor | None:
+    def __call__(
+        self,
+        token_ids: list[int],
+        query_lens: list[int],
+        context_lens: list[int],
+        tables: "list[array[int]]",
+        table_starts: list[int],
+    ) -> Tensor | None:
         """See ``ops.Replay``."""
         if not self._is_recordable or len(token_ids) > MAX_TOKENS:
             return None
-        width = layout.tables.shape[1]
+        width = max(map(len, tables))
         if self._recording is None or width > self._recording.table_width:
             self._recording = None  # its memory first
             table_width = max(_LEAST_WIDTH, 1 << (width - 1).bit_length())
             try:
-                self._recording = _Recording(self._forward, table_width, layout.block_size)
+                self._recording = _Recording(self._forward, table_width, self._block_size)
             except _Unrecordable:
                 self._is_recordable = False
                 return None
-        return self._recording(token_ids, layout)
+        recording = self._recording
+        recording.inputs.load(token_ids, query_lens, context_lens, tables, table_starts)
+        recording.tape.run(len(token_ids), len(query_lens))
+        return recording.hidden[: len(token_ids)]
 
 
 class _Unrecordable(Exception):
@@ -65,43 +77,38 @@ class _Recording:
         assert NATIVE is not None
         self.table_width = table_width
         self._arena = Arena()
-        self._token_ids = torch.zeros(MAX_TOKENS, dtype=torch.int64)
-        self._layout = BatchLayout(
-            positions=torch.zeros(MAX_TOKENS, dtype=torch.int64),
-            slots=torch.zeros(MAX_TOKENS, dtype=torch.int64),
-            query_starts=torch.zeros(MAX_TOKENS + 1, dtype=torch.int32),
-            context_lens=torch.zeros(MAX_TOKENS, dtype=torch.int32),
-            tables=torch.zeros(MAX_TOKENS, table_width, dtype=torch.int32),
-            table_starts=torch.zeros(MAX_TOKENS, dtype=torch.int32),
+        self._token_ids = _zeros(MAX_TOKENS)
+        layout = self._layout = BatchLayout(
+            positions=_zeros(MAX_TOKENS),
+            slots=_zeros(MAX_TOKENS),
+            query_starts=_zeros(MAX_TOKENS + 1, dtype=torch.int32),
+            context_lens=_zeros(MAX_TOKENS, dtype=torch.int32),
+            tables=_zeros(MAX_TOKENS, table_width, dtype=torch.int32),
+            table_starts=_zeros(MAX_TOKENS, dtype=torch.int32),
             query_lens_list=[1] * MAX_TOKENS,
             context_lens_list=[1] * MAX_TOKENS,
             block_size=block_size,
         )
-        self._inputs = [tensor.numpy() for tensor in (self._token_ids, *_tensors(self._layout))]
-        self._tape = NATIVE.Tape(MAX_TOKENS, MAX_TOKENS)
+        self.inputs = NATIVE.StepInputs(
+            MAX_TOKENS,
+            table_width,
+            block_size,
+            self._token_ids.data_ptr(),
+            layout.positions.data_ptr(),
+            layout.slots.data_ptr(),
+            layout.query_starts.data_ptr(),
+            layout.context_lens.data_ptr(),
+            layout.tables.data_ptr(),
+            layout.table_starts.data_ptr(),
+        )
+        self.tape = NATIVE.Tape(MAX_TOKENS, MAX_TOKENS)
         only_views = _OnlyViews()  # type: ignore[no-untyped-call]
-        with only_views, _taking_from(self._arena), _onto(self._tape):
-            self._hidden = forward(self._token_ids, self._layout)
-
-    def __call__(self, token_ids: Tensor, layout: BatchLayout) -> Tensor:
-        """Return hidden states [T, E], valid until the next call."""
-        for room, tensor in zip(self._inputs, (token_ids, *_tensors(layout)), strict=True):
-            values = tensor.numpy()
-            room[tuple(map(slice, values.shape))] = values
-        num_tokens = len(token_ids)
-        self._tape.run(num_tokens, len(layout.context_lens))
-        return self._hidden[:num_tokens]
+        with only_views, _taking_from(self._arena), _onto(self.tape):
+            self.hidden = forward(self._token_ids, layout)
 
 
-def _tensors(layout: BatchLayout) -> tuple[Tensor, ...]:
-    return (
-        layout.positions,
-        layout.slots,
-        layout.query_starts,
-        layout.context_lens,
-        layout.tables,
-        layout.table_starts,
-    )
+def _zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
+    return torch.zeros(shape, dtype=dtype)
 
 
 class _OnlyViews(TorchDispatchMode):  # type: ignore[no-untyped-call]
