@@ -58,9 +58,8 @@ class DecoderFrame:
         head = self._embedding if config.tie_word_embeddings else loader.tensor("lm_head.weight", V, E)
         self._head = loader.ops.prepare_linear(head, None)
         self._windows = {layer.window for layer in config.layers}
-        self._ropes = [
-            RotaryEmbedding(rope, config.head_dim, max_tokens or config.max_positions, loader.ops) for rope in config.ropes
-        ]
+        max_tokens = max_tokens or config.max_positions
+        self._ropes = [RotaryEmbedding(rope, config.head_dim, max_tokens, loader.ops) for rope in config.ropes]
 
     def begin(self, layout: BatchLayout, adapted: Adapted = ()) -> Step:
         """Return what all layers of one forward pass share."""

@@ -12,6 +12,7 @@
 #include <memory>
 #include <mutex>
 #include <new>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -154,23 +155,47 @@ int64_t rows_each(int64_t num_rows, int64_t width) {
     return std::max(least, ceil_div(num_rows, Machine::get().num_threads() * 4));
 }
 
-// Memory that asks for huge pages: weights are read from front to back once a step, and translating 4 KiB addresses
-// halves the speed of that.
+// Zeroed memory in huge pages: weights are read from front to back once a step, and translating 4 KiB addresses halves
+// the speed of that. Most matrices are smaller than such a page or end within one, so they lie one after another in
+// shared stretches, each of which is given back when nothing in it is left.
 class HugePages {
    public:
-    explicit HugePages(size_t bytes) : bytes_(std::max<size_t>(bytes, 64)) {
-        void* mapped = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (mapped == MAP_FAILED) throw std::bad_alloc();
-        data_ = mapped;
-        if (bytes_ >= (2u << 20)) madvise(data_, bytes_, MADV_HUGEPAGE);
+    explicit HugePages(size_t bytes) {
+        constexpr size_t kStretch = size_t{64} << 20, kLine = 64;
+        static std::mutex mutex;
+        static std::weak_ptr<Stretch> open;
+        bytes = (bytes + kLine - 1) / kLine * kLine;
+        std::lock_guard lock(mutex);
+        stretch_ = open.lock();
+        if (!stretch_ || stretch_->size - stretch_->used < bytes) {
+            stretch_ = std::make_shared<Stretch>(std::max(bytes, kStretch));
+            if (bytes < kStretch) open = stretch_;
+        }
+        data_ = static_cast<char*>(stretch_->begin) + stretch_->used;
+        stretch_->used += bytes;
     }
-    ~HugePages() { munmap(data_, bytes_); }
-    HugePages(const HugePages&) = delete;
-    HugePages& operator=(const HugePages&) = delete;
     void* data() const { return data_; }
 
    private:
-    size_t bytes_;
+    struct Stretch {
+        explicit Stretch(size_t bytes) : size(bytes), mapped_size(bytes + kPage) {
+            mapped = mmap(nullptr, mapped_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+            if (mapped == MAP_FAILED) throw std::bad_alloc();
+            begin = reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(mapped) + kPage - 1) / kPage * kPage);
+            madvise(begin, size, MADV_HUGEPAGE);
+        }
+        ~Stretch() { munmap(mapped, mapped_size); }
+        Stretch(const Stretch&) = delete;
+        Stretch& operator=(const Stretch&) = delete;
+
+        static constexpr size_t kPage = size_t{2} << 20;
+        size_t size, mapped_size;
+        size_t used = 0;
+        void* mapped;
+        void* begin;  // at the beginning of a huge page
+    };
+
+    std::shared_ptr<Stretch> stretch_;
     void* data_;
 };
 
@@ -195,12 +220,13 @@ class PackedLinear {
         packed_.gelu = gelu;
         packed_.panels = memory_.data();
         const int64_t num_places = num_panels_ * kernels_.panel_width;
+        const int64_t num_scales = group ? num_places * packed_.num_groups() : 0;
         if (group) {
-            scales_.resize(num_places * packed_.num_groups());
-            packed_.scales = scales_.data();
+            scales_.emplace(num_scales * sizeof(float));
+            packed_.scales = static_cast<float*>(scales_->data());
         }
         if (zeros || up_zeros) {
-            zeros_.resize(scales_.size());
+            zeros_.resize(num_scales);
             packed_.zeros = zeros_.data();
         }
         if (bias) {
@@ -285,7 +311,8 @@ class PackedLinear {
     int64_t num_panels_;
     int64_t padded_inputs_;
     HugePages memory_;
-    std::vector<float> bias_, scales_;
+    std::optional<HugePages> scales_;
+    std::vector<float> bias_;
     std::vector<uint8_t> zeros_;
     PackedWeight packed_;
 };
