@@ -1,8 +1,8 @@
 """torch, imported without what only tracing needs: a third of the time that importing all of it takes.
 
 ``import torch`` ends by registering thousands of shape functions and decompositions written in Python. torch.compile,
-torch.export and fake tensors use them, and torch.Generator cannot be made without them; running ops does not. Here those
-modules come empty, and are executed when somebody reaches into one of them, or begins to trace.
+torch.export and fake tensors use them, and torch.Generator cannot be made without them; running ops does not. Here
+those modules come empty, and are executed when somebody reaches into one of them, or begins to trace.
 """
 
 import importlib.machinery

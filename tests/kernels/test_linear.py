@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from penstock.errors import KernelUnsupported
-from penstock.kernels import QUANTIZATIONS, Quantization, WeightCodes
-from penstock.kernels.linear.cpu import PackedLinear
+from penstock.kernels import QUANTIZATIONS, CPUOps, Quantization, ReferenceOps, WeightCodes
+from penstock.kernels.linear.cpu import PackedLinear, form_that_holds
 from penstock.kernels.linear.reference import (
     ReferenceGatedLinear,
     ReferenceLinear,
@@ -114,6 +114,7 @@ def draw_codes(num_outputs: int, num_inputs: int, form: Quantization, *, has_zer
     """Return codes of every value there is."""
     shape, num_groups = (num_outputs, num_inputs), -(-num_inputs // form.group)
     return WeightCodes(
+        form,
         torch.randint(0, 2**form.bits, shape, dtype=torch.uint8),
         (torch.rand(num_outputs, num_groups) - 0.3) / (2**form.bits * num_inputs**0.5),
         torch.randint(0, 2**form.bits, (num_outputs, num_groups), dtype=torch.uint8) if has_zeros else None,
@@ -127,11 +128,11 @@ def test_codes_equal_the_reference(isa: str, form: Quantization, has_zeros: bool
     torch.manual_seed(0)
     for num_inputs, num_outputs in [*SIZES, (1100, 40)]:
         gate, up = (draw_codes(num_outputs, num_inputs, form, has_zeros=has_zeros) for _ in range(2))
-        exact_gate, exact_up = (dequantize(codes, form).double() for codes in (gate, up))
+        exact_gate, exact_up = (dequantize(codes).double() for codes in (gate, up))
         bias = torch.randn(num_outputs)
         with using(isa, 2):
-            plain = PackedLinear(gate, bias, quantization=form)
-            gated = PackedLinear(gate, bias, up, -bias, quantization=form)
+            plain = PackedLinear(gate, bias)
+            gated = PackedLinear(gate, bias, up, -bias)
             for num_tokens in NUM_TOKENS:
                 x = between_poison(torch.randn(num_tokens, num_inputs))
                 seen = round_activations(x) if form.int8_activations else x.double()
@@ -210,9 +211,37 @@ def test_forms_that_no_kernel_has_are_refused() -> None:
     form = Quantization(bits=4, group=32, int8_activations=True)
     codes = draw_codes(4, 64, form, has_zeros=True)
     with pytest.raises(KernelUnsupported, match=r"\[4, 2\], not a dense"):
-        PackedLinear(replace(codes, scales=torch.ones(4, 1)), None, quantization=form)
+        PackedLinear(replace(codes, scales=torch.ones(4, 1)), None)
     with pytest.raises(KernelUnsupported, match="up projection"):
         PackedLinear(weight, None, torch.randn(5, 64))
+
+
+def test_the_form_that_holds_codes() -> None:
+    def held(bits: int, group: int | None) -> tuple[int, int] | None:
+        form = form_that_holds(bits, group, int8_activations=False)
+        return None if form is None else (form.bits, form.group)
+
+    assert held(2, 32) == held(4, 32) == (4, 32)
+    assert held(5, 128) == held(8, 128) == (8, 128)
+    assert held(4, None) == (4, 512)
+    assert held(4, 1024) == (4, 512)
+    assert held(4, 1056) == (4, 352)
+    assert held(4, 32 * 17) == (4, 32)
+    assert held(4, 16) is None
+    assert held(4, 48) is None
+    assert held(9, 32) is None
+
+
+def test_a_setting_goes_for_codes_too() -> None:
+    kept = CPUOps().form_of_codes(8, None, int8_activations=True)
+    assert kept is not None
+    assert kept.int8_activations
+    exact = CPUOps(QUANTIZATIONS["w4a16"]).form_of_codes(3, 64, int8_activations=True)
+    assert exact == Quantization(bits=4, group=64, int8_activations=False)
+    narrow = CPUOps(QUANTIZATIONS["int8"]).form_of_codes(4, 64, int8_activations=False)
+    assert narrow == Quantization(bits=4, group=64, int8_activations=True)
+    assert CPUOps(QUANTIZATIONS["int4"]).form_of_codes(8, 64, int8_activations=False) is None
+    assert ReferenceOps().form_of_codes(4, 64, int8_activations=False) is None
 
 
 @pytest.mark.parametrize("form", [None, *QUANTIZATIONS.values()], ids=lambda form: named(form) if form else "as it is")

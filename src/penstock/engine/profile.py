@@ -16,8 +16,17 @@ from penstock.engine.host import SteppedEngine
 from penstock.engine.runner.base import Runner, StepResult
 from penstock.engine.runner.cpu import RunnableModel
 from penstock.engine.scheduler import ScheduledBatch
-from penstock.kernels import Attention, BatchLayout, HeadNorms, KVBlocks, Linear, Ops, Replay
-from penstock.kernels.linear.quantization import Quantization
+from penstock.kernels import (
+    Attention,
+    BatchLayout,
+    HeadNorms,
+    KVBlocks,
+    Linear,
+    Ops,
+    Quantization,
+    Replay,
+    WeightCodes,
+)
 from penstock.kernels.ops import CacheShapes
 from penstock.models import ModelConfig
 from penstock.models.lora import Adapted, Adapter
@@ -237,7 +246,10 @@ class _Ops:
     def cache_shapes(self, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int) -> CacheShapes:
         return self._ops.cache_shapes(num_blocks, block_size, num_kv_heads, head_dim)
 
-    def prepare_linear(self, weight: Tensor, bias: Tensor | None, *, exact: bool = False) -> Linear:
+    def form_of_codes(self, bits: int, group: int | None, *, int8_activations: bool) -> Quantization | None:
+        return self._ops.form_of_codes(bits, group, int8_activations=int8_activations)
+
+    def prepare_linear(self, weight: Tensor | WeightCodes, bias: Tensor | None, *, exact: bool = False) -> Linear:
         N, K = weight.shape
         role = self._roles.get((N, K), f"linear {N} x {K}")
         linear = self._ops.prepare_linear(weight, bias, exact=exact)
@@ -245,8 +257,8 @@ class _Ops:
 
     def prepare_gated_linear(
         self,
-        gate: Tensor,
-        up: Tensor,
+        gate: Tensor | WeightCodes,
+        up: Tensor | WeightCodes,
         gate_bias: Tensor | None,
         up_bias: Tensor | None,
         *,
@@ -257,10 +269,21 @@ class _Ops:
         return self._timed(linear, "gate_up", gate, num_rows=2 * F, num_outputs=F)
 
     def _timed(
-        self, linear: Linear, role: str, weight: Tensor, *, num_rows: int, num_outputs: int, exact: bool = False
+        self,
+        linear: Linear,
+        role: str,
+        weight: Tensor | WeightCodes,
+        *,
+        num_rows: int,
+        num_outputs: int,
+        exact: bool = False,
     ) -> Linear:
         form, K = None if exact else self._quantization, weight.shape[1]
-        element_bytes = weight.element_size() if form is None else form.weight_bytes
+        if isinstance(weight, Tensor):
+            element_bytes = weight.element_size() if form is None else form.weight_bytes
+        else:
+            form = weight.form
+            element_bytes = form.weight_bytes
         return _Linear(
             linear,
             role,

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from penstock.errors import InvalidSetting, KernelUnsupported
 from penstock.kernels.layout import BatchLayout, KVBlocks
-from penstock.kernels.linear.cpu import FLOAT_KINDS, PackedLinear
-from penstock.kernels.linear.quantization import QUANTIZATIONS, Quantization
+from penstock.kernels.linear.cpu import FLOAT_KINDS, PackedLinear, form_that_holds
+from penstock.kernels.linear.quantization import QUANTIZATIONS, Quantization, WeightCodes
 from penstock.kernels.native import NATIVE, checked, checked_rows, describe
 from penstock.kernels.native.cache import cache_addresses
 from penstock.kernels.native.replay import Forward, NativeReplay, empty
@@ -23,7 +23,8 @@ class CPUOps:
     """See ``ops.Ops``. A token's result does not depend on what else is in the batch, to the last bit."""
 
     quantization: Quantization | None = None
-    """What projections are kept in; None leaves them as they come."""
+    """What projections are kept in; None leaves them as they come. Codes are kept if they have no more bits, and what
+    is said of activations goes for them too."""
 
     plan_attention = staticmethod(CPUAttention)
 
@@ -43,14 +44,20 @@ class CPUOps:
         heads = (num_blocks, num_kv_heads)
         return CacheShapes((*heads, head_dim, block_size), (*heads, block_size, head_dim), (*heads, block_size))
 
-    def prepare_linear(self, weight: Tensor, bias: Tensor | None, *, exact: bool = False) -> Linear:
+    def form_of_codes(self, bits: int, group: int | None, *, int8_activations: bool) -> Quantization | None:
+        """See ``ops.Ops``; codes of more bits than asked for are wanted as floats, to be rounded again."""
+        asked = self.quantization
+        form = form_that_holds(bits, group, int8_activations=asked.int8_activations if asked else int8_activations)
+        return None if asked is not None and form is not None and form.bits > asked.bits else form
+
+    def prepare_linear(self, weight: Tensor | WeightCodes, bias: Tensor | None, *, exact: bool = False) -> Linear:
         """Pack."""
         return PackedLinear(weight, bias, quantization=None if exact else self.quantization)
 
     def prepare_gated_linear(
         self,
-        gate: Tensor,
-        up: Tensor,
+        gate: Tensor | WeightCodes,
+        up: Tensor | WeightCodes,
         gate_bias: Tensor | None,
         up_bias: Tensor | None,
         *,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from penstock.kernels.layout import BatchLayout, KVBlocks
+from penstock.kernels.linear.quantization import Quantization, WeightCodes
 
 
 class Linear(Protocol):
@@ -86,7 +87,13 @@ class Ops(Protocol):
     def cache_shapes(self, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int) -> CacheShapes:
         """Return the shapes of one layer's cache, blocks outermost."""
 
-    def prepare_linear(self, weight: Tensor, bias: Tensor | None, *, exact: bool = False) -> Linear:
+    def form_of_codes(self, bits: int, group: int | None, *, int8_activations: bool) -> Quantization | None:
+        """Return the form to give codes in that a checkpoint has; None if they are to be given as floats.
+
+        ``group`` inputs share a scale, all if it is None; ``int8_activations`` is what the checkpoint is made for.
+        """
+
+    def prepare_linear(self, weight: Tensor | WeightCodes, bias: Tensor | None, *, exact: bool = False) -> Linear:
         """Take a weight [N, K] and bias [N] into the form this backend computes with, once at load.
 
         ``exact`` keeps the weight as it is, whatever precision the backend keeps others in.
@@ -94,8 +101,8 @@ class Ops(Protocol):
 
     def prepare_gated_linear(
         self,
-        gate: Tensor,
-        up: Tensor,
+        gate: Tensor | WeightCodes,
+        up: Tensor | WeightCodes,
         gate_bias: Tensor | None,
         up_bias: Tensor | None,
         *,

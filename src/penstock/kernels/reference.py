@@ -8,6 +8,7 @@ from torch import Tensor
 from penstock.kernels.add.reference import add
 from penstock.kernels.embedding.reference import embed
 from penstock.kernels.layout import BatchLayout
+from penstock.kernels.linear.quantization import Quantization
 from penstock.kernels.linear.reference import ReferenceGatedLinear, ReferenceLinear
 from penstock.kernels.ops import CacheShapes
 from penstock.kernels.paged_attention.reference import plan_attention
@@ -32,6 +33,11 @@ class ReferenceOps:
     @staticmethod
     def record(forward: Callable[[Tensor, BatchLayout], Tensor], block_size: int) -> None:
         """Return nothing: torch's ops are called one by one."""
+
+    @staticmethod
+    def form_of_codes(bits: int, group: int | None, *, int8_activations: bool) -> Quantization | None:
+        """Return None: this backend computes with floats."""
+        return None
 
     @staticmethod
     def activation_dtype(weights_dtype: torch.dtype) -> torch.dtype:

@@ -14,6 +14,20 @@ _CODE_INPUTS, _MAX_GROUP = 32, 512
 """What groups are multiples of, and the largest: ``native/kernels.h``."""
 
 
+def form_that_holds(bits: int, group: int | None, *, int8_activations: bool) -> Quantization | None:
+    """Return the smallest form that holds codes of ``bits`` in groups of ``group`` inputs to the last bit.
+
+    None as a group is all inputs. A group that is too large is kept as several with the same scale; one that is no
+    multiple of 32 has no form, and the result is None.
+    """
+    if bits > 8 or (group is not None and group % _CODE_INPUTS):
+        return None
+    parts = range(1, 1 if group is None else group // _CODE_INPUTS + 1)
+    sizes = (group // n for n in parts if group is not None and group % (n * _CODE_INPUTS) == 0)
+    kept = next((size for size in sizes if size <= _MAX_GROUP), _MAX_GROUP)
+    return Quantization(bits=4 if bits <= 4 else 8, group=kept, int8_activations=int8_activations)
+
+
 class PackedLinear:
     """A weight laid out once for the vector unit. See ``native/kernels.h`` for the layout."""
 
@@ -30,11 +44,11 @@ class PackedLinear:
         """Pack a copy of ``weight`` [N, K] and, if it is gated, of ``up`` [N, K]; biases [N] likewise.
 
         ``activation`` is the gate's: ``silu`` or ``gelu_tanh``.
-        ``quantization`` is the form codes have, and that floats are to be rounded to: 8 bits by the greatest magnitude
-        of each group, 4 bits by the scale that leaves the least squared error.
+        ``quantization`` is the form that floats are rounded to: 8 bits by the greatest magnitude of each group, 4 bits
+        by the scale that leaves the least squared error. Codes stay what they are.
         """
         assert NATIVE is not None
-        form = quantization
+        form = quantization if isinstance(weight, Tensor) else weight.form
         source = _Source(weight, form)
         up_source = None if up is None else _Source(up, form)
         self.num_outputs, self.num_inputs = source.shape
@@ -88,9 +102,9 @@ class _Source:
                 raise KernelUnsupported(f"no native product with a {weight.dtype} weight of {list(weight.shape)}")
             self.kind = FLOAT_KINDS[weight.dtype]
         else:
-            assert form is not None, "codes come with their form"
+            assert form == weight.form, "a gate and what it multiplies have one form"
             self._values = weight.codes
-            num_outputs, num_inputs = weight.codes.shape
+            num_outputs, num_inputs = weight.shape
             num_groups = -(-num_inputs // form.group)
             self.kind = _CODES[form.bits]
             self.scales = checked(weight.scales, torch.float32, num_outputs, num_groups)

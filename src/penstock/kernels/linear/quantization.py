@@ -30,12 +30,19 @@ class Quantization:
 class WeightCodes:
     """A matrix that comes in codes: what the codes of GPTQ, AWQ, compressed-tensors and GGUF map to."""
 
+    form: Quantization
     codes: Tensor
     """[N, K] uint8, a byte each whatever their bits"""
     scales: Tensor
     """[N, B] float32"""
     zeros: Tensor | None = None
     """[N, B] uint8; None: 128 for codes of 8 bits, 8 for those of 4"""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Return N and K."""
+        num_outputs, num_inputs = self.codes.shape
+        return num_outputs, num_inputs
 
 
 QUANTIZATIONS = {

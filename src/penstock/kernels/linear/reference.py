@@ -4,15 +4,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from penstock.kernels.linear.quantization import Quantization, WeightCodes
+from penstock.kernels.linear.quantization import WeightCodes
 
 
 class ReferenceLinear:
     """A weight as the checkpoint has it."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, *, exact: bool = True) -> None:
+    def __init__(self, weight: Tensor | WeightCodes, bias: Tensor | None, *, exact: bool = True) -> None:
         """Keep ``weight`` [N, K] and ``bias`` [N] as they are, which is exact whether asked for or not."""
-        self._weight = weight
+        self._weight = weight if isinstance(weight, Tensor) else dequantize(weight)
         self._bias = bias
 
     def __call__(self, x: Tensor, added: Tensor | None = None) -> Tensor:
@@ -26,8 +26,8 @@ class ReferenceGatedLinear:
 
     def __init__(
         self,
-        gate: Tensor,
-        up: Tensor,
+        gate: Tensor | WeightCodes,
+        up: Tensor | WeightCodes,
         gate_bias: Tensor | None,
         up_bias: Tensor | None,
         *,
@@ -45,9 +45,9 @@ class ReferenceGatedLinear:
         return out if added is None else out + added
 
 
-def dequantize(weight: WeightCodes, form: Quantization) -> Tensor:
+def dequantize(weight: WeightCodes) -> Tensor:
     """Return [N, K] float32: what codes stand for."""
-    num_inputs = weight.codes.shape[1]
+    form, (_, num_inputs) = weight.form, weight.shape
     zeros = torch.full_like(weight.scales, 2 ** (form.bits - 1)) if weight.zeros is None else weight.zeros.float()
     scales, zeros = (x.repeat_interleave(form.group, 1)[:, :num_inputs] for x in (weight.scales, zeros))
     return (weight.codes.float() - zeros) * scales
