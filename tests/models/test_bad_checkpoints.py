@@ -65,8 +65,6 @@ def change_weights(path: Path, change: Callable[[dict[str, torch.Tensor]], None]
         ({"dtype": "float8_e4m3fn"}, "one of"),
         ({"rms_norm_eps": "small"}, "wrong kind"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
-        ({"quantization_config": {"quant_method": "gptq"}}, r"quantized \(gptq\)"),
-        ({"quantization_config": "gptq"}, "wrong kind"),
         ({"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}}, "short_factor is None"),
         ({"rope_parameters": {"rope_type": "spiral", "rope_theta": 1e4}}, "rope_type is 'spiral'"),
         ({"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4}}, "rope_scaling.factor is None"),

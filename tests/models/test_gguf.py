@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from penstock.errors import ConfigError, ModelUnreadable
+from penstock.kernels import ReferenceOps
 from penstock.models import read_config, read_sampling_defaults
 from penstock.models.decoder import count_parameters, load_model
 from penstock.protocol import SamplingDefaults
@@ -50,13 +51,18 @@ def test_a_file_is_its_checkpoint(family: str, tmp_path: Path) -> None:
         assert getattr(ours, field) == getattr(theirs, field)
     assert [layer.window for layer in ours.layers] == [layer.window for layer in theirs.layers]
     assert ours.eos_token_ids == theirs.eos_token_ids
-    assert count_parameters(file, ours) == load_model(file).num_parameters + (8 if family == "llama-llama3" else 0)
+    num_extra = 8 if family == "llama-llama3" else 0
+    assert count_parameters(file, ours) == {None: load_model(file).num_parameters + num_extra}
 
 
 @pytest.mark.parametrize("kind", [K.F16, K.BF16, K.Q4_0, K.Q4_1, K.Q5_0, K.Q5_1, K.Q8_0], ids=lambda kind: kind.name)
 def test_formats(kind: K, tmp_path: Path) -> None:
     checkpoint, file = both(tmp_path, "llama", as_format(kind))
-    torch.testing.assert_close(logits(file), reference_logits(checkpoint, TOKENS), atol=1e-4, rtol=0)
+    found = logits(file)
+    torch.testing.assert_close(found, reference_logits(checkpoint, TOKENS), atol=1e-4, rtol=0)
+    coded = {scheme.bits for scheme in count_parameters(file, read_config(file)) if scheme is not None}
+    assert coded == ({K.Q4_0: {4}, K.Q5_0: {5}, K.Q8_0: {8}}.get(kind, set()))
+    torch.testing.assert_close(logits(file, ops=ReferenceOps()), found, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("kind", [K.Q4_K, K.Q5_K, K.Q6_K], ids=lambda kind: kind.name)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from penstock.errors import InvalidSetting, KernelUnsupported
-from penstock.kernels import QUANTIZATIONS, CPUOps, Linear, Quantization, ReferenceOps, ops_for
+from penstock.kernels import QUANTIZATIONS, CPUOps, Linear, Quantization, ReferenceOps, WeightCodes, ops_for
 from penstock.kernels.linear.cpu import PackedLinear
 from penstock.kernels.linear.reference import ReferenceLinear, round_activations
 from penstock.kernels.native import NATIVE
@@ -42,20 +42,23 @@ class RoundedOps(ReferenceOps):
         self._form = form
 
     def prepare_linear(  # type: ignore[override]
-        self, weight: Tensor, bias: Tensor | None, *, exact: bool = False
+        self, weight: Tensor | WeightCodes, bias: Tensor | None, *, exact: bool = False
     ) -> Linear:
+        assert isinstance(weight, Tensor)
         return ReferenceLinear(weight, bias) if exact else RoundedLinear(self._form, weight, bias)
 
     def prepare_gated_linear(  # type: ignore[override]
         self,
-        gate: Tensor,
-        up: Tensor,
+        gate: Tensor | WeightCodes,
+        up: Tensor | WeightCodes,
         gate_bias: Tensor | None,
         up_bias: Tensor | None,
         *,
         activation: str = "silu",
     ) -> Linear:
         assert activation == "silu"
+        assert isinstance(gate, Tensor)
+        assert isinstance(up, Tensor)
         gates, ups = RoundedLinear(self._form, gate, gate_bias), RoundedLinear(self._form, up, up_bias)
 
         def product(x: Tensor, added: Tensor | None = None) -> Tensor:

@@ -51,7 +51,7 @@ def test_compressed_tensors_there_and_back(scheme: Scheme, shape: tuple[int, int
     for dtype in (torch.bfloat16, torch.float32):
         weight = draw_weight(*shape, scheme, dtype=dtype)
         tensors = compressed_tensors.pack(weight)
-        assert_same(compressed_tensors.unpack(tensors, scheme, shape), weight)
+        assert_same(compressed_tensors.unpack(tensors, scheme), weight)
 
 
 def their_scheme(scheme: Scheme) -> QuantizationScheme:
@@ -94,7 +94,7 @@ def test_gptq_there_and_back(scheme: Scheme, shape: tuple[int, int], version: in
         weight.zeros[0, 0] = scheme.middle + 1
     if weight.groups is not None and torch.equal(weight.groups, weight.groups.sort()[0]):
         weight = replace(weight, scheme=replace(scheme, act_order=False), groups=None)
-    found = gptq.unpack(gptq.pack(weight, version=version), scheme, shape, version=version)
+    found = gptq.unpack(gptq.pack(weight, version=version), scheme, version=version)
     assert_same(found, weight)
 
 
@@ -131,7 +131,7 @@ def test_gptq_zeros_that_borrowed() -> None:
     weight.zeros[::3] = 0
     tensors = gptq.pack(weight, version=2)
     tensors["qzeros"] = tensors["qzeros"] - 0x11111111
-    assert_same(gptq.unpack(tensors, scheme, (16, 64), version=1), weight)
+    assert_same(gptq.unpack(tensors, scheme, version=1), weight)
     with pytest.raises(InvalidSetting, match=r"no zero of 0.*version 2"):
         gptq.pack(weight)
 
@@ -142,7 +142,7 @@ def test_awq_there_and_back(scheme: Scheme, shape: tuple[int, int]) -> None:
     weight = draw_weight(*shape, scheme)
     if weight.zeros is not None:
         weight.zeros[0, 0] = 0
-    assert_same(awq.unpack(awq.pack(weight), scheme, shape), weight)
+    assert_same(awq.unpack(awq.pack(weight), scheme), weight)
 
 
 def test_awq_by_hand() -> None:

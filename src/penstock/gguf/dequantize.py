@@ -45,7 +45,7 @@ def _bf16(blocks: Bytes) -> Floats:
 
 
 def _q4_0(blocks: Bytes) -> Floats:
-    return _half(blocks[:, :2]) * (_nibbles(blocks[:, 2:]).astype(np.float32) - 8)
+    return _half(blocks[:, :2]) * (_q4_0_codes(blocks).astype(np.float32) - 8)
 
 
 def _q4_1(blocks: Bytes) -> Floats:
@@ -53,8 +53,7 @@ def _q4_1(blocks: Bytes) -> Floats:
 
 
 def _q5_0(blocks: Bytes) -> Floats:
-    codes = _nibbles(blocks[:, 6:]) | _fifth_bits(blocks[:, 2:6])
-    return _half(blocks[:, :2]) * (codes.astype(np.float32) - 16)
+    return _half(blocks[:, :2]) * (_q5_0_codes(blocks).astype(np.float32) - 16)
 
 
 def _q5_1(blocks: Bytes) -> Floats:
@@ -107,6 +106,27 @@ def _q6_k(blocks: Bytes) -> Floats:
     return weights.reshape(-1, 256)
 
 
+def _q4_0_codes(blocks: Bytes) -> Bytes:
+    return _nibbles(blocks[:, 2:])
+
+
+def _q5_0_codes(blocks: Bytes) -> Bytes:
+    return _nibbles(blocks[:, 6:]) | _fifth_bits(blocks[:, 2:6])
+
+
+def _q8_0_codes(blocks: Bytes) -> Bytes:
+    return blocks[:, 2:] ^ np.uint8(128)
+
+
+@dataclass(frozen=True, slots=True)
+class Codes:
+    """Codes without sign of formats whose weights are a block's scale times a code less ``2 ** (bits - 1)``."""
+
+    bits: int
+    to_codes: Callable[[Bytes], Bytes]
+    """[B, block_bytes] to [B, block_elements]"""
+
+
 @dataclass(frozen=True, slots=True)
 class Format:
     """How weights are written."""
@@ -116,16 +136,18 @@ class Format:
     block_bytes: int
     to_floats: Callable[[Bytes], Floats]
     """[B, block_bytes] to [B, block_elements]"""
+    codes: Codes | None = None
+    """None where a scale and a code do not say it all"""
 
 
 FORMATS = {
     0: Format("F32", 1, 4, _f32),
     1: Format("F16", 1, 2, _f16),
-    2: Format("Q4_0", 32, 18, _q4_0),
+    2: Format("Q4_0", 32, 18, _q4_0, Codes(4, _q4_0_codes)),
     3: Format("Q4_1", 32, 20, _q4_1),
-    6: Format("Q5_0", 32, 22, _q5_0),
+    6: Format("Q5_0", 32, 22, _q5_0, Codes(5, _q5_0_codes)),
     7: Format("Q5_1", 32, 24, _q5_1),
-    8: Format("Q8_0", 32, 34, _q8_0),
+    8: Format("Q8_0", 32, 34, _q8_0, Codes(8, _q8_0_codes)),
     12: Format("Q4_K", 256, 144, _q4_k),
     13: Format("Q5_K", 256, 176, _q5_k),
     14: Format("Q6_K", 256, 210, _q6_k),
@@ -145,3 +167,11 @@ def dequantize(data: Bytes, number: int) -> Floats:
         for begin in range(0, len(blocks), step):
             out[begin : begin + step] = form.to_floats(np.ascontiguousarray(blocks[begin : begin + step]))
     return out.reshape(-1)
+
+
+def split_codes(data: Bytes, number: int) -> tuple[Bytes, NDArray[np.float16]]:
+    """Return codes [num_blocks, block_elements] and scales [num_blocks] of ``data`` in a format that has ``codes``."""
+    form = FORMATS[number]
+    assert form.codes is not None, form.name
+    blocks = data.reshape(-1, form.block_bytes)
+    return form.codes.to_codes(blocks), np.ascontiguousarray(blocks[:, :2]).view(np.float16)[:, 0]

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penstock.errors import ModelUnreadable
-from penstock.gguf.dequantize import FORMATS, dequantize
+from penstock.gguf.dequantize import FORMATS, dequantize, split_codes
 
 _MAGIC = 0x46554747
 _STRING, _ARRAY = 8, 9
@@ -61,12 +61,23 @@ class GGUFFile:
 
     def tensor(self, name: str, part: int | None = None) -> NDArray[np.float32]:
         """Return the values of tensor ``name``, or of its part at ``part`` of the first dimension, as a new array."""
+        data, shape = self._part(name, part)
+        return dequantize(data, self.tensors[name].format).reshape(shape)
+
+    def codes(self, name: str, part: int | None = None) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
+        """Return the codes [N, K] and scales [N, K / block] of a matrix in a format that has them."""
+        data, shape = self._part(name, part)
+        codes, scales = split_codes(data, self.tensors[name].format)
+        return codes.reshape(shape), scales.reshape(shape[0], -1)
+
+    def _part(self, name: str, part: int | None) -> tuple[NDArray[np.uint8], tuple[int, ...]]:
+        """Return a tensor's bytes and shape."""
         info = self.tensors[name]
         shape, offset, num_bytes = info.shape, info.offset, info.num_bytes
         if part is not None:
             num_bytes //= shape[0]
             shape, offset = shape[1:], offset + part * num_bytes
-        return dequantize(self._data[offset : offset + num_bytes], info.format).reshape(shape)
+        return self._data[offset : offset + num_bytes], shape
 
     def _read(self) -> tuple[dict[str, Any], dict[str, TensorInfo]]:
         if self._number("I") != _MAGIC:

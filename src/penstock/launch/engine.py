@@ -1,6 +1,7 @@
 """From settings to a loaded engine. What would not fit is found out before anything is loaded."""
 
 import ctypes
+from collections.abc import Mapping
 from pathlib import Path
 
 from penstock.errors import InvalidSetting, MissingExtra
@@ -18,12 +19,13 @@ try:
     from penstock.engine.config import EngineConfig
     from penstock.engine.engine import Engine
     from penstock.engine.profile import Profiler
-    from penstock.kernels import QUANTIZATIONS, ops_for, use_threads
+    from penstock.kernels import QUANTIZATIONS, Ops, ops_for, use_threads
     from penstock.kernels.sampling import scratch_bytes
     from penstock.models.config import ModelConfig
     from penstock.models.decoder import cache_dtype, count_parameters, load_model, run_dtype
     from penstock.models.model import LanguageModel
     from penstock.models.random_weights import count_random_parameters, make_random_model
+    from penstock.quant import Scheme, bytes_of_weight
 except ImportError as error:
     raise MissingExtra(
         f"running a model needs torch ({error}); install it with: pip install 'penstock[engine]'"
@@ -53,13 +55,15 @@ def build_engine(settings: Settings, profiler: Profiler | None = None) -> Engine
             f"{config.max_positions}; lower it",
             param="runner.max_model_tokens",
         )
-    num_parameters = count_random_parameters(config) if path is None else count_parameters(path, config)
+    num_parameters: Mapping[Scheme | None, int] = (
+        {None: count_random_parameters(config)} if path is None else count_parameters(path, config)
+    )
     weights_dtype = getattr(torch, dtype)
     kv_dtype = cache_dtype(weights_dtype, settings.runner.kv_dtype)
     ops = ops_for(weights_dtype, settings.runner.quantize)
     plan = plan_memory(
         ModelShape(
-            weights_bytes=_weights_bytes(config, num_parameters, weights_dtype, settings.runner.quantize),
+            weights_bytes=_weights_bytes(config, num_parameters, weights_dtype, settings.runner.quantize, ops),
             num_layers=config.num_layers,
             hidden_size=config.hidden_size,
             intermediate_size=config.mlp_width,
@@ -141,14 +145,30 @@ def _find(model: ModelSettings) -> tuple[ModelConfig, Path | None]:
     return read_config(path), path
 
 
-def _weights_bytes(config: ModelConfig, num_parameters: int, dtype: torch.dtype, quantize: str | None) -> int:
-    """Return what weights take: all in ``dtype``, or the embedding in it and the rest in codes.
+def _weights_bytes(
+    config: ModelConfig,
+    num_parameters: Mapping[Scheme | None, int],
+    dtype: torch.dtype,
+    quantize: str | None,
+    ops: Ops,
+) -> int:
+    """Return what weights take: the checkpoint's codes as ``ops`` keep them, the embedding in ``dtype``, and the rest
+    in it too or in the codes it is rounded to.
 
     A tied embedding is held twice then, as a table and as the head's codes.
     """
+    coded_bytes, num_floats = 0.0, 0
+    for scheme, count in num_parameters.items():
+        weight_bytes = None if scheme is None else bytes_of_weight(ops, scheme)
+        if weight_bytes is None:
+            num_floats += count
+        else:
+            coded_bytes += count * weight_bytes
     embedding = config.vocab_size * config.hidden_size
     if quantize is None:
         # transformers' code computes in float32, its embedding included.
-        return num_parameters * dtype.itemsize + (0 if config.is_native else embedding * (4 - dtype.itemsize))
-    num_codes = num_parameters - (0 if config.tie_word_embeddings else embedding)
-    return embedding * dtype.itemsize + int(num_codes * QUANTIZATIONS[quantize].weight_bytes)
+        widened = 0 if config.is_native else embedding * (4 - dtype.itemsize)
+        return int(coded_bytes) + num_floats * dtype.itemsize + widened
+    num_rounded = num_floats - (0 if config.tie_word_embeddings else embedding)
+    rounded_bytes = num_rounded * QUANTIZATIONS[quantize].weight_bytes
+    return int(coded_bytes + rounded_bytes) + embedding * dtype.itemsize

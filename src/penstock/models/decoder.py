@@ -3,6 +3,7 @@
 T packed tokens, R rows, E hidden width, V vocabulary.
 """
 
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -19,8 +20,11 @@ from penstock.models.lora import Adapted, Adapter, read_adapter
 from penstock.models.model import LanguageModel, new_cache
 from penstock.models.parts import Loader
 from penstock.models.weights import TensorSource, open_weights
+from penstock.quant import Scheme
 
 _log = structlog.get_logger(__name__)
+
+_EMBEDDING_NAMES = ("model.embed_tokens.weight", "token_embd.weight")
 
 KV_DTYPES = ("float32", "bfloat16", "int8")
 """What keys and values can be cached in, whatever the weights' dtype."""
@@ -132,11 +136,22 @@ def load_model(
     return model
 
 
-def count_parameters(path: Path, config: ModelConfig) -> int:
-    """Return how many parameters ``load_model`` will hold, from the files' headers alone."""
+def count_parameters(path: Path, config: ModelConfig) -> dict[Scheme | None, int]:
+    """Return how many parameters ``load_model`` will hold, by how they are quantized, from the files' headers alone.
+
+    The embedding is a table of floats, and counts twice if it is kept in codes that are the tied head's as well.
+    """
+    counts: Counter[Scheme | None] = Counter()
     with open_weights(path) as weights:
-        tied_copy = "lm_head.weight" if config.tie_word_embeddings else ""
-        return sum(weights.num_elements(name) for name in weights.unused() if name != tied_copy)
+        for name, num_parameters, scheme in weights.sizes():
+            is_tied = config.tie_word_embeddings
+            if name in _EMBEDDING_NAMES:
+                counts[None] += num_parameters
+                if is_tied and scheme is not None:
+                    counts[scheme] += num_parameters
+            elif name != "lm_head.weight" or not is_tied:
+                counts[scheme] += num_parameters
+    return counts
 
 
 def run_dtype(config: ModelConfig, dtype: str) -> str:

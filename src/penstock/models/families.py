@@ -202,12 +202,6 @@ def read_config(path: Path) -> ModelConfig:
 
 
 def _config_of(raw: ConfigJson) -> ModelConfig:
-    quantization = raw.values.get("quantization_config")
-    if quantization:
-        raise ModelUnreadable(
-            f"{raw.path}: the weights are quantized ({quantization.get('quant_method', 'unknown')}), which is not "
-            "supported yet; use the bf16, fp16 or fp32 checkpoint"
-        )
     names = raw.values.get("architectures") or []
     if not isinstance(names, list):
         raise raw.bad("architectures", names, "a list of names")
@@ -218,6 +212,11 @@ def _config_of(raw: ConfigJson) -> ModelConfig:
         raise ModelUnreadable(
             f"{raw.path}: architectures is not given (model_type is {raw.values.get('model_type')!r}); Penstock runs "
             f"{', '.join(FAMILIES)}, and others through transformers"
+        )
+    if raw.values.get("quantization_config"):
+        raise ModelUnreadable(
+            f"{raw.path}: the weights are quantized, and {names[0]} runs in transformers' code, which Penstock runs "
+            "from bf16, fp16 or fp32; use such a checkpoint"
         )
     # Takes torch and an extra, which native families do without.
     from penstock.models.upstream import read_upstream_config

@@ -55,8 +55,12 @@ class DecoderFrame:
         self._embedding_scale = torch.tensor(config.embedding_scale, dtype=loader.dtype).item()
         self._norm = loader.norm("model.norm", E)
         # Checkpoints may carry a copy of a tied head; the embedding is what counts.
-        head = self._embedding if config.tie_word_embeddings else loader.tensor("lm_head.weight", V, E)
-        self._head = loader.ops.prepare_linear(head, None)
+        head = (
+            loader.tied_weight("model.embed_tokens", self._embedding)
+            if config.tie_word_embeddings
+            else loader.weight("lm_head", V, E)
+        )
+        self._head = loader.side_by_side([head])
         self._windows = {layer.window for layer in config.layers}
         max_tokens = max_tokens or config.max_positions
         self._ropes = [RotaryEmbedding(rope, config.head_dim, max_tokens, loader.ops) for rope in config.ropes]

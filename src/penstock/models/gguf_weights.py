@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from penstock.errors import ModelUnreadable
-from penstock.gguf import read_gguf
+from penstock.gguf import TensorInfo, read_gguf
+from penstock.gguf.dequantize import FORMATS
+from penstock.quant import QuantizedWeight, Scheme
 
 _NAMES = {
     "model.embed_tokens": "token_embd",
@@ -69,15 +71,35 @@ class GGUFWeights:
         """Names, as the file has them, that nobody took."""
         return iter(sorted(self._unused))
 
-    def num_elements(self, name: str) -> int:
-        """Return the size of one of ``unused``."""
-        return math.prod(self._file.tensors[name].shape)
+    def sizes(self) -> Iterator[tuple[str, int, Scheme | None]]:
+        """Yield what the file has, by its names; see ``StoredTensors``."""
+        for name, info in self._file.tensors.items():
+            yield name, math.prod(info.shape), _scheme(info)
 
     def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Return the tensor a checkpoint would call ``name``, dequantized, in ``dtype``.
 
         Raises ``ModelUnreadable`` if it is missing or not of ``shape``.
         """
+        ours, expert = self._find(name, shape)
+        tensor = torch.from_numpy(self._file.tensor(ours, expert))
+        order = self._order(name, shape[0])
+        return (tensor if order is None else tensor[order]).to(dtype)
+
+    def take_codes(self, module: str, shape: tuple[int, int]) -> QuantizedWeight | None:
+        """Return the weight of ``module`` if its format is one of a code and a scale; see ``TensorSource``."""
+        name = f"{module}.weight"
+        ours, expert = self._find(name, shape)
+        scheme = _scheme(self._file.tensors[ours])
+        if scheme is None:
+            return None
+        codes, scales = (torch.from_numpy(array) for array in self._file.codes(ours, expert))
+        weight = QuantizedWeight(scheme=scheme, codes=codes, scales=scales)
+        order = self._order(name, shape[0])
+        return weight if order is None else weight.rows(order)
+
+    def _find(self, name: str, shape: tuple[int, ...]) -> tuple[str, int | None]:
+        """Return what the file calls a tensor, and which part of that it is, if it is an expert's."""
         ours, expert = self._translate(name)
         info = self._file.tensors.get(ours)
         if info is None:
@@ -88,12 +110,18 @@ class GGUFWeights:
                 f"{self._path}: {ours} is {list(info.shape)}, and its metadata makes it {list(shape)}; fetch it again"
             )
         self._unused.discard(ours)
-        tensor = torch.from_numpy(self._file.tensor(ours, expert))
-        if self._interleaved_heads is not None:
-            heads = {"q_proj": self._interleaved_heads, "k_proj": self._interleaved_kv_heads}.get(name.split(".")[-2])
-            if heads is not None:
-                tensor = _in_halves(tensor, heads)
-        return tensor.to(dtype)
+        return ours, expert
+
+    def _order(self, name: str, num_rows: int) -> Tensor | None:
+        """Return the order of rows that undoes what files of Llama have: pairs to rotate side by side, instead of half
+        a head apart. None: rows are as they should be.
+        """
+        if self._interleaved_heads is None:
+            return None
+        if self._interleaved_heads is None:
+            return None
+        heads = {"q_proj": self._interleaved_heads, "k_proj": self._interleaved_kv_heads}.get(name.split(".")[-2])
+        return None if heads is None else torch.arange(num_rows).view(heads, -1, 2).transpose(1, 2).flatten()
 
     def _translate(self, name: str) -> tuple[str, int | None]:
         """Return the file's name, and which part of the tensor it is, if it is an expert's."""
@@ -106,6 +134,7 @@ class GGUFWeights:
         return f"{prefix}{self._names.get(stem, stem)}.{kind}", int(expert[1]) if expert else None
 
 
-def _in_halves(rows: Tensor, num_heads: int) -> Tensor:
-    """Undo the order that files of Llama have: pairs to rotate side by side, instead of half a head apart."""
-    return rows.view(num_heads, -1, 2, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
+def _scheme(info: TensorInfo) -> Scheme | None:
+    """Return how a matrix is quantized, if its format is one of a code and a scale."""
+    form = FORMATS[info.format]
+    return None if form.codes is None else Scheme(bits=form.codes.bits, group=form.block_elements)

@@ -3,6 +3,7 @@
 T packed tokens, E hidden width, H query heads, G KV heads, D head width, N experts, A experts that a token uses.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,6 +16,7 @@ from penstock.models.config import Experts, ModelConfig
 from penstock.models.lora import Adapted, adapt
 from penstock.models.rope import rotary_order
 from penstock.models.weights import TensorSource
+from penstock.quant import Weight, prepare_gated_linear, prepare_linear, select_rows
 
 
 class Loader:
@@ -49,16 +51,43 @@ class Loader:
         """Return the weight [E] of a layer's norm, None if it has none there."""
         return None if name is None else self.norm(f"{prefix}.{name}", self.config.hidden_size)
 
+    def weight(self, name: str, num_outputs: int, num_inputs: int) -> Weight:
+        """Return a projection's weight, in codes if it is kept so."""
+        codes = self._weights.take_codes(name, (num_outputs, num_inputs))
+        if codes is None:
+            return self.tensor(f"{name}.weight", num_outputs, num_inputs)
+        self.num_parameters += codes.codes.numel()
+        return codes
+
+    def tied_weight(self, name: str, tensor: Tensor) -> Weight:
+        """Return what was taken as ``tensor`` [N, K] once more, in codes if it is kept so."""
+        codes = self._weights.take_codes(name, (tensor.shape[0], tensor.shape[1]))
+        return tensor if codes is None else codes
+
+    def biases(self, *names: str, sizes: Sequence[int]) -> list[Tensor]:
+        """Return projections' biases."""
+        return [self.tensor(f"{name}.bias", size) for name, size in zip(names, sizes, strict=True)]
+
+    def side_by_side(self, weights: Sequence[Weight], biases: Sequence[Tensor] = ()) -> Linear:
+        """Return projections of the same inputs as one."""
+        return prepare_linear(self.ops, weights, torch.cat(list(biases)) if biases else None, self.dtype)
+
     def linear(self, name: str, num_outputs: int, num_inputs: int, *, bias: bool = False) -> Linear:
         """Return a projection."""
-        weight = self.tensor(f"{name}.weight", num_outputs, num_inputs)
-        return self.ops.prepare_linear(weight, self.tensor(f"{name}.bias", num_outputs) if bias else None)
+        weight = self.weight(name, num_outputs, num_inputs)
+        return self.side_by_side([weight], self.biases(name, sizes=[num_outputs]) if bias else [])
 
     def gated_linear(self, gate: str, up: str, num_outputs: int, num_inputs: int, *, bias: bool = False) -> Linear:
         """Return two projections of which one gates the other."""
-        weights = [self.tensor(f"{name}.weight", num_outputs, num_inputs) for name in (gate, up)]
-        biases = [self.tensor(f"{name}.bias", num_outputs) if bias else None for name in (gate, up)]
-        return self.ops.prepare_gated_linear(*weights, *biases, activation=self.config.activation)
+        gate_weight, up_weight = (self.weight(name, num_outputs, num_inputs) for name in (gate, up))
+        return self.gated(gate_weight, up_weight, self.biases(gate, up, sizes=[num_outputs] * 2) if bias else [])
+
+    def gated(self, gate: Weight, up: Weight, biases: Sequence[Tensor] = ()) -> Linear:
+        """Return the same from weights [F, K] and biases [F]."""
+        gate_bias, up_bias = biases or (None, None)
+        return prepare_gated_linear(
+            self.ops, gate, up, gate_bias, up_bias, self.dtype, activation=self.config.activation
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,23 +155,27 @@ class AttentionBlock:
             self._ops.rms_norm(rows, norm, eps, out=rows)
 
     def _load_qkv(self, loader: Loader, prefix: str, order: Tensor | None) -> Linear:
-        widths = (self._q_width, self._kv_width, self._kv_width)
-        weights = self._load_parts(loader, prefix, "weight", widths, (self._config.hidden_size,))
-        biases = self._load_parts(loader, prefix, "bias", widths, ()) if self._config.qkv_bias else []
-        for parts in (weights, biases):
-            parts[:2] = [_reorder(part, order) for part in parts[:2]]
-        return loader.ops.prepare_linear(torch.cat(weights), torch.cat(biases) if biases else None)
-
-    def _load_parts(
-        self, loader: Loader, prefix: str, kind: str, widths: tuple[int, ...], inputs: tuple[int, ...]
-    ) -> list[Tensor]:
+        widths = [self._q_width, self._kv_width, self._kv_width]
+        names, sizes = [f"{prefix}.{name}_proj" for name in "qkv"], widths
         if self._config.fused_projections:
-            fused = loader.tensor(f"{prefix}.qkv_proj.{kind}", sum(widths), *inputs)
-            return list(torch.split(fused, list(widths)))
-        return [
-            loader.tensor(f"{prefix}.{name}_proj.{kind}", width, *inputs)
-            for name, width in zip("qkv", widths, strict=True)
-        ]
+            names, sizes = [f"{prefix}.qkv_proj"], [sum(widths)]
+        E = self._config.hidden_size
+        weights = [loader.weight(name, size, E) for name, size in zip(names, sizes, strict=True)]
+        biases = loader.biases(*names, sizes=sizes) if self._config.qkv_bias else []
+        if order is not None:
+            rows = self._rows(sizes, widths, order)
+            weights = [select_rows(weight, of_part) for weight, of_part in zip(weights, rows, strict=True)]
+            if biases:
+                biases = [bias[of_part] for bias, of_part in zip(biases, rows, strict=True)]
+        return loader.side_by_side(weights, biases)
+
+    @staticmethod
+    def _rows(sizes: list[int], widths: list[int], order: Tensor) -> list[Tensor]:
+        """Return the order of rows in parts of ``sizes``, which hold queries, keys and values of ``widths``."""
+        q_width, k_width, v_width = widths
+        rows = _reorder(torch.arange(q_width + k_width), order)
+        rows = torch.cat([rows, torch.arange(v_width) + q_width + k_width])
+        return [part - int(part.min()) for part in torch.split(rows, sizes)]
 
 
 def _reorder(rows: Tensor, order: Tensor | None) -> Tensor:
@@ -182,8 +215,8 @@ class GatedMLP:
         config = loader.config
         E, width, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
         if config.fused_projections:
-            gate, up = loader.tensor(f"{name}.gate_up_proj.weight", 2 * width, E).chunk(2)
-            gate_up = loader.ops.prepare_gated_linear(gate, up, None, None, activation=config.activation)
+            both = loader.weight(f"{name}.gate_up_proj", 2 * width, E)
+            gate_up = loader.gated(select_rows(both, slice(width)), select_rows(both, slice(width, None)))
         else:
             gate_up = loader.gated_linear(f"{name}.gate_proj", f"{name}.up_proj", width, E, bias=bias)
         return cls(gate_up, loader.linear(f"{name}.down_proj", E, width, bias=bias))
@@ -202,9 +235,9 @@ class AdaptableMLP:
         parts = (
             [("gate_up_proj", 2 * width)] if config.fused_projections else [("gate_proj", width), ("up_proj", width)]
         )
-        weights = [loader.tensor(f"{name}.{part}.weight", size, E) for part, size in parts]
-        biases = [loader.tensor(f"{name}.{part}.bias", size) for part, size in parts] if bias else None
-        self._gate_up = loader.ops.prepare_linear(torch.cat(weights), None if biases is None else torch.cat(biases))
+        weights = [loader.weight(f"{name}.{part}", size, E) for part, size in parts]
+        biases = [loader.tensor(f"{name}.{part}.bias", size) for part, size in parts] if bias else []
+        self._gate_up = loader.side_by_side(weights, biases)
         self._down = loader.linear(f"{name}.down_proj", E, width, bias=bias)
         self._is_gelu = config.activation == "gelu_tanh"
 

@@ -38,6 +38,9 @@ class RandomWeights:
             part.copy_(pool[: len(part)])
         return tensor
 
+    def take_codes(self, module: str, shape: tuple[int, int]) -> None:
+        """Nothing is quantized."""
+
 
 def make_random_model(
     config: ModelConfig, dtype: torch.dtype, kv_dtype: torch.dtype, ops: Ops, *, adaptable: bool = False
@@ -52,6 +55,9 @@ class _Sizes:
 
     def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
+
+    def take_codes(self, module: str, shape: tuple[int, int]) -> None:
+        return None
 
 
 def count_random_parameters(config: ModelConfig) -> int:

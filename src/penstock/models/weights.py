@@ -14,7 +14,9 @@ from torch import Tensor
 
 from penstock.errors import ModelUnreadable
 from penstock.gguf import is_gguf
+from penstock.models.config_json import read_json
 from penstock.models.gguf_weights import GGUFWeights
+from penstock.quant import QuantizedModules, QuantizedWeight, Scheme, dequantize, read_layout
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -46,9 +48,15 @@ class TensorSource(Protocol):
     """Where a model gets its tensors."""
 
     def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Return the tensor that a checkpoint would call ``name``, of ``shape``, in ``dtype``.
+        """Return the tensor that a checkpoint would call ``name``, of ``shape``, in ``dtype``; codes are widened.
 
         Raises ``ModelUnreadable`` if there is none.
+        """
+
+    def take_codes(self, module: str, shape: tuple[int, int]) -> QuantizedWeight | None:
+        """Return the weight of a projection by its ``module``'s name, of ``shape``, if it is kept in codes.
+
+        None where it is not, and ``take`` has to be asked. Raises ``ModelUnreadable``.
         """
 
 
@@ -58,8 +66,8 @@ class StoredTensors(TensorSource, Protocol):
     def unused(self) -> Iterator[str]:
         """Names that nobody took."""
 
-    def num_elements(self, name: str) -> int:
-        """Return the size of a tensor without reading it."""
+    def sizes(self) -> Iterator[tuple[str, int, Scheme | None]]:
+        """Yield all tensors, weights in codes as one: name, weights, and how they are quantized. Nothing is read."""
 
 
 def open_weights(path: Path) -> AbstractContextManager[StoredTensors]:
@@ -78,6 +86,9 @@ class Weights:
         self._files: dict[str, Path] = {}
         self._num_elements: dict[str, int] = {}
         self._unused: set[str] = set()
+        file = path / "config.json"
+        quantization = read_json(file, required=False).get("quantization_config")
+        self.quantized = QuantizedModules(read_layout(quantization, str(file)), self) if quantization else None
 
     def __enter__(self) -> Self:
         for file in weight_files(self._path):
@@ -99,33 +110,68 @@ class Weights:
     def __contains__(self, name: str) -> bool:
         return name in self._files
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
     def unused(self) -> Iterator[str]:
         """Names that nobody took."""
         return iter(sorted(self._unused))
 
-    def num_elements(self, name: str) -> int:
-        """Return the size of a tensor without reading it."""
-        return self._num_elements[name]
+    def sizes(self) -> Iterator[tuple[str, int, Scheme | None]]:
+        """Yield what there is; see ``StoredTensors``."""
+        parts: set[str] = set()
+        for module in self.quantized or ():
+            assert self.quantized is not None
+            scheme, names = self.quantized.scheme(module), self.quantized.parts(module)
+            # The first part has the codes, a byte each or in words.
+            num_bits = self._num_elements[names[0]] * (8 if names[0].endswith(".weight") else 32)
+            yield f"{module}.weight", num_bits // (8 if names[0].endswith(".weight") else scheme.bits), scheme
+            parts.update(names)
+        for name, num_elements in self._num_elements.items():
+            if name not in parts:
+                yield name, num_elements, None
+
+    def read(self, name: str) -> Tensor:
+        """Return a tensor that is there, as it is stored; mapped, not copied."""
+        self._unused.discard(name)
+        with safe_open(self._files[name], framework="pt") as handle:
+            tensor: Tensor = handle.get_tensor(name)
+        return tensor
 
     def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Return the tensor ``name`` in ``dtype``; mapped, not copied, where it has that dtype already.
 
         Raises ``ModelUnreadable`` if it is missing or not of ``shape``.
         """
+        if len(shape) == 2 and name.endswith(".weight"):
+            codes = self.take_codes(name.removesuffix(".weight"), (shape[0], shape[1]))
+            if codes is not None:
+                return dequantize(codes).to(dtype)
         if name not in self._files:
             raise ModelUnreadable(
                 f"{self._path} has no tensor {name}: the checkpoint is incomplete, or of another "
                 "architecture than its config.json says"
             )
-        file = self._files[name]
-        with safe_open(file, framework="pt") as handle:
-            tensor: Tensor = handle.get_tensor(name)
+        tensor = self.read(name)
+        self._check_shape(name, tensor, shape)
+        if not tensor.dtype.is_floating_point:
+            raise ModelUnreadable(
+                f"{self._files[name]}: {name} is {tensor.dtype}; weights must be bf16, fp16 or fp32, or have a "
+                "quantization_config in config.json"
+            )
+        return tensor.to(dtype)
+
+    def take_codes(self, module: str, shape: tuple[int, int]) -> QuantizedWeight | None:
+        """Return the weight of ``module`` if it is kept in codes; see ``TensorSource``."""
+        if self.quantized is None or module not in self.quantized:
+            return None
+        weight = self.quantized.weight(module)
+        self._check_shape(f"{module}.weight", weight.codes, shape)
+        return weight
+
+    def _check_shape(self, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
         if tuple(tensor.shape) != shape:
             raise ModelUnreadable(
-                f"{file}: {name} is {list(tensor.shape)}, and config.json makes it {list(shape)}; the two do not "
-                "belong together"
+                f"{self._files.get(name, self._path)}: {name} is {list(tensor.shape)}, and config.json makes it "
+                f"{list(shape)}; the two do not belong together"
             )
-        if not tensor.dtype.is_floating_point:
-            raise ModelUnreadable(f"{file}: {name} is {tensor.dtype}; weights must be bf16, fp16 or fp32")
-        self._unused.discard(name)
-        return tensor.to(dtype)

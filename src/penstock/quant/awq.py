@@ -4,7 +4,9 @@ https://github.com/casper-hansen/AutoAWQ: codes of 4 bits in words along the out
 kernel. N outputs, K inputs, G groups.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,6 +14,7 @@ from torch import Tensor
 from penstock.errors import InvalidSetting
 from penstock.quant.codes import QuantizedWeight, Scheme
 from penstock.quant.gptq import from_parts, half
+from penstock.quant.settings import Settings
 from penstock.quant.words import pack_words, unpack_words
 
 _ORDER = torch.tensor([0, 2, 4, 6, 1, 3, 5, 7])
@@ -37,10 +40,9 @@ def pack(weight: QuantizedWeight) -> dict[str, Tensor]:
     return {"qweight": _pack(weight.codes), "qzeros": _pack(zeros), "scales": half(weight.scales).T.contiguous()}
 
 
-def unpack(tensors: Mapping[str, Tensor], scheme: Scheme, shape: tuple[int, int]) -> QuantizedWeight:
-    """Return the weight of ``shape`` [N, K] that ``tensors``, named as ``pack`` names them, hold."""
+def unpack(tensors: Mapping[str, Tensor], scheme: Scheme) -> QuantizedWeight:
+    """Return the weight that ``tensors``, named as ``pack`` names them, hold."""
     codes, zeros = (_unpack(tensors[name]) for name in ("qweight", "qzeros"))
-    assert codes.shape == shape
     return from_parts(codes, tensors["scales"].T, zeros, scheme)
 
 
@@ -52,3 +54,44 @@ def _pack(codes: Tensor) -> Tensor:
 def _unpack(words: Tensor) -> Tensor:
     """Return [N, C] uint8 from [C, N / 8] int32."""
     return unpack_words(words.reshape(-1, 1), 4, 8)[:, _PLACE].view(len(words), -1).T.contiguous()
+
+
+@dataclass(frozen=True, slots=True)
+class AWQ:
+    """See ``layouts.Layout``."""
+
+    scheme: Scheme | None = None
+
+    marker: ClassVar[str] = "qweight"
+    parts: ClassVar[tuple[str, ...]] = ("qweight", "qzeros", "scales")
+
+    @classmethod
+    def read(cls, settings: Settings) -> "AWQ":
+        """Return what a configuration says. Which modules are left out is seen from their tensors."""
+        settings.only("version", (None, "gemm"))
+        return cls(Scheme(bits=settings.bits("bits", (4,)), group=settings.group("group_size")))
+
+    def scheme_of(self, module: str) -> Scheme | None:
+        """Return the one scheme there is."""
+        return self.scheme
+
+    pack = staticmethod(pack)
+    unpack = staticmethod(unpack)
+
+    @staticmethod
+    def describe(schemes: Mapping[str, Scheme], untouched: Sequence[str]) -> dict[str, object]:
+        """Return the configuration; raises ``InvalidSetting`` for several schemes."""
+        groups = {scheme.group for scheme in schemes.values()}
+        if len(groups) != 1:
+            raise InvalidSetting(
+                f"AWQ has one size of groups for all projections, and here are {len(groups)}; write compressed-tensors"
+            )
+        (group,) = groups
+        return {
+            "quant_method": "awq",
+            "version": "gemm",
+            "bits": 4,
+            "group_size": -1 if group is None else group,
+            "zero_point": any(not scheme.symmetric for scheme in schemes.values()),
+            "modules_to_not_convert": list(untouched),
+        }

@@ -55,12 +55,21 @@ class QuantizedWeight:
     """[1] int8, what an activation of zero becomes; None: 0"""
 
     def __post_init__(self) -> None:
-        shape = (len(self.codes), self.scheme.num_groups(self.num_inputs))
-        assert self.codes.dtype is torch.uint8, self.codes.dtype
-        assert self.scales.shape == shape, (self.scales.shape, shape)
-        assert (self.zeros is None) is self.scheme.symmetric, "zeros are what asymmetric codes have"
-        assert self.zeros is None or (self.zeros.shape == shape and self.zeros.dtype is torch.uint8)
-        assert (self.groups is not None) is self.scheme.act_order, "groups are what act_order brings"
+        """Raise ValueError where parts do not fit together: files say many things."""
+        scheme, shape = self.scheme, (len(self.codes), self.scheme.num_groups(self.num_inputs))
+        for name, tensor, is_there, sizes in (
+            ("codes", self.codes, True, (shape[0], self.num_inputs)),
+            ("scales", self.scales, True, shape),
+            ("zeros", self.zeros, not scheme.symmetric, shape),
+            ("groups", self.groups, scheme.act_order, (self.num_inputs,)),
+        ):
+            if (tensor is not None) is not is_there or (tensor is not None and tuple(tensor.shape) != sizes):
+                found = "none" if tensor is None else list(tensor.shape)
+                raise ValueError(f"{name} are {found}, and should be {list(sizes) if is_there else 'none'}")
+            if name in ("codes", "zeros") and tensor is not None and tensor.dtype is not torch.uint8:
+                raise ValueError(f"{name} are {tensor.dtype}, not bytes")
+        if self.groups is not None and not (self.groups.min() >= 0 and self.groups.max() < shape[1]):
+            raise ValueError(f"an input is in group {int(self.groups.max())} of {shape[1]}")
 
     @property
     def num_inputs(self) -> int:

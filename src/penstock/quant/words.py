@@ -30,7 +30,12 @@ def pack_words(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack_words(words: Tensor, bits: int, num_codes: int) -> Tensor:
-    """Return the first ``num_codes`` codes [R, C] uint8 of ``words`` [R, W] int32."""
+    """Return the first ``num_codes`` codes [R, C] uint8 of ``words`` [R, W] int32.
+
+    Raises ValueError if there are fewer.
+    """
+    if words.dtype is not torch.int32 or words.ndim != 2 or not 0 <= num_codes * bits <= words.shape[1] * 32:
+        raise ValueError(f"{num_codes} codes of {bits} bits are not in {list(words.shape)} words of {words.dtype}")
     data = words.contiguous().numpy().astype("<i4", copy=False).view(np.uint8)
     if bits == 8:
         codes = data
