@@ -20,20 +20,60 @@ struct Rows {
     }
 };
 
+template <int... I>
+struct Ints {};
+// Ints<0, 1, .., N - 1>
+template <int N, int... I>
+struct Count : Count<N - 1, N - 1, I...> {};
+template <int... I>
+struct Count<0, I...> {
+    using Type = Ints<I...>;
+};
+
+// Swaps the H wide blocks off the diagonal of the 2H wide ones that rows `a` and `b`, H apart, go through.
+template <int H, int... I>
+void swap_blocks(vf& a, vf& b, Ints<I...>) {
+    const vf upper = __builtin_shufflevector(a, b, (I & H ? W + I - H : I)...);
+    b = __builtin_shufflevector(a, b, (I & H ? W + I : I + H)...);
+    a = upper;
+}
+
+// Eklundh's transposition of W rows of W.
+template <int H = W / 2>
+void transpose(vf* rows) {
+    for (int i = 0; i < W; ++i)
+        if (!(i & H)) swap_blocks<H>(rows[i], rows[i + H], typename Count<W>::Type{});
+    if constexpr (H > 1) transpose<H / 2>(rows);
+}
+
+// Inputs [first, first + num_known) of W places as floats [num_known, kPanel].
+template <class T>
+void gather_rows(const Rows& rows, int64_t place, int64_t first, int64_t num_known, float* to) {
+    const T* from[W];
+    for (int i = 0; i < W; ++i)
+        from[i] = rows.source_row[place + i] < 0 ? nullptr : rows.at<T>(place + i) + first;
+    int64_t k = 0;
+    for (; k + W <= num_known; k += W) {
+        vf block[W];
+        for (int i = 0; i < W; ++i) block[i] = from[i] ? load(from[i] + k) : vf{};
+        transpose(block);
+        for (int j = 0; j < W; ++j) store(to + (k + j) * kPanel + place, block[j]);
+    }
+    for (; k < num_known; ++k)
+        for (int i = 0; i < W; ++i) to[k * kPanel + place + i] = from[i] ? to_float(from[i][k]) : 0.0f;
+}
+
 // Inputs [first, first + num_inputs) of all places as floats [num_inputs, kPanel], zeros where there are none.
 void gather(const Rows& rows, int64_t first, int64_t num_inputs, float* to) {
     const int64_t num_known = min(num_inputs, rows.num_inputs - first);
-    for (int64_t i = 0; i < kPanel; ++i) {
-        int64_t k = 0;
-        if (rows.source_row[i] < 0) {
-        } else if (rows.from->kind == Weight::kFloat32) {
-            for (const float* row = rows.at<float>(i) + first; k < num_known; ++k) to[k * kPanel + i] = row[k];
-        } else {
-            for (const bf16* row = rows.at<bf16>(i) + first; k < num_known; ++k)
-                to[k * kPanel + i] = to_float(row[k]);
-        }
-        for (; k < num_inputs; ++k) to[k * kPanel + i] = 0.0f;
+    for (int64_t place = 0; place < kPanel; place += W) {
+        if (rows.from->kind == Weight::kFloat32)
+            gather_rows<float>(rows, place, first, num_known, to);
+        else
+            gather_rows<bf16>(rows, place, first, num_known, to);
     }
+    for (int64_t k = num_known; k < num_inputs; ++k)
+        for (int64_t half = 0; half < kPanel; half += W) store(to + k * kPanel + half, vf{});
 }
 
 // One code of a panel, into memory that was zero.
