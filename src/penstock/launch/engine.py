@@ -11,6 +11,8 @@ from penstock.launch.settings import ModelSettings, Settings
 from penstock.launch.text import load_tokenizer
 from penstock.models import find_shape, read_config, read_sampling_defaults, resolve_model
 from penstock.protocol import ModelInfo, SamplingDefaults
+from penstock.text import Tokenizer
+from penstock.threads import WorkThread
 
 try:
     import torch
@@ -46,7 +48,8 @@ def build_engine(settings: Settings, profiler: Profiler | None = None) -> Engine
     use_threads(num_threads)
     config, path = _find(settings.model)
     sampling = SamplingDefaults() if path is None else read_sampling_defaults(path)
-    tokenizer = load_tokenizer(settings.model)
+    # While weights are read and packed, which leaves the interpreter free.
+    tokenizer = WorkThread("tokenizer").submit(_detokenizing, settings.model)
     dtype = run_dtype(config, settings.runner.dtype)
     max_model_tokens = settings.runner.max_model_tokens or config.max_positions
     if max_model_tokens > config.max_positions:
@@ -116,7 +119,14 @@ def build_engine(settings: Settings, profiler: Profiler | None = None) -> Engine
         kernels=ops.name,
     )
     engine_config = EngineConfig(scheduler=settings.scheduler, cache=settings.cache, runner=settings.runner)
-    return assemble_engine(model, tokenizer, engine_config, info=info, profiler=profiler)
+    return assemble_engine(model, tokenizer.result(), engine_config, info=info, profiler=profiler)
+
+
+def _detokenizing(model: ModelSettings) -> Tokenizer:
+    """Return a tokenizer with its tables made, for which the first answer would have to wait."""
+    tokenizer = load_tokenizer(model)
+    tokenizer.detokenizer(skip_special_tokens=True)
+    return tokenizer
 
 
 def _keep_freed_memory() -> None:

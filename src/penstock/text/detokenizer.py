@@ -171,11 +171,14 @@ def byte_level_alphabet() -> dict[str, int]:
 def byte_level_table(tokens: Sequence[str]) -> list[bytes]:
     """Return the bytes of each token of a byte-level vocabulary."""
     alphabet = byte_level_alphabet()
+    # One call for each token, for there are hundreds of thousands. What the alphabet lacks becomes what no byte can be.
+    to_bytes: dict[int, int] = dict.fromkeys(range(0x100), 0xFFFF)
+    to_bytes |= {ord(character): byte for character, byte in alphabet.items()}
     table = []
     for token in tokens:
         try:
-            table.append(bytes([alphabet[character] for character in token]))
-        except KeyError:  # an added token is plain text
+            table.append(token.translate(to_bytes).encode("latin-1"))
+        except UnicodeEncodeError:  # an added token is plain text
             table.append(token.encode())
     return table
 

@@ -42,8 +42,6 @@ class Tokenizer:
         self._decoder: dict[str, Any] | None = (
             json.loads(backend.decoder.__getstate__()) if backend.decoder is not None else None
         )
-        self._tokens = self._list_tokens()
-        self._ids = {token: token_id for token_id, token in enumerate(self._tokens) if token}
 
     @classmethod
     def load(cls, path: Path, *, num_ids: int = 0) -> "Tokenizer":
@@ -85,16 +83,16 @@ class Tokenizer:
     @property
     def bos_token_id(self) -> int | None:
         """The token that begins a text, if the tokenizer names one."""
-        return self._ids.get(self.special_tokens.get("bos_token", ""))
+        return self._id("bos_token")
 
     @property
     def eos_token_id(self) -> int | None:
         """The token that ends a text, if the tokenizer names one."""
-        return self._ids.get(self.special_tokens.get("eos_token", ""))
+        return self._id("eos_token")
 
     def special_token_id(self, token: str) -> int | None:
         """Return the id of a special token, None if ``token`` is ordinary text to this tokenizer."""
-        token_id = self._ids.get(token)
+        token_id = self._backend.token_to_id(token)
         return token_id if token_id in self.special_token_ids else None
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
@@ -158,7 +156,13 @@ class Tokenizer:
             if token not in marked and self._backend.token_to_id(token) is not None:
                 self._backend.add_special_tokens([token])
 
-    def _list_tokens(self) -> list[str]:
+    def _id(self, role: str) -> int | None:
+        token = self.special_tokens.get(role)
+        return None if token is None else self._backend.token_to_id(token)
+
+    @cached_property
+    def _tokens(self) -> list[str]:
+        """Tokens by id, as the vocabulary spells them. A server needs them only for log probabilities."""
         by_id = {token_id: token for token, token_id in self._backend.get_vocab(with_added_tokens=False).items()}
         by_id |= {token_id: token.content for token_id, token in self._backend.get_added_tokens_decoder().items()}
         return [by_id.get(token_id, "") for token_id in range(max(by_id, default=-1) + 1)]
