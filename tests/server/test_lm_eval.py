@@ -15,7 +15,7 @@ from penstock.text import Tokenizer
 from tests.servers import RunningServer
 from tests.tiny_models import reference_logits
 
-QUESTIONS = [
+QUESTIONS: list[dict[str, Any]] = [
     {"question": "def f(x):", "choices": ["return x", "pass", "import os"], "answer": 0},
     {"question": "The sky is", "choices": ["blue", "made of soup", "7"], "answer": 0},
     {"question": "Größe:", "choices": ["klein", "groß", "👍"], "answer": 1},
