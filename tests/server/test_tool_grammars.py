@@ -39,7 +39,7 @@ WRONG = ('{"name": "clock", ARGS: {"zone": "cet"}}', '{"name": "clock", ARGS: {}
 def takes(text: str, name: str, structure: Structure | None = None, is_open: bool | None = None, **use: bool) -> bool:
     flags = {"is_forced": False, "is_strict": True, "is_parallel": True, **use}
     wanted = ToolUse(shown=None, tools=TOOLS, params=("a", "b"), **flags)
-    reading = Reading(reasoning_is_open=is_open, tool_format=FORMATS[name], tool_names=frozenset({"clock", "stop"}))
+    reading = Reading(reasoning_is_open=is_open, tool_format=FORMATS[name], tools=TOOLS)
     held = answers_to(structure, wanted, reading, TOKENIZER)
     assert held is not None
     matcher = COMPILER.compile(held.write())
@@ -91,7 +91,7 @@ def test_reasoning_first(name: str) -> None:
 
 
 def test_voluntary_calls_that_need_no_holding() -> None:
-    reading = Reading(tool_format=FORMATS["llama3_json"], tool_names=frozenset({"stop"}))
+    reading = Reading(tool_format=FORMATS["llama3_json"], tools=TOOLS[1:])
     use = ToolUse(shown=None, tools=TOOLS[1:], params=("a",), is_forced=False, is_strict=False, is_parallel=True)
     assert answers_to(None, use, reading, TOKENIZER) is None
     assert answers_to(None, None, Reading(reasoning_is_open=False), TOKENIZER) is None
@@ -104,7 +104,7 @@ def test_a_mark_that_is_a_special_token_is_said_as_that_token() -> None:
     tokenizer = Tokenizer(backend)
     compiler = GrammarCompiler(tokenizer, vocab_size=tokenizer.vocab_size, eos_token_ids=(0,))
     use = ToolUse(shown=None, tools=TOOLS[1:], params=("a",), is_forced=True, is_strict=False, is_parallel=True)
-    held = answers_to(None, use, Reading(tool_format=FORMATS["mistral"], tool_names=frozenset({"stop"})), tokenizer)
+    held = answers_to(None, use, Reading(tool_format=FORMATS["mistral"], tools=TOOLS[1:]), tokenizer)
     assert held is not None
     assert Reading(tool_format=FORMATS["mistral"]).needs_special_tokens(tokenizer)
     assert not Reading(tool_format=FORMATS["hermes"], reasoning_is_open=False).needs_special_tokens(tokenizer)

@@ -1,11 +1,10 @@
 """Reading an answer: what of it is reasoning, what is content and what calls tools."""
 
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from penstock.text import Tokenizer
 from penstock.text.reasoning import CLOSE, OPEN, ReasoningSplitter
-from penstock.text.tool_formats import Content, Event, ToolFormat
+from penstock.text.tool_formats import Content, Event, Tool, ToolFormat
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +21,7 @@ class Reading:
     reasoning_is_open: bool | None = None
     """Whether the prompt ends inside the reasoning; None for a model that does not reason."""
     tool_format: ToolFormat | None = None
-    tool_names: AbstractSet[str] = frozenset()
+    tools: tuple[Tool, ...] = ()
     most_calls: int | None = None
 
     def call_id(self) -> str:
@@ -44,7 +43,7 @@ class AnswerReader:
     def __init__(self, reading: Reading) -> None:
         is_open, tool_format = reading.reasoning_is_open, reading.tool_format
         self._splitter = None if is_open is None else ReasoningSplitter(is_open=is_open)
-        self._parser = None if tool_format is None else tool_format.parser(reading.tool_names, reading.most_calls)
+        self._parser = None if tool_format is None else tool_format.parser(reading.tools, reading.most_calls)
 
     @property
     def is_reasoning(self) -> bool:

@@ -106,7 +106,7 @@ def reading_of(use: ToolUse | None, conventions: Conventions, prompt: str) -> Re
     return Reading(
         reasoning_is_open=ends_open,
         tool_format=conventions.tool_format,
-        tool_names=frozenset(tool.name for tool in use.tools),
+        tools=use.tools,
         most_calls=None if use.is_parallel else 1,
     )
 

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.server import ServerConfig
-from penstock.text.tool_formats import FORMATS, Arguments, CallBegins, Content, Event, format_of
+from penstock.text.tool_formats import FORMATS, Arguments, CallBegins, Content, Event, Tool, format_of
 
-NAMES = frozenset({"f", "get_weather"})
+TOOLS = tuple(Tool(name=name, schema={"type": "object"}) for name in ("f", "get_weather"))
 
 
 def summed(events: Iterable[Event]) -> list[list[object]]:
@@ -35,7 +35,7 @@ def summed(events: Iterable[Event]) -> list[list[object]]:
 
 
 def parsed(name: str, pieces: Iterable[str], most_calls: int | None = None) -> list[list[object]]:
-    parser = FORMATS[name].parser(NAMES, most_calls)
+    parser = FORMATS[name].parser(TOOLS, most_calls)
     events = [event for piece in pieces for event in parser.push(piece)]
     return summed([*events, *parser.finish()])
 
@@ -132,7 +132,7 @@ def test_the_same_however_it_is_cut(name: str, fragments: list[str], cuts: list[
     assert parsed(name, text) == whole
     calls = [event for event in whole if event[0] == "call"]
     assert [event[1] for event in calls] == list(range(len(calls)))
-    assert all(event[2] in NAMES for event in calls)
+    assert all(event[2] in [tool.name for tool in TOOLS] for event in calls)
     if not calls:
         assert "".join(str(event[-1]) for event in whole) == text, "nothing is lost where nothing was found"
 

@@ -1,10 +1,10 @@
-"""What the formats share: tools, events, and reading one call as JSON."""
+"""What the formats share: tools, events, rules, and a parser's frame."""
 
 import json
 import secrets
 import string
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Protocol
@@ -73,8 +73,8 @@ class ToolFormat(Protocol):
     def recognizes(self, template: str) -> bool:
         """Whether a chat template teaches this format."""
 
-    def parser(self, names: AbstractSet[str], most_calls: int | None) -> ToolParser:
-        """Return a parser for one answer. A call of a name that is not among ``names`` is content."""
+    def parser(self, tools: Sequence[Tool], most_calls: int | None) -> ToolParser:
+        """Return a parser for one answer. A call of what is not among ``tools`` is content."""
 
     def forced(self, tools: Sequence[Tool], spelling: Spelling, *, is_parallel: bool) -> str:
         """Return Lark rules whose ``answer`` is one call or, if ``is_parallel``, several."""
@@ -170,168 +170,31 @@ class Events:
         return self._most_calls is None or self._num_calls <= self._most_calls
 
 
-class NotACall(Exception):
-    """The text is not a call of a tool that was offered; nothing of it was reported."""
+class HoldingParser(ABC):
+    """A ``ToolParser`` that holds text back until it knows what it is."""
 
+    def __init__(self, most_calls: int | None) -> None:
+        self._events = Events(most_calls)
+        self._rest = ""
+        """Not read yet"""
 
-_SPACE = " \t\r\n"
-_NAME, _ARGUMENTS = "name", ("arguments", "parameters")
+    def push(self, text: str) -> list[Event]:
+        """Add text; return what is now certain."""
+        self._rest += text
+        self._read(is_final=False)
+        return self._events.take()
 
+    def finish(self) -> list[Event]:
+        """Return what was held back, when nothing can follow."""
+        self._read(is_final=True)
+        self._events.content(self._unfinished())
+        self._events.finish()
+        return self._events.take()
 
-class ValueReader:
-    """Finds the end of one JSON value, a character at a time. Only as strict as that needs."""
+    @abstractmethod
+    def _read(self, *, is_final: bool) -> None:
+        """Read as much of the rest as is certain, which is all if it ``is_final``."""
 
-    def __init__(self) -> None:
-        self._depth = 0
-        self._in_string = False
-        self._is_escaped = False
-        self.is_done = False
-        """After the last character of an object, an array or a string. Other values end with what follows them."""
-
-    def push(self, character: str) -> None:
-        """Add a character."""
-        if self._in_string:
-            if self._is_escaped:
-                self._is_escaped = False
-            elif character == "\\":
-                self._is_escaped = True
-            elif character == '"':
-                self._in_string = False
-                self.is_done = not self._depth
-        elif character == '"':
-            self._in_string = True
-        elif character in "{[":
-            self._depth += 1
-        elif character in "}]":
-            self._depth -= 1
-            self.is_done = self._depth <= 0
-
-    @property
-    def is_inside(self) -> bool:
-        """Whether the value is an object, an array or a string and not done."""
-        return self._depth > 0 or self._in_string
-
-
-class CallReader:
-    """Reads ``{"name": ..., "arguments": {...}}`` a character at a time, its members in any order.
-
-    The name is reported once it is known, the arguments from then on as they come.
-    """
-
-    def __init__(self, names: AbstractSet[str], events: Events) -> None:
-        self.text = ""
-        """All of it so far"""
-        self.is_done = False
-        self.is_reported = False
-        """Whether its name has been"""
-        self._names = names
-        self._events = events
-        self._state: Callable[[str], None] = self._before
-        self._key = ""
-        self._value = ""
-        self._reader = ValueReader()
-        self._arguments = ""
-        """Held back for want of a name"""
-        self._has_arguments = False
-
-    def push(self, character: str) -> None:
-        """Add a character. Raises ``NotACall`` if it is none, unless the name has been reported."""
-        self.text += character
-        try:
-            self._state(character)
-            if self.is_done:
-                self._end()
-        except (ValueError, NotACall):
-            if not self.is_reported:
-                raise NotACall from None
-            self.is_done = True  # all there is to say of it has been said
-
-    def _before(self, character: str) -> None:
-        if character == "{":
-            self._state = self._before_key
-        elif character not in _SPACE:
-            raise NotACall
-
-    def _before_key(self, character: str) -> None:
-        if character == '"':
-            self._value, self._state = '"', self._in_key
-            self._reader = ValueReader()
-            self._reader.push(character)
-        elif character == "}":
-            self.is_done = True
-        elif character not in _SPACE:
-            raise NotACall
-
-    def _in_key(self, character: str) -> None:
-        self._value += character
-        self._reader.push(character)
-        if self._reader.is_done:
-            self._key, self._state = json.loads(self._value), self._before_colon
-
-    def _before_colon(self, character: str) -> None:
-        if character == ":":
-            self._state = self._before_value
-        elif character not in _SPACE:
-            raise NotACall
-
-    def _before_value(self, character: str) -> None:
-        if character not in _SPACE:
-            self._value, self._reader, self._state = "", ValueReader(), self._in_value
-            self._in_value(character)
-
-    def _in_value(self, character: str) -> None:
-        if self._value and not self._reader.is_inside and character in _SPACE + ",}":
-            self._end_value()
-            self._after_value(character)
-            return
-        self._value += character
-        self._reader.push(character)
-        if self._takes_arguments and self._value[0] == "{":
-            self._take(character)
-        if self._reader.is_done:
-            self._end_value()
-
-    def _end_value(self) -> None:
-        self._state = self._after_value
-        if self._key == _NAME and not self.is_reported:
-            name = json.loads(self._value)
-            if not isinstance(name, str) or name not in self._names:
-                raise NotACall
-            self.is_reported = True
-            self._events.begin(name)
-            self._events.arguments(self._arguments)
-        elif self._takes_arguments and self._value[0] == "{":
-            self._has_arguments = True
-        elif self._takes_arguments:
-            # Some models write the arguments as a text that holds the object, or null for none.
-            value = json.loads(self._value)
-            if value is not None:
-                if not isinstance(value, str) or not isinstance(json.loads(value), dict):
-                    raise NotACall
-                self._take(value)
-                self._has_arguments = True
-
-    @property
-    def _takes_arguments(self) -> bool:
-        """Whether the value at hand is the arguments; the first that comes counts."""
-        return self._key in _ARGUMENTS and not self._has_arguments
-
-    def _after_value(self, character: str) -> None:
-        if character == ",":
-            self._state = self._before_key
-        elif character == "}":
-            self.is_done = True
-        elif character not in _SPACE:
-            raise NotACall
-
-    def _take(self, text: str) -> None:
-        if self.is_reported:
-            self._events.arguments(text)
-        else:
-            self._arguments += text
-
-    def _end(self) -> None:
-        if not self.is_reported:
-            raise NotACall
-        if not self._has_arguments:
-            self._events.arguments("{}")
+    @abstractmethod
+    def _unfinished(self) -> str:
+        """Return what was read and nothing was said of, at the end."""

@@ -5,16 +5,14 @@ from collections.abc import Set as AbstractSet
 
 from penstock.text.markers import at_mark, find_mark
 from penstock.text.tool_formats.base import (
-    CallReader,
-    Event,
-    Events,
-    NotACall,
+    HoldingParser,
     Spelling,
     Tool,
     any_until,
     call_rules,
     long_call_id,
 )
+from penstock.text.tool_formats.json_call import CallReader, NotACall
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 
@@ -30,9 +28,9 @@ class Hermes:
         """Whether a chat template teaches this format; ``<function=`` is another one between the same marks."""
         return _OPEN in template and "<function=" not in template
 
-    def parser(self, names: AbstractSet[str], most_calls: int | None) -> "HermesParser":
+    def parser(self, tools: Sequence[Tool], most_calls: int | None) -> "HermesParser":
         """Return a parser for one answer."""
-        return HermesParser(names, most_calls)
+        return HermesParser(frozenset(tool.name for tool in tools), most_calls)
 
     def forced(self, tools: Sequence[Tool], spelling: Spelling, *, is_parallel: bool) -> str:
         """Return rules for calls and nothing else."""
@@ -54,28 +52,13 @@ def _body_rules(tools: Sequence[Tool], spelling: Spelling) -> str:
     return f'body: "\\n" call "\\n" {spelling(_CLOSE)}\n{call_rules(tools, "arguments")}\n'
 
 
-class HermesParser:
+class HermesParser(HoldingParser):
     """See ``ToolParser``."""
 
     def __init__(self, names: AbstractSet[str], most_calls: int | None) -> None:
+        super().__init__(most_calls)
         self._names = names
-        self._events = Events(most_calls)
-        self._rest = ""
         self._call: CallReader | None = None
-
-    def push(self, text: str) -> list[Event]:
-        """Add text; return what is now certain."""
-        self._rest += text
-        self._read(is_final=False)
-        return self._events.take()
-
-    def finish(self) -> list[Event]:
-        """Return what was held back, when nothing can follow."""
-        self._read(is_final=True)
-        if self._call is not None and not self._call.is_reported:
-            self._events.content(_OPEN + self._call.text)
-        self._events.finish()
-        return self._events.take()
 
     def _read(self, *, is_final: bool) -> None:
         while self._rest:
@@ -109,3 +92,6 @@ class HermesParser:
                 self._rest = self._rest[position:]
                 return
         self._rest = ""
+
+    def _unfinished(self) -> str:
+        return _OPEN + self._call.text if self._call is not None and not self._call.is_reported else ""

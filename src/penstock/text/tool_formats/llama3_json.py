@@ -5,15 +5,13 @@ from collections.abc import Set as AbstractSet
 
 from penstock.text.markers import at_mark
 from penstock.text.tool_formats.base import (
-    CallReader,
-    Event,
-    Events,
-    NotACall,
+    HoldingParser,
     Spelling,
     Tool,
     call_rules,
     long_call_id,
 )
+from penstock.text.tool_formats.json_call import CallReader, NotACall
 
 _TAG = "<|python_tag|>"
 
@@ -29,9 +27,9 @@ class Llama3JSON:
         """Whether a chat template teaches this format."""
         return _TAG in template or ('"parameters": dictionary' in template and "<|eot_id|>" in template)
 
-    def parser(self, names: AbstractSet[str], most_calls: int | None) -> "Llama3JSONParser":
+    def parser(self, tools: Sequence[Tool], most_calls: int | None) -> "Llama3JSONParser":
         """Return a parser for one answer."""
-        return Llama3JSONParser(names, most_calls)
+        return Llama3JSONParser(frozenset(tool.name for tool in tools), most_calls)
 
     def forced(self, tools: Sequence[Tool], spelling: Spelling, *, is_parallel: bool) -> str:
         """Return rules for calls and nothing else."""
@@ -48,34 +46,17 @@ class Llama3JSON:
         return long_call_id()
 
 
-class Llama3JSONParser:
+class Llama3JSONParser(HoldingParser):
     """See ``ToolParser``."""
 
     def __init__(self, names: AbstractSet[str], most_calls: int | None) -> None:
+        super().__init__(most_calls)
         self._names = names
-        self._events = Events(most_calls)
-        self._rest = ""
         self._before = ""
         """What stands before the next call, for the case that none follows"""
         self._has_calls = False
         self._call: CallReader | None = None
         self._is_text = False
-
-    def push(self, text: str) -> list[Event]:
-        """Add text; return what is now certain."""
-        self._rest += text
-        self._read(is_final=False)
-        return self._events.take()
-
-    def finish(self) -> list[Event]:
-        """Return what was held back, when nothing can follow."""
-        self._read(is_final=True)
-        if self._call is not None and not self._call.is_reported:
-            self._events.content(self._before + self._call.text)
-        elif not self._has_calls:
-            self._events.content(self._before)
-        self._events.finish()
-        return self._events.take()
 
     def _read(self, *, is_final: bool) -> None:
         while self._rest:
@@ -124,3 +105,8 @@ class Llama3JSONParser:
     def _end_calls(self) -> None:
         """Take all that follows the last call as text."""
         self._rest, self._before, self._call, self._is_text = self._before + self._rest, "", None, True
+
+    def _unfinished(self) -> str:
+        if self._call is not None:
+            return "" if self._call.is_reported else self._before + self._call.text
+        return "" if self._has_calls else self._before

@@ -5,16 +5,14 @@ from collections.abc import Set as AbstractSet
 
 from penstock.text.markers import find_mark
 from penstock.text.tool_formats.base import (
-    CallReader,
-    Event,
-    Events,
-    NotACall,
+    HoldingParser,
     Spelling,
     Tool,
     any_until,
     call_rules,
     short_call_id,
 )
+from penstock.text.tool_formats.json_call import CallReader, NotACall
 
 _TAG = "[TOOL_CALLS]"
 
@@ -30,9 +28,9 @@ class Mistral:
         """Whether a chat template teaches this format."""
         return _TAG in template and "[ARGS]" not in template
 
-    def parser(self, names: AbstractSet[str], most_calls: int | None) -> "MistralParser":
+    def parser(self, tools: Sequence[Tool], most_calls: int | None) -> "MistralParser":
         """Return a parser for one answer."""
-        return MistralParser(names, most_calls)
+        return MistralParser(frozenset(tool.name for tool in tools), most_calls)
 
     def forced(self, tools: Sequence[Tool], spelling: Spelling, *, is_parallel: bool) -> str:
         """Return rules for calls and nothing else."""
@@ -53,34 +51,17 @@ def _list_rules(tools: Sequence[Tool], *, is_parallel: bool) -> str:
     return f'list: / ?/ "[" call{more} "]"\n{call_rules(tools, "arguments")}\n'
 
 
-class MistralParser:
+class MistralParser(HoldingParser):
     """See ``ToolParser``."""
 
     def __init__(self, names: AbstractSet[str], most_calls: int | None) -> None:
+        super().__init__(most_calls)
         self._names = names
-        self._events = Events(most_calls)
-        self._rest = ""
         self._state = "text"
         self._before = ""
         """What stands before the next call of the list, for the case that none follows"""
         self._has_calls = False
         self._call: CallReader | None = None
-
-    def push(self, text: str) -> list[Event]:
-        """Add text; return what is now certain."""
-        self._rest += text
-        self._read(is_final=False)
-        return self._events.take()
-
-    def finish(self) -> list[Event]:
-        """Return what was held back, when nothing can follow."""
-        self._read(is_final=True)
-        if self._call is not None and not self._call.is_reported:
-            self._events.content(self._before + self._call.text)
-        elif not self._has_calls:
-            self._events.content(self._before)
-        self._events.finish()
-        return self._events.take()
 
     def _read(self, *, is_final: bool) -> None:
         while self._rest:
@@ -130,3 +111,8 @@ class MistralParser:
         """Take ``text``, which is no list of calls, and all that follows it as text."""
         self._events.content(text)
         self._before, self._call, self._state = "", None, "text"
+
+    def _unfinished(self) -> str:
+        if self._call is not None:
+            return "" if self._call.is_reported else self._before + self._call.text
+        return "" if self._has_calls else self._before
