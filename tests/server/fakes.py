@@ -40,7 +40,14 @@ HERMES = (
 LLAMA3 = HERMES.replace("<tool_call>", "").replace("</tool_call>", "") + "{# <|python_tag|> #}"
 MISTRAL = HERMES.replace("<tool_call>", "[TOOL_CALLS]").replace("</tool_call>", "")
 THINKING = HERMES + "{% if add_generation_prompt and enable_thinking %}<think>\n{% endif %}{# </think> #}"
-TEMPLATES = {"hermes": HERMES, "llama3_json": LLAMA3, "mistral": MISTRAL, "thinking": THINKING}
+TEMPLATES = {
+    "hermes": HERMES,
+    "llama3_json": LLAMA3,
+    "mistral": MISTRAL,
+    "mistral_args": MISTRAL + "{# [ARGS] #}",
+    "qwen3_coder": HERMES + "{# <function= #}",
+    "thinking": THINKING,
+}
 
 Script = Callable[[GenerateRequest], AsyncGenerator[TokenDelta, None]]
 

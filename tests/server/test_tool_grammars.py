@@ -1,5 +1,7 @@
 """What each format's grammars take and refuse, by themselves and with reasoning or a schema beside them."""
 
+import json
+
 import pytest
 
 from penstock.server.reading import Reading
@@ -18,12 +20,22 @@ TOOLS = (
     Tool(name="stop", schema={"type": "object", "properties": {}, "additionalProperties": False}),
 )  # fmt: skip
 NULL = Structure(param="x", write=lambda: json_schema_grammar({"type": "null"}))
-KEY = {"hermes": "arguments", "mistral": "arguments", "llama3_json": "parameters"}
+KEY = {"llama3_json": "parameters"}
+
+
+def tagged(called: str, **arguments: str) -> str:
+    parameters = "".join(f"<parameter={key}>\n{value}\n</parameter>\n" for key, value in arguments.items())
+    return f"<tool_call>\n<function={called}>\n{parameters}</function>\n</tool_call>"
 
 
 def calls(name: str, *written: str) -> str:
-    objects = [one.replace("ARGS", f'"{KEY[name]}"') for one in written]
+    objects = [one.replace("ARGS", f'"{KEY.get(name, "arguments")}"') for one in written]
+    parsed = [(one[KEY.get(name, "arguments")], one["name"]) for one in map(json.loads, objects)]
     match name:
+        case "mistral_args":
+            return "".join(f"[TOOL_CALLS]{called}[ARGS]{json.dumps(arguments)}" for arguments, called in parsed)
+        case "qwen3_coder":
+            return "\n".join(tagged(called, **arguments) for arguments, called in parsed)
         case "hermes":
             return "\n".join(f"<tool_call>\n{one}\n</tool_call>" for one in objects)
         case "mistral":

@@ -11,6 +11,7 @@ import pytest
 from openai.types.chat import ChatCompletion
 
 from penstock.server import ServerConfig
+from penstock.text.tool_formats import FORMATS
 from tests.server.fakes import HERMES, THINKING, openai_over, saying
 from tests.servers import serve_checkpoint
 from tests.tiny_models import make_talker
@@ -45,7 +46,7 @@ REQUEST: dict[str, Any] = {"model": "tiny", "messages": HELLO, "max_tokens": 400
 NAMED: Any = {"type": "function", "function": {"name": "get_weather"}}
 
 
-@pytest.mark.parametrize("name", ["hermes", "llama3_json", "mistral"])
+@pytest.mark.parametrize("name", FORMATS)
 def test_a_named_tool_is_called_once_with_right_arguments(servers: Callable[[str], openai.OpenAI], name: str) -> None:
     answer = servers(name).chat.completions.create(**REQUEST, tools=[CLOCK, WEATHER], tool_choice=NAMED, n=3)
     ids = set()
@@ -61,7 +62,7 @@ def test_a_named_tool_is_called_once_with_right_arguments(servers: Callable[[str
     ChatCompletion.model_validate(answer.model_dump(exclude_unset=True), strict=True)
 
 
-@pytest.mark.parametrize("name", ["hermes", "llama3_json", "mistral"])
+@pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("is_parallel", [True, False])
 def test_required_calls_streamed_as_whole(
     servers: Callable[[str], openai.OpenAI], name: str, is_parallel: bool

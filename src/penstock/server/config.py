@@ -35,8 +35,9 @@ class ServerConfig:
     """Longest stop string. Up: more text may be held back while streaming. Down: less."""
     max_logprobs: Limit = 20
     """Most alternatives per token. Up: larger answers. Down: smaller ones."""
-    tool_call_parser: Literal["hermes", "llama3_json", "mistral"] | None = None
-    """How the model writes calls of tools: hermes, llama3_json or mistral; None: as its chat template says."""
+    tool_call_parser: Literal["hermes", "llama3_json", "mistral", "mistral_args", "qwen3_coder"] | None = None
+    """How the model writes calls of tools: hermes, llama3_json, mistral, mistral_args or qwen3_coder; None: as its chat
+    template says."""
     max_grammar_chars: Annotated[int, msgspec.Meta(ge=1, le=131_072)] = 131_072
     """Largest schema or grammar an answer may be held to, as JSON. Up: larger ones. Down: less work a stranger can ask
     for."""

@@ -12,7 +12,11 @@ from hypothesis import strategies as st
 from penstock.server import ServerConfig
 from penstock.text.tool_formats import FORMATS, Arguments, CallBegins, Content, Event, Tool, format_of
 
-TOOLS = tuple(Tool(name=name, schema={"type": "object"}) for name in ("f", "get_weather"))
+TOOLS = (
+    Tool(name="f", schema={"type": "object", "properties": {"a": {"type": "integer"}, "s": {"$ref": "#/$defs/s"}},
+                           "$defs": {"s": {"type": "string"}}}),
+    Tool(name="get_weather", schema={"type": "object", "properties": {"city": {"type": "string"}}}),
+)  # fmt: skip
 
 
 def summed(events: Iterable[Event]) -> list[list[object]]:
@@ -43,6 +47,18 @@ def parsed(name: str, pieces: Iterable[str], most_calls: int | None = None) -> l
 ONE = [["call", 0, "f"], ["arguments", 0, '{"a": 1}']]
 NONE = [["call", 0, "f"], ["arguments", 0, "{}"]]
 TWO = [*ONE, ["call", 1, "get_weather"], ["arguments", 1, '{"city": "x}]\\"{"}']]
+QF = "<tool_call>\n<function=f>\n<parameter=a>\n1\n</parameter>\n</function>\n</tool_call>"
+QW = '<tool_call>\n<function=get_weather>\n<parameter=city>\nx}]"{\n</parameter>\n</function>\n</tool_call>'
+
+
+def tagged(*parameters: str) -> str:
+    return f"<tool_call><function=f>{''.join(parameters)}</function></tool_call>"
+
+
+def one(arguments: str) -> list[list[object]]:
+    return [["call", 0, "f"], ["arguments", 0, arguments]]
+
+
 F, W = '{"name": "f", "arguments": {"a": 1}}', '{"name": "get_weather", "arguments": {"city": "x}]\\"{"}}'
 
 
@@ -65,6 +81,30 @@ F, W = '{"name": "f", "arguments": {"a": 1}}', '{"name": "get_weather", "argumen
         ("mistral", f"[TOOL_CALLS][{F}]", ONE),
         ("mistral", f"[TOOL_CALLS] [{F}, {W}] ", TWO),
         ("mistral", f"Well.[TOOL_CALLS][{F}", [["content", "Well."], *ONE]),
+        ("mistral_args", "no call [here]", [["content", "no call [here]"]]),
+        ("mistral_args", '[TOOL_CALLS]f[ARGS]{"a": 1}', ONE),
+        ("mistral_args", '[TOOL_CALLS]f[CALL_ID]123456789[ARGS]{"a": 1}', ONE),
+        (
+            "mistral_args",
+            'W.[TOOL_CALLS]f[ARGS]{"a": 1}[TOOL_CALLS]get_weather[ARGS]{"city": "x}]\\"{"}',
+            [["content", "W."], *TWO],
+        ),
+        ("mistral_args", '[TOOL_CALLS] f [ARGS] {"a": 1} done', [*ONE, ["content", " done"]]),
+        ("mistral_args", '[TOOL_CALLS]f[ARGS]{"a"', [["call", 0, "f"], ["arguments", 0, '{"a"']]),
+        ("qwen3_coder", "no call < here", [["content", "no call < here"]]),
+        ("qwen3_coder", QF, ONE),
+        ("qwen3_coder", f"Well.\n{QF}\n{QW}\n", [["content", "Well."], *TWO]),
+        ("qwen3_coder", f"{QF}\ndone", [*ONE, ["content", "\ndone"]]),
+        ("qwen3_coder", tagged(), one("{}")),
+        ("qwen3_coder", tagged("<parameter=s>x</parameter>", "<parameter=a>2</parameter>"), one('{"s": "x", "a": 2}')),
+        ("qwen3_coder", tagged("<parameter=s>\n\na\n\n</parameter>"), one('{"s": "\\na\\n"}')),
+        ("qwen3_coder", tagged("<parameter=s>\n</parameter>"), one('{"s": ""}')),
+        ("qwen3_coder", tagged("<parameter=s>\n</para> é\t</parameter>"), one('{"s": "</para> é\\t"}')),
+        ("qwen3_coder", tagged("<parameter=a>\nTrue\n</parameter>"), one('{"a": true}')),
+        ("qwen3_coder", tagged("<parameter=a>\nnot JSON\n</parameter>"), one('{"a": "not JSON"}')),
+        ("qwen3_coder", tagged("<parameter=a>\nNaN\n</parameter>"), one('{"a": "NaN"}')),
+        ("qwen3_coder", tagged('<parameter=other>\n[1, "x"]\n</parameter>'), one('{"other": [1, "x"]}')),
+        ("qwen3_coder", "<tool_call><function=f><parameter=s>ab", one('{"s": "ab')),
         ("llama3_json", 'text {"name": "f"}', [["content", 'text {"name": "f"}']]),
         ("llama3_json", F.replace("arguments", "parameters"), ONE),
         ("llama3_json", f"{F}; {W}\n", TWO),
@@ -93,6 +133,15 @@ def test_what_is_found(name: str, text: str, expected: list[list[object]]) -> No
         ("mistral", "[TOOL_CALLS]f{}"),
         ("mistral", "[TOOL_CALLS][]"),
         ("mistral", "[TOOL_CALLS]\n"),
+        ("mistral_args", "[TOOL_CALLS]unknown[ARGS]{}"),
+        ("mistral_args", "[TOOL_CALLS]f[ARGS][]"),
+        ("mistral_args", "[TOOL_CALLS]f[AR"),
+        ("mistral_args", f"[TOOL_CALLS][{F}]"),
+        ("mistral_args", "[TOOL_CALLS]" + "f" * 300 + "[ARGS]{}"),
+        ("qwen3_coder", "<tool_call>\n<function=unknown>\n</function>\n</tool_call>"),
+        ("qwen3_coder", f"<tool_call>\n{F}\n</tool_call>"),
+        ("qwen3_coder", "<tool_call>\n<function=f"),
+        ("qwen3_coder", "<tool_call>\n<func"),
         ("llama3_json", '  {"name": "unknown", "parameters": {}}'),
         ("llama3_json", '{"name": "f'),
         ("llama3_json", "<|python_tag|>print(1)"),
@@ -116,7 +165,10 @@ FRAGMENTS = st.sampled_from(
     [
         "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<|python_tag|>", "{", "}", "[", "]", ",", "; ", ":", '"', "\\",
         '"name"', '"arguments"', '"parameters"', ': "f"', ': "zzz"', ': {"a": 1}', '"{\\"a\\": 1}"', "null", "1", " ",
-        "\n", "text", "é", F, W, f"<tool_call>{F}</tool_call>", f"[TOOL_CALLS][{F}]", "<tool", "[TOOL", "<|py",
+        "[ARGS]", "[CALL_ID]", "<function=", "f", ">", "</function>", "<parameter=", "a>", "</parameter>", "<param",
+        QF, QW,
+        '[TOOL_CALLS]f[ARGS]{"a": 1}', "\n", "text", "é", F, W, f"<tool_call>{F}</tool_call>", f"[TOOL_CALLS][{F}]",
+        "<tool", "[TOOL", "<|py",
     ]
 )  # fmt: skip
 
@@ -149,6 +201,7 @@ def test_any_arguments_come_through(arguments: dict[str, object], indent: int | 
     for name, text in (
         ("hermes", f"<tool_call>\n{call}\n</tool_call>"),
         ("mistral", f"[TOOL_CALLS][{call}]"),
+        ("mistral_args", f"[TOOL_CALLS]f[ARGS]{json.dumps(arguments, indent=indent, ensure_ascii=is_ascii)}"),
         ("llama3_json", call),
     ):
         begin, rest = parsed(name, text)
@@ -158,9 +211,9 @@ def test_any_arguments_come_through(arguments: dict[str, object], indent: int | 
 
 def test_formats_are_known_by_their_templates() -> None:
     assert format_of("{{ '<tool_call>' }}") is FORMATS["hermes"]
-    assert format_of("<tool_call>\n<function=f>") is None
+    assert format_of("<tool_call>\n<function=f>") is FORMATS["qwen3_coder"]
     assert format_of("[TOOL_CALLS]") is FORMATS["mistral"]
-    assert format_of("[TOOL_CALLS]f[ARGS]{}") is None
+    assert format_of("[TOOL_CALLS]f[ARGS]{}") is FORMATS["mistral_args"]
     assert format_of("<|python_tag|>") is FORMATS["llama3_json"]
     assert format_of("{{ messages }}") is None
     chosen = get_args(get_type_hints(ServerConfig)["tool_call_parser"])

@@ -4,8 +4,11 @@ from penstock.text.tool_formats.base import Arguments, CallBegins, Content, Even
 from penstock.text.tool_formats.hermes import Hermes
 from penstock.text.tool_formats.llama3_json import Llama3JSON
 from penstock.text.tool_formats.mistral import Mistral
+from penstock.text.tool_formats.mistral_args import MistralArgs
+from penstock.text.tool_formats.qwen3_coder import Qwen3Coder
 
-FORMATS: dict[str, ToolFormat] = {one.name: one for one in (Hermes(), Llama3JSON(), Mistral())}
+_ALL: tuple[ToolFormat, ...] = (Hermes(), Llama3JSON(), Mistral(), MistralArgs(), Qwen3Coder())
+FORMATS = {one.name: one for one in _ALL}
 
 
 def format_of(template: str) -> ToolFormat | None:
