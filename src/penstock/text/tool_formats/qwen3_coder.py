@@ -70,6 +70,9 @@ def _body_rules(tools: Sequence[Tool], spelling: Spelling) -> str:
     for i, tool in enumerate(tools):
         required = tool.schema.get("required")
         parts = []
+        if not isinstance(tool.schema.get("properties", {}), dict):
+            # The compiler says what is wrong with it.
+            parts.append(f"%json {json.dumps(tool.schema)}")
         for j, (key, schema) in enumerate(_properties(tool).items()):
             is_required = isinstance(required, list) and key in required
             parts.append(f"parameter_{i}_{j}" if is_required else f"parameter_{i}_{j}?")
@@ -147,7 +150,7 @@ class Qwen3CoderParser(HoldingParser):
             pass
 
     def _unfinished(self) -> str:
-        return self._before
+        return self._before + self._rest if self._before else ""
 
     def _read_text(self, is_final: bool) -> bool:
         before, after = find_mark(self._rest, _OPEN, is_final=is_final)
@@ -159,7 +162,7 @@ class Qwen3CoderParser(HoldingParser):
         return True
 
     def _read_name(self, is_final: bool) -> bool:
-        name = self._tag(_FUNCTION, is_final)
+        name = self._tag(_FUNCTION)
         if name is None:
             return False
         if name not in self._schemas:
@@ -172,30 +175,25 @@ class Qwen3CoderParser(HoldingParser):
         return True
 
     def _read_key(self, is_final: bool) -> bool:
-        rest = self._rest.lstrip()
-        ends = at_mark(rest, _END_FUNCTION)
-        if ends is None and not is_final:
+        ends = at_mark(self._rest.lstrip(), _END_FUNCTION)
+        key = self._tag(_PARAMETER) if ends is not True else ""
+        if ends is None or key is None:
             return False
-        if ends is not True:
-            key = self._tag(_PARAMETER, is_final)
-            if key is None:
-                return False
-            if key:
-                self._events.arguments(
-                    f"{', ' if self._num_parameters else '{'}{json.dumps(key, ensure_ascii=False)}: "
-                )
-                self._events.arguments('"' if _is_text(self._parameters.get(key, {})) else "")
-                self._num_parameters += 1
-                self._key, self._value, self._newline, self._begins_value = key, [], "", True
-                self._read_next = self._read_value
-                return True
-        self._rest = rest[len(_END_FUNCTION) :] if ends else self._rest
+        if key:
+            before = ", " if self._num_parameters else "{"
+            self._events.arguments(f"{before}{json.dumps(key, ensure_ascii=False)}: ")
+            self._events.arguments('"' if _is_text(self._parameters.get(key, {})) else "")
+            self._num_parameters += 1
+            self._key, self._value, self._newline, self._begins_value = key, [], "", True
+            self._read_next = self._read_value
+            return True
+        self._rest = self._rest.lstrip()[len(_END_FUNCTION) :] if ends else self._rest
         self._events.arguments("}" if self._num_parameters else "{}")
         self._read_next = self._read_end
         return True
 
     def _read_value(self, is_final: bool) -> bool:
-        before, after = find_mark(self._rest, _END_PARAMETER, is_final=is_final)
+        before, after = find_mark(self._rest, _END_PARAMETER, is_final=False)
         self._rest = self._rest[len(before) :] if after is None else after
         if before and self._begins_value:
             before, self._begins_value = before.removeprefix("\n"), False
@@ -224,12 +222,12 @@ class Qwen3CoderParser(HoldingParser):
         self._read_next = self._read_text
         return True
 
-    def _tag(self, mark: str, is_final: bool) -> str | None:
+    def _tag(self, mark: str) -> str | None:
         """Return the name in the tag that comes next, empty if there comes none; None while that cannot be said."""
         rest = self._rest.lstrip()
         begins = at_mark(rest, mark)
         name, after = find_mark(rest.removeprefix(mark), ">", is_final=True)
-        if begins is not False and after is None and len(name) <= _MOST_NAME_CHARS and not is_final:
+        if begins is not False and after is None and len(name) <= _MOST_NAME_CHARS:
             return None
         if begins is not True or after is None:
             return ""
