@@ -29,9 +29,15 @@ async def test_the_async_client_streams_many_at_once(server: RunningServer) -> N
 
 
 def test_a_timeline_comes_back_when_asked_for(server: RunningServer) -> None:
-    body = {"messages": MESSAGES, "max_tokens": 3, "penstock": {"timeline": True, "priority": "P1", "tenant": "a"}}
-    (timeline,) = httpx.post(f"{server.url}/v1/chat/completions", json=body).json()["penstock"]["timeline"]
-    assert 0 <= timeline["admitted_s"] <= timeline["first_token_s"] <= timeline["finished_s"]
+    for path, body in (
+        ("chat/completions", {"messages": MESSAGES, "max_tokens": 3}),
+        ("messages", {"messages": MESSAGES, "max_tokens": 3}),
+        ("responses", {"input": "hello", "max_output_tokens": 3}),
+    ):
+        assert "penstock" not in httpx.post(f"{server.url}/v1/{path}", json=body).json()
+        wanted = {**body, "penstock": {"timeline": True, "priority": "P1", "deadline_s": 60, "tenant": "a"}}
+        (timeline,) = httpx.post(f"{server.url}/v1/{path}", json=wanted).json()["penstock"]["timeline"]
+        assert 0 <= timeline["admitted_s"] <= timeline["first_token_s"] <= timeline["finished_s"]
 
 
 def test_other_faults_have_the_same_shape(server: RunningServer) -> None:

@@ -39,7 +39,7 @@ def said_as(places: Places) -> Iterator[None]:
                 # A parameter whose name is a word may be meant as one.
                 is_word = error.param.isalpha()
                 message = error.message if is_word else error.message.replace(error.param, param)
-                raise type(error)(message, param=param) from error
+                raise type(error)(message, param=param, retry_after_s=error.retry_after_s) from error
         raise
 
 

@@ -27,7 +27,7 @@ class Form(Protocol):
         """Add what the model said next; ``logprobs`` are of the tokens that made it certain."""
 
     def end(self, last: TokenDelta, tally: Tally) -> list[Said]:
-        """End the answer, whose last delta was ``last``."""
+        """End the answer, whose last delta was ``last``. Its timeline is there if the client wants it."""
 
     def fail(self, error: PenstockError) -> list[Said]:
         """End the answer with an error."""
@@ -39,7 +39,8 @@ class Form(Protocol):
 class Turn:
     """An ``Answering`` that reads one choice of one prompt into a ``Form``."""
 
-    def __init__(self, form: Form, reading: Reading, summary: dict[str, Any]) -> None:
+    def __init__(self, form: Form, reading: Reading, summary: dict[str, Any], *, wants_timeline: bool) -> None:
+        self._wants_timeline = wants_timeline
         self._form = form
         self._reader = AnswerReader(reading)
         self._summary = summary
@@ -80,7 +81,8 @@ class Turn:
             self._logprobs = []
         if is_last:
             self._tally.add(0, delta)
-            said += self._form.end(delta, self._tally)
+            last = delta if self._wants_timeline else msgspec.structs.replace(delta, timeline=None)
+            said += self._form.end(last, self._tally)
         return said
 
 

@@ -61,8 +61,11 @@ class MessageForm:
         stop = last.stop_reason if isinstance(last.stop_reason, str) else None
         ends = {"stop_reason": self._stop_reason(last, stop), "stop_sequence": stop}
         usage = _usage(tally.num_prompt_tokens, tally.num_cached_tokens, tally.num_output_tokens)
-        self._message |= {**ends, "usage": usage}
-        return [*said, {"type": "message_delta", "delta": ends, "usage": usage}, {"type": "message_stop"}]
+        costs: dict[str, Any] = {"usage": usage}
+        if last.timeline is not None:
+            costs["penstock"] = {"timeline": [last.timeline]}
+        self._message |= {**ends, **costs}
+        return [*said, {"type": "message_delta", "delta": ends, **costs}, {"type": "message_stop"}]
 
     def fail(self, error: PenstockError) -> list[Said]:
         """End the answer with an error."""

@@ -68,6 +68,8 @@ class ResponseForm:
                 "total_tokens": tally.num_prompt_tokens + tally.num_output_tokens,
             },
         )
+        if last.timeline is not None:
+            self._response["penstock"] = {"timeline": [last.timeline]}
         return [*said, self._said(f"response.{status}", response=self._response)]
 
     def fail(self, error: PenstockError) -> list[Said]:

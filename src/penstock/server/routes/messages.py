@@ -38,7 +38,7 @@ def add_messages(app: FastAPI, api: API) -> None:
             num_prompt_tokens=len(requests[0].prompt_token_ids),
             call_id=conversation.reading.call_id,
         )
-        turn = Turn(form, conversation.reading, request.state.summary)
+        turn = Turn(form, conversation.reading, request.state.summary, wants_timeline=body.penstock.timeline)
         return await api.respond(request, requests, turn, stream=bool(body.stream))
 
     @app.post("/v1/messages/count_tokens", responses=_ERRORS)
