@@ -1,5 +1,7 @@
 """Passes that are recorded once: the same bits for any step, and nothing recorded that could not be repeated."""
 
+import subprocess
+import sys
 from array import array
 from typing import NamedTuple
 
@@ -197,3 +199,19 @@ def test_memory_is_lent_again_once_no_view_of_it_is_left() -> None:
     assert arena.empty(3, 8).data_ptr() not in (address, second.data_ptr())
     del view
     assert address in [tensor.data_ptr() for tensor in (arena.empty(3, 8), arena.empty(3, 8))]
+
+
+@needs_native
+def test_recording_does_not_import_what_compiles() -> None:
+    # It takes seconds, which the first request would wait for.
+    record = (
+        "import sys, torch\n"
+        "from array import array\n"
+        "from penstock.kernels import CPUOps\n"
+        "table = torch.ones(9, 8)\n"
+        "forward = lambda ids, layout: CPUOps().embed(ids, table, torch.float32).view(-1, 2, 4).flatten(1)\n"
+        "hidden = CPUOps().record(forward, 4)([1, 2], [2], [2], [array('i', [0])], [0])\n"
+        "assert hidden.shape == (2, 8)\n"
+        "assert 'torch._dynamo' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", record], check=True)

@@ -114,6 +114,11 @@ def _zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
 class _OnlyViews(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Lets torch look at tensors in other shapes and do nothing that would have to be done again."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Be left alone by torch.compile, whose import would take longer than loading a small model does."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.is_view:
             out = func(*args, **(kwargs or {}))
