@@ -277,13 +277,13 @@ class PackedLinear {
         const int64_t wanted = machine.num_threads() == 1 ? 1 : ceil_div(machine.num_threads() * 4, row_parts);
         const int64_t panel_work = packed_.num_inputs * kernels_.panel_width * std::min(num_rows, kRowsEach);
         const int64_t least = std::max<int64_t>(1, (1 << 15) / std::max<int64_t>(panel_work, 1));
-        int64_t each = std::max(ceil_div(num_panels_, wanted), least);
-        if (num_rows == 1) each = ceil_div(each, 4) * 4;
-        const int64_t panel_parts = ceil_div(num_panels_, each);
+        // Whole tiles of one row's four panels, shared out evenly: the last thread to end is the one that is waited for.
+        const int64_t unit = num_rows == 1 ? 4 : 1, num_units = ceil_div(num_panels_, unit);
+        const int64_t panel_parts = std::min({wanted, num_units, ceil_div(num_panels_, least)});
+        const auto bound = [&](int64_t part) { return std::min(part * num_units / panel_parts * unit, num_panels_); };
         machine.each(row_parts * panel_parts, kernels_.linear_scratch_floats(), [&](int64_t task, float* scratch) {
-            const int64_t row = task / panel_parts * kRowsEach, panel = task % panel_parts * each;
-            kernels_.linear(call, row, std::min(row + kRowsEach, num_rows), panel, std::min(panel + each, num_panels_),
-                            scratch);
+            const int64_t row = task / panel_parts * kRowsEach, part = task % panel_parts;
+            kernels_.linear(call, row, std::min(row + kRowsEach, num_rows), bound(part), bound(part + 1), scratch);
         });
     }
 
