@@ -61,6 +61,8 @@ class DecoderFrame:
             else loader.weight("lm_head", V, E)
         )
         self._head = loader.side_by_side([head])
+        # From now on only the rows of tokens that occur are read.
+        self._embedding = loader.unread("model.embed_tokens.weight", self._embedding)
         self._windows = {layer.window for layer in config.layers}
         max_tokens = max_tokens or config.max_positions
         self._ropes = [RotaryEmbedding(rope, config.head_dim, max_tokens, loader.ops) for rope in config.ropes]

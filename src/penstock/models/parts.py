@@ -15,7 +15,7 @@ from penstock.kernels import Attention, BatchLayout, HeadNorms, KVBlocks, Linear
 from penstock.models.config import Experts, ModelConfig
 from penstock.models.lora import Adapted, adapt
 from penstock.models.rope import rotary_order
-from penstock.models.weights import TensorSource
+from penstock.models.weights import TensorSource, Weights
 from penstock.quant import Weight, prepare_gated_linear, prepare_linear, select_rows
 
 
@@ -40,6 +40,10 @@ class Loader:
         tensor = self._weights.take(name, shape, self.dtype)
         self.num_parameters += tensor.numel()
         return tensor
+
+    def unread(self, name: str, tensor: Tensor) -> Tensor:
+        """Return ``tensor`` without the memory that packing all of it took, if it is in a file that is mapped."""
+        return self._weights.unread(name, tensor) if isinstance(self._weights, Weights) else tensor
 
     def norm(self, name: str, size: int) -> Tensor:
         """Return a norm's weight [size] in the dtype of activations."""
