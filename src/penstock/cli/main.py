@@ -8,6 +8,7 @@ import typer
 
 from penstock import __version__
 from penstock.errors import PenstockError
+from penstock.uncollected import uncollected
 
 app = typer.Typer(
     name="penstock",
@@ -135,7 +136,8 @@ def serve(
             "log.format": ("--log-format", log_format),
         },
     )
-    from penstock.launch import serve as launch
+    with uncollected():
+        from penstock.launch import serve as launch
 
     raise typer.Exit(launch.serve(loaded.settings, launch.to_stderr))
 

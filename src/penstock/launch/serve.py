@@ -21,6 +21,7 @@ from penstock.launch.settings import Settings
 from penstock.protocol import ModelInfo
 from penstock.server import ServerConfig
 from penstock.telemetry import configure_logging
+from penstock.uncollected import uncollected
 
 if TYPE_CHECKING:
     import uvicorn
@@ -86,7 +87,8 @@ class _Server:
         http: uvicorn.Server | None = None
         try:
             # On a thread, so that the engine process starts at once and reads weights while we read the rest.
-            http = await asyncio.to_thread(self._http, client, metrics)
+            with uncollected():
+                http = await asyncio.to_thread(self._http, client, metrics)
             serving = asyncio.create_task(http.serve([self._listener]))
             stopping = asyncio.create_task(self._told_to_stop.wait())
             await asyncio.wait({loading, serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
