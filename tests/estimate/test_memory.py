@@ -60,10 +60,17 @@ def test_codes_bring_a_scale_for_each_key_and_value() -> None:
 def test_logits_take_three_copies_and_what_sampling_works_in() -> None:
     wide = dataclasses.replace(SHAPE, vocab_size=200_000, sampling_scratch_bytes=5 * MIB)
     more = dataclasses.replace(wide, vocab_size=200_001)
-    few, many = (activation_peak_bytes(s, step_tokens=512, max_running=256, max_model_tokens=64) for s in (wide, more))
+    few, many = (activation_peak_bytes(s, step_tokens=512, max_running=256) for s in (wide, more))
     assert many - few == 256 * 3 * 4
     without = dataclasses.replace(wide, sampling_scratch_bytes=0)
-    assert few - activation_peak_bytes(without, step_tokens=512, max_running=256, max_model_tokens=64) == 5 * MIB
+    assert few - activation_peak_bytes(without, step_tokens=512, max_running=256) == 5 * MIB
+
+
+def test_attention_works_in_memory_of_its_own() -> None:
+    more = dataclasses.replace(SHAPE, vocab_size=64, attention_scratch_bytes=5 * MIB)
+    less = dataclasses.replace(more, attention_scratch_bytes=4 * MIB)
+    first, second = (activation_peak_bytes(shape, step_tokens=512, max_running=256) for shape in (more, less))
+    assert first - second == MIB
 
 
 def test_the_cache_takes_what_is_left_of_the_share() -> None:
@@ -91,8 +98,8 @@ def test_too_little_memory_names_the_length_that_would_fit() -> None:
     small = plan(max_running=1, max_model_tokens=100_000, memory_share=1.0, available_bytes=4096 * MIB)
     assert small.num_blocks == 6250
     with pytest.raises(NotEnoughMemory, match=r"lower --max-model-tokens to [\d,]+ or less") as caught:
-        plan(max_model_tokens=100_000, available_bytes=1300 * MIB)
-    assert "1.3 GiB available" in caught.value.message
+        plan(max_model_tokens=100_000, available_bytes=700 * MIB)
+    assert "700.0 MiB available" in caught.value.message
     assert "100,000 tokens" in caught.value.message
 
 
@@ -139,7 +146,7 @@ def test_a_plan_never_promises_what_is_not_there(
 @pytest.mark.parametrize("field", ["hidden_size", "vocab_size", "intermediate_size", "activation_element_bytes"])
 def test_a_larger_model_never_needs_less(field: str) -> None:
     larger = dataclasses.replace(SHAPE, **{field: 4 * getattr(SHAPE, field)})
-    arguments = {"step_tokens": 512, "max_running": 256, "max_model_tokens": 1024}
+    arguments = {"step_tokens": 512, "max_running": 256}
     assert activation_peak_bytes(larger, **arguments) >= activation_peak_bytes(SHAPE, **arguments)
 
 

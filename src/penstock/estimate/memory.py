@@ -29,6 +29,8 @@ class ModelShape:
     """Bytes per activation."""
     kv_element_bytes: int
     """Bytes per element of a cached key or value."""
+    attention_scratch_bytes: int = 0
+    """What one layer's attention works in beside queries, keys, values and result."""
     sampling_scratch_bytes: int = 0
     """What sampling works in, however many rows there are."""
     kv_scale_bytes: int = 0
@@ -59,9 +61,7 @@ def plan_memory(
     ``max_running`` requests of ``max_model_tokens`` can fill.
     Raises NotEnoughMemory, naming what is needed and what would help.
     """
-    activation_bytes = activation_peak_bytes(
-        shape, step_tokens=step_tokens, max_running=max_running, max_model_tokens=max_model_tokens
-    )
+    activation_bytes = activation_peak_bytes(shape, step_tokens=step_tokens, max_running=max_running)
     block_bytes = block_size * shape.kv_bytes_per_token
     blocks_per_request = -(-max_model_tokens // block_size)
     fixed_bytes = shape.weights_bytes + activation_bytes
@@ -96,14 +96,13 @@ def plan_memory(
     )
 
 
-def activation_peak_bytes(shape: ModelShape, *, step_tokens: int, max_running: int, max_model_tokens: int) -> int:
+def activation_peak_bytes(shape: ModelShape, *, step_tokens: int, max_running: int) -> int:
     """Return an upper bound on what one step holds beside weights and cache.
 
     Layers run one after another and free what they made: the peak is the residual stream plus the widest moment.
 
-    - attention: queries, keys and values before and after rotation and the output, for all tokens of the step; and
-      for one sequence at a time its gathered keys and values, widened to all heads, and a float32 row of scores
-      or mask per query token;
+    - attention: queries, keys and values before and after rotation and the output, for all tokens of the step; and what
+      attention works in;
     - feed-forward: gate, up and their product, with the product's float32 twin;
     - sampling: the logits, a copy of them and what grammars add, one row per running sequence, and what sampling works
       in.
@@ -113,11 +112,7 @@ def activation_peak_bytes(shape: ModelShape, *, step_tokens: int, max_running: i
     kv_width = shape.num_kv_heads * shape.head_dim
     # The stream itself, its normalized copy, and the float32 the norm computes in.
     residual = step_tokens * shape.hidden_size * (2 * element + _FLOAT32_BYTES)
-    attention = (
-        step_tokens * (3 * query_width + 4 * kv_width) * element
-        + 2 * max_model_tokens * query_width * element
-        + min(step_tokens, max_model_tokens) * max_model_tokens * _FLOAT32_BYTES
-    )
+    attention = step_tokens * (3 * query_width + 4 * kv_width) * element + shape.attention_scratch_bytes
     feed_forward = step_tokens * shape.intermediate_size * (3 * element + _FLOAT32_BYTES)
     sampling = min(max_running, step_tokens) * shape.vocab_size * _LOGIT_BYTES + shape.sampling_scratch_bytes
     return residual + max(attention, feed_forward, sampling)

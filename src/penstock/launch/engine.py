@@ -21,7 +21,9 @@ try:
     from penstock.engine.config import EngineConfig
     from penstock.engine.engine import Engine
     from penstock.engine.profile import Profiler
-    from penstock.kernels import QUANTIZATIONS, Ops, ops_for, use_threads
+    from penstock.kernels import QUANTIZATIONS, Ops, ReferenceOps, ops_for, use_threads
+    from penstock.kernels.paged_attention import cpu as cpu_attention
+    from penstock.kernels.paged_attention import reference as reference_attention
     from penstock.kernels.sampling import scratch_bytes
     from penstock.models.config import ModelConfig
     from penstock.models.decoder import cache_dtype, count_parameters, load_model, run_dtype
@@ -76,6 +78,9 @@ def build_engine(settings: Settings, profiler: Profiler | None = None) -> Engine
             vocab_size=config.vocab_size,
             activation_element_bytes=ops.activation_dtype(weights_dtype).itemsize,
             kv_element_bytes=kv_dtype.itemsize,
+            attention_scratch_bytes=_attention_scratch_bytes(
+                ops, config, weights_dtype, settings.scheduler.step_tokens, max_model_tokens, num_threads
+            ),
             sampling_scratch_bytes=scratch_bytes(config.vocab_size, num_threads),
             kv_scale_bytes=torch.float32.itemsize if kv_dtype is torch.int8 else 0,
         ),
@@ -153,6 +158,26 @@ def _find(model: ModelSettings) -> tuple[ModelConfig, Path | None]:
         return shape, None
     path = resolve_model(model.name, model.revision)
     return read_config(path), path
+
+
+def _attention_scratch_bytes(
+    ops: Ops, config: ModelConfig, dtype: torch.dtype, step_tokens: int, max_model_tokens: int, num_threads: int
+) -> int:
+    if isinstance(ops, ReferenceOps):
+        return reference_attention.scratch_bytes(
+            step_tokens=step_tokens,
+            max_model_tokens=max_model_tokens,
+            num_heads=config.num_heads,
+            head_dim=config.head_dim,
+            element_bytes=ops.activation_dtype(dtype).itemsize,
+        )
+    return cpu_attention.scratch_bytes(
+        max_model_tokens=max_model_tokens,
+        num_heads=config.num_heads,
+        num_kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        num_threads=num_threads,
+    )
 
 
 def _weights_bytes(

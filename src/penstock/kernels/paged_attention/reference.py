@@ -80,3 +80,13 @@ def _gather(cache: Tensor, scales: Tensor | None, slots: Tensor) -> Tensor:
     """Return what a cache [N, P, G, D] has at ``slots`` [L] as [L, G, D] float32; codes times their scales."""
     heads = cache.flatten(0, 1).index_select(0, slots).float()
     return heads if scales is None else heads * scales.flatten(0, 1).index_select(0, slots).unsqueeze(-1)
+
+
+def scratch_bytes(*, step_tokens: int, max_model_tokens: int, num_heads: int, head_dim: int, element_bytes: int) -> int:
+    """Return what attention works in beside its arguments and result, at most.
+
+    For one sequence at a time: its gathered keys and values, widened to all heads, and a float32 row of scores or mask
+    for each query token.
+    """
+    gathered = 2 * max_model_tokens * num_heads * head_dim * element_bytes
+    return gathered + min(step_tokens, max_model_tokens) * max_model_tokens * torch.float32.itemsize
