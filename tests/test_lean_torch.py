@@ -34,7 +34,7 @@ def test_torch_itself_would_load_it() -> None:
 
 
 def test_it_comes_when_asked_for() -> None:
-    _run(_LEAN + "load_deferred(); assert 'torch._decomp' in sys.modules\n" + _IS_WHOLE)
+    _run(_LEAN + "load_deferred(); assert 'torch._decomp' in sys.modules; torch.Generator()\n" + _IS_WHOLE)
 
 
 def test_it_comes_when_somebody_reaches_into_it() -> None:
