@@ -78,6 +78,7 @@ def measure(num_running: int) -> list[float]:
         vocab_size=6144,
         max_model_tokens=512,
         eos_token_ids=(2,),
+        hidden_size=0,
         memory=memory,
     )
     scheduler = Scheduler(

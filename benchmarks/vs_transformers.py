@@ -83,6 +83,7 @@ def make_engine(path: Path) -> Engine:
         vocab_size=model.config.vocab_size,
         max_model_tokens=1024,
         eos_token_ids=(),
+        hidden_size=model.config.hidden_size,
         memory=memory,
     )
     config = EngineConfig(scheduler=SchedulerConfig(max_running=CONCURRENCY))

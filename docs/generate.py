@@ -20,7 +20,10 @@ from penstock.http.middleware import HTTPMetrics
 from penstock.launch.settings import Settings
 from penstock.protocol import EngineState, EngineStatus, MemoryPlan, ModelInfo
 from penstock.server.messages.schemas import MessagesRequest
+from penstock.server.prompts import PromptsRequest
 from penstock.server.responses.schemas import ResponsesRequest
+from penstock.server.routes.embedding import EmbeddingsRequest
+from penstock.server.routes.ranking import RerankRequest, ScoreRequest
 from penstock.server.schemas import LATER, ChatCompletionRequest, CompletionRequest
 
 _A_MODEL = ModelInfo(
@@ -33,6 +36,7 @@ _A_MODEL = ModelInfo(
     vocab_size=0,
     max_model_tokens=0,
     eos_token_ids=(),
+    hidden_size=0,
     memory=MemoryPlan(
         weights_bytes=0, activation_peak_bytes=0, block_bytes=0, num_blocks=0, block_size=0, available_bytes=0
     ),
@@ -156,7 +160,7 @@ def commands_page() -> str:
 
 
 def parameters_page() -> str:
-    """Every parameter of the generating routes."""
+    """Every parameter of the generating routes, and of those that only read."""
     lines = [
         "# Request parameters",
         "",
@@ -174,6 +178,21 @@ def parameters_page() -> str:
         f"| `{name}` | {' | '.join('yes' if name in route else '' for route in routes)} |"
         for name in sorted(set().union(*routes))
     ]
+    kinds: dict[str, type[PromptsRequest]] = {
+        "embeddings": EmbeddingsRequest,
+        "score": ScoreRequest,
+        "rerank": RerankRequest,
+    }
+    lines += [
+        "",
+        "What `/v1/embeddings`, `/v1/score` and `/v1/rerank` take; see [embeddings and ranking](../embeddings-and-ranking.md).",
+        "",
+        f"| parameter | {' | '.join(kinds)} |",
+        "|---|---|---|---|",
+    ]
+    for name in sorted({name for kind in kinds.values() for name in kind.model_fields}):
+        takes = ("yes" if name in kind.model_fields else "" for kind in kinds.values())
+        lines.append(f"| `{name}` | {' | '.join(takes)} |")
     later = ", ".join(f"`{name}`" for name in sorted(LATER))
     lines += ["", f"Known, and refused as not supported yet by completions and chat: {later}."]
     only_null = "Those that [ask a server to remember, or to run tools](../responses-and-messages.md) may only be null."

@@ -48,6 +48,7 @@ def build_engine(
         vocab_size=model.config.vocab_size,
         max_model_tokens=min(model.config.max_positions, num_blocks * block_size),
         eos_token_ids=model.config.eos_token_ids,
+        hidden_size=model.config.hidden_size,
         memory=MemoryPlan(
             weights_bytes=model.weights_bytes,
             activation_peak_bytes=0,

@@ -61,6 +61,7 @@ MODEL = ModelInfo(
     vocab_size=TOKENIZER.vocab_size,
     max_model_tokens=1000,
     eos_token_ids=(),
+    hidden_size=4,
     memory=MemoryPlan(
         weights_bytes=0, activation_peak_bytes=0, block_bytes=1, num_blocks=1, block_size=1, available_bytes=1
     ),

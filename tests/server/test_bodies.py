@@ -271,7 +271,7 @@ async def test_logprobs_at_the_limit(client: httpx.AsyncClient) -> None:
 
 async def test_prompts_at_the_limits(client: httpx.AsyncClient, engine: FakeEngine) -> None:
     assert (await sent(client, COMPLETIONS, prompt=["a"] * 3)).status_code == 200
-    assert "there are 4 prompts" in error_of(await sent(client, COMPLETIONS, prompt=["a"] * 4))["message"]
+    assert "prompt has 4 items" in error_of(await sent(client, COMPLETIONS, prompt=["a"] * 4))["message"]
     assert (await sent(client, COMPLETIONS, prompt=[1] * 50)).status_code == 200
     error = error_of(await sent(client, COMPLETIONS, prompt=[[1], [1] * 51]))
     assert (error["code"], error["param"]) == ("context_length_exceeded", "prompt")

@@ -90,6 +90,7 @@ def serve(
         Optional[int],  # noqa: UP045
         typer.Option("--max-model-len", "--max-model-tokens", help="Most tokens of a request, prompt and answer."),
     ] = None,
+    pooling: Annotated[Optional[str], typer.Option(help="How embeddings are pooled: mean or last.")] = None,  # noqa: UP045
     max_loras: Annotated[Optional[int], typer.Option(help="LoRA adapters at once.  [default: 0, none]")] = None,  # noqa: UP045
     threads: Annotated[Optional[int], typer.Option(help="Threads a step uses.  [default: cores - 1]")] = None,  # noqa: UP045
     cache_memory: Annotated[Optional[str], typer.Option(help="Bytes for the KV cache, such as 4GiB.")] = None,  # noqa: UP045
@@ -123,6 +124,7 @@ def serve(
             "runner.quantize": ("--quantize", quantize),
             "runner.kv_dtype": ("--kv-dtype", kv_dtype),
             "runner.max_model_tokens": ("--max-model-len", max_model_len),
+            "runner.pooling": ("--pooling", pooling),
             "runner.max_adapters": ("--max-loras", max_loras),
             "runner.threads": ("--threads", threads),
             "cache.memory_bytes": ("--cache-memory", cache_memory),

@@ -6,6 +6,7 @@ from typing import Annotated
 import msgspec
 
 from penstock.config import Count, Seconds, Share
+from penstock.protocol import Pooling
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,6 +57,9 @@ class RunnerConfig:
     """Threads one step uses; None takes all cores but one. A thread without a core of its own stalls the others."""
     max_model_tokens: Count | None = None
     """Most tokens one request may hold, prompt and answer; None takes what the model was made for."""
+    pooling: Pooling | None = None
+    """``mean`` or ``last``: what embeddings are made of where a request does not say. None: as the model's
+    1_Pooling/config.json has it; without one, the mean."""
     max_adapters: Annotated[int, msgspec.Meta(ge=0)] = 0
     """LoRA adapters that may be loaded at once, by whoever reaches the API; above 0, steps are a little slower."""
 

@@ -3,12 +3,15 @@
 A step is five lines of intent: refuse who is too late, schedule, run, commit, turn tokens into deltas.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
 import structlog
 
 from penstock.engine.messages import error_info
@@ -80,6 +83,8 @@ class Engine:
         self._outputs: dict[int, ChoiceOutput] = {}
         self._prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
         """Until the first token"""
+        self._pooled: dict[int, npt.NDArray[np.float64]] = {}
+        """Sums of hidden states, of prompts that are not done"""
         self._next_number = 0
         self._max_adapters = max_adapters
         self._adapters: dict[str, _LoadedAdapter] = {}
@@ -233,13 +238,13 @@ class Engine:
     ) -> None:
         for owner, score in zip(batch.score_owners, result.scores, strict=True):
             self._prompt_logprobs.setdefault(batch.sequence_ids[owner], []).append(score)
+        for owner, total in zip(batch.pool_owners, result.pooled, strict=True):
+            sequence_id = batch.sequence_ids[owner]
+            self._pooled[sequence_id] = self._pooled.get(sequence_id, 0) + total
         sampled = {}
         for sequence_id, token in zip(batch.sample_ids, result.tokens, strict=True):
             if token is None:
-                failures[sequence_id] = StepFailed(
-                    "the model produced numbers that are not finite for this request; check the checkpoint, or run it "
-                    "with --dtype float32"
-                )
+                failures[sequence_id] = _not_finite()
             else:
                 sampled[sequence_id] = token.token_id
         self._scheduler.commit(batch, sampled, now_s)
@@ -250,6 +255,11 @@ class Engine:
                     deltas.append(self._delta(self._scheduler.sequence(sequence_id), token, now_s))
                 except InvalidRequest as error:
                     failures[sequence_id] = error
+        for sequence_id in batch.ended_ids:
+            try:
+                deltas.append(self._reading(self._scheduler.sequence(sequence_id), now_s))
+            except StepFailed as error:
+                failures[sequence_id] = error
 
     # ---- from tokens to deltas
 
@@ -286,6 +296,32 @@ class Engine:
             timeline=sequence.timeline(finished_at_s=now_s),
         )
 
+    def _reading(self, sequence: Sequence, now_s: float) -> TokenDelta:
+        """End a choice that generates nothing and return what was wanted of its prompt.
+
+        Raises ``StepFailed`` if that is no number.
+        """
+        request = sequence.request
+        scores = tuple(self._prompt_logprobs.pop(sequence.id, ()))
+        embedding = None
+        if request.pooling is not None:
+            total = self._pooled.pop(sequence.id)
+            if not np.isfinite(total).all():
+                raise _not_finite()
+            mean = total / sequence.num_prompt_tokens if request.pooling == "mean" else total
+            embedding = mean.astype("<f4").tobytes()
+        if not all(math.isfinite(score.chosen.logprob) for score in scores):
+            raise _not_finite()
+        self._finish(sequence)
+        return TokenDelta(
+            request_id=request.request_id,
+            prompt_logprobs=scores,
+            embedding=embedding,
+            finish_reason="length",
+            usage=_usage(sequence),
+            timeline=sequence.timeline(finished_at_s=now_s),
+        )
+
     def _fail(self, sequence_id: int, error: PenstockError, now_s: float) -> list[TokenDelta]:
         """End the whole request of a sequence with an error."""
         if sequence_id not in self._outputs:
@@ -311,6 +347,7 @@ class Engine:
         self._scheduler.finish(sequence)
         self._runner.remove(sequence.id)
         self._prompt_logprobs.pop(sequence.id, None)
+        self._pooled.pop(sequence.id, None)
         if request.is_finished:
             # Ending an undivided request's first choice ends them all, and each is then reported here.
             self._requests.pop(request.request_id, None)
@@ -322,6 +359,8 @@ class Engine:
         num_prompt = len(request.prompt_token_ids)
         if request.request_id in self._requests:
             raise InvalidRequest(f"request id {request.request_id!r} is running already; use another")
+        assert sampling.max_tokens or (sampling.n == 1 and sampling.grammar is None), "nothing is generated"
+        assert request.pooling is None or not sampling.max_tokens, "what is pooled generates nothing"
         if not num_prompt:
             raise InvalidRequest("the prompt is empty: it must hold at least one token", param="prompt")
         vocab_size = self.model.vocab_size
@@ -349,6 +388,13 @@ class Engine:
                 "holds: shorten the prompt or lower max_tokens",
                 param="max_tokens" if num_prompt < most else "prompt",
             )
+
+
+def _not_finite() -> StepFailed:
+    return StepFailed(
+        "the model produced numbers that are not finite for this request; check the checkpoint, or run it with --dtype "
+        "float32"
+    )
 
 
 def _usage(sequence: Sequence) -> Usage:

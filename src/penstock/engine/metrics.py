@@ -100,7 +100,7 @@ class EngineMetrics:
         last_s = self._last_token_s.get(key)
         if last_s is not None:
             self._itl.observe(now_s - last_s)
-        elif delta.index == 0:
+        elif delta.index == 0 and delta.token_ids:
             self._ttft.observe(now_s - self._started_s.get(delta.request_id, now_s))
         self._last_token_s[key] = now_s
         if delta.finish_reason is not None:
@@ -109,7 +109,7 @@ class EngineMetrics:
     def _finished(self, delta: TokenDelta) -> None:
         self._success.labels(delta.finish_reason).inc()
         del self._last_token_s[delta.request_id, delta.index]
-        if delta.usage is not None:
+        if delta.usage is not None and delta.usage.num_output_tokens:
             self._generation_tokens.observe(delta.usage.num_output_tokens)
         timeline = delta.timeline
         if delta.index == 0:

@@ -27,6 +27,7 @@ class Request:
         "deadline_at_s",
         "has_forked",
         "number",
+        "pooling",
         "priority",
         "request_id",
         "salt",
@@ -52,6 +53,7 @@ class Request:
         deadline_s = request.deadline_s if request.deadline_s is not None else CLASS_DEADLINES_S[request.priority]
         self.deadline_at_s = now_s + deadline_s
         """When the first token is due; infinite for best effort."""
+        self.pooling = request.pooling
         self.has_forked = request.sampling.n == 1
         """Whether the other choices have been split off the first, which computes the prompt for all."""
         self.sequences = [Sequence(self, index, request.prompt_token_ids) for index in range(request.sampling.n)]
@@ -111,11 +113,17 @@ class Sequence:
         """Blocks it got from others, which are not part of that."""
         self.num_cached_tokens = 0
         self.num_recomputed_tokens = 0
-        self.num_to_score = (
-            len(prompt_token_ids) - 1 if index == 0 and request.sampling.prompt_logprobs is not None else 0
-        )
-        """Tokens of the prompt whose logits say how likely the next one was, which somebody wants to know."""
+        self.num_to_score = 0
+        """Tokens of the prompt, from the first on, after which nothing more is wanted of the prompt itself."""
         self.num_scored_tokens = 0
+        """Tokens of the prompt of which nothing is wanted, or what was wanted has been had: their hidden states, or log
+        probabilities of what follows each."""
+        if index == 0 and request.pooling is not None:
+            self.num_to_score = len(prompt_token_ids)
+            self.num_scored_tokens = 0 if request.pooling == "mean" else len(prompt_token_ids) - 1
+        elif index == 0 and request.sampling.prompt_logprobs is not None:
+            self.num_to_score = len(prompt_token_ids) - 1
+            self.num_scored_tokens = request.sampling.prompt_logprobs_from - 1
         self.num_steps = 0
         self.preemptions: list[Preemption] = []
         self.first_admitted_at_s: float | None = None
@@ -132,6 +140,11 @@ class Sequence:
     def num_output_tokens(self) -> int:
         """Tokens generated so far."""
         return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def most_reusable_tokens(self) -> int:
+        """Tokens that may come from the prefix cache, which holds neither hidden states nor logits."""
+        return self.num_scored_tokens if self.num_scored_tokens < self.num_to_score else self.num_tokens - 1
 
     @property
     def is_leader(self) -> bool:

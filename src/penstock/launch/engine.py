@@ -9,7 +9,7 @@ from penstock.estimate.memory import ModelShape, plan_memory
 from penstock.estimate.system import available_memory_bytes, usable_cores
 from penstock.launch.settings import ModelSettings, Settings
 from penstock.launch.text import load_tokenizer
-from penstock.models import find_shape, read_config, read_sampling_defaults, resolve_model
+from penstock.models import find_shape, read_config, read_pooling, read_sampling_defaults, resolve_model
 from penstock.protocol import ModelInfo, SamplingDefaults
 from penstock.text import Tokenizer
 from penstock.threads import WorkThread
@@ -50,6 +50,7 @@ def build_engine(settings: Settings, profiler: Profiler | None = None) -> Engine
     use_threads(num_threads)
     config, path = _find(settings.model)
     sampling = SamplingDefaults() if path is None else read_sampling_defaults(path)
+    pooling = settings.runner.pooling or (None if path is None else read_pooling(path)) or "mean"
     # While weights are read and packed, which leaves the interpreter free.
     tokenizer = WorkThread("tokenizer").submit(_detokenizing, settings.model)
     dtype = run_dtype(config, settings.runner.dtype)
@@ -121,6 +122,8 @@ def build_engine(settings: Settings, profiler: Profiler | None = None) -> Engine
         eos_token_ids=config.eos_token_ids,
         memory=plan,
         sampling=sampling,
+        hidden_size=config.hidden_size,
+        pooling=pooling,
         kernels=ops.name,
     )
     engine_config = EngineConfig(scheduler=settings.scheduler, cache=settings.cache, runner=settings.runner)

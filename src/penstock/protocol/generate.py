@@ -15,6 +15,10 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 ``abort``: the client left; ``error``: see ``TokenDelta.error``."""
 
 
+Pooling = Literal["mean", "last"]
+"""What one vector for a whole prompt is made of: the mean of all its tokens' final hidden states, or the last one's."""
+
+
 class Priority(enum.IntEnum):
     """Urgency classes; the value orders them, most urgent first."""
 
@@ -32,7 +36,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """How to pick tokens and when to stop. Ranges are checked where the request enters; here they hold."""
 
     max_tokens: int
-    """Most tokens to generate, at least 1."""
+    """Most tokens to generate. 0 computes the prompt and ends: for its log probabilities, or its pooled states."""
     min_tokens: int = 0
     """Before this many tokens, end of sequence and stop tokens are impossible and stop strings are plain text."""
     n: int = 1
@@ -71,6 +75,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """None: none; 0: of the chosen token; k: of the k most likely tokens as well."""
     prompt_logprobs: int | None = None
     """The same of the prompt's tokens, from the second on."""
+    prompt_logprobs_from: int = 1
+    """The first token of the prompt of which they are wanted; what is before it may come from the prefix cache."""
     skip_special_tokens: bool = True
     """Leave special tokens out of the text."""
     grammar: str | None = None
@@ -94,6 +100,8 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Requests share prefix cache blocks only with requests of the same salt."""
     adapter: str | None = None
     """The loaded LoRA adapter to run with; None: the model as it is."""
+    pooling: Pooling | None = None
+    """Return the prompt's hidden states, pooled so; only where ``max_tokens`` is 0."""
 
 
 class Candidate(msgspec.Struct, frozen=True, array_like=True):
@@ -143,6 +151,8 @@ class TokenDelta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One per token id, if asked for."""
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     """On the first delta of the first choice, if asked for: one per token of the prompt but the first."""
+    embedding: bytes | None = None
+    """The prompt's pooled hidden states, if asked for: as many float32, little-endian, as the model is wide."""
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
     """The stop token id or stop string that ended the choice; None for end of sequence."""

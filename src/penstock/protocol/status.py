@@ -5,6 +5,8 @@ from typing import Annotated
 
 import msgspec
 
+from penstock.protocol.generate import Pooling
+
 
 class EngineState(enum.StrEnum):
     """Where an engine is in its life."""
@@ -80,6 +82,10 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     memory: MemoryPlan
     sampling: SamplingDefaults = SamplingDefaults()
     """What its makers suggest."""
+    hidden_size: int
+    """Numbers in an embedding."""
+    pooling: Pooling = "mean"
+    """How embeddings are pooled where a request does not say."""
     kernels: str = "reference"
     """What it computes with: an instruction set, or reference for plain torch."""
 

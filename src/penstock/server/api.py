@@ -18,7 +18,7 @@ from penstock.server.config import ServerConfig
 from penstock.server.prepare import bad_word_tokens, check_model, generate_request, truncated
 from penstock.server.reading import Reading
 from penstock.server.replies import json_response
-from penstock.server.schemas import ChatCompletionRequest, CompletionRequest, TokenizeChatRequest
+from penstock.server.schemas import ChatCompletionRequest, CompletionRequest, Prompt, TokenizeChatRequest
 from penstock.server.streaming import Answering, begun, measured, merged
 from penstock.server.structure import GrammarChecker, structure_of
 from penstock.server.tools import Conventions, ToolUse, answers_to, reading_of, tool_use
@@ -92,25 +92,23 @@ class API:
             sum(map(len, texts)),
         )
 
-    async def prompts(self, body: CompletionRequest) -> list[list[int]]:
-        """Return the token ids of each prompt."""
-        given = body.prompt
+    async def prompts(self, given: Prompt, *, param: str, most: int, add_special_tokens: bool) -> list[list[int]]:
+        """Return the token ids of each of the prompts in ``param``, which may be ``most``."""
         if isinstance(given, str):
             texts = [given]
         elif not given:
-            raise InvalidRequest("prompt is empty: give at least one", param="prompt")
+            raise InvalidRequest(f"{param} is empty: give at least one", param=param)
         elif isinstance(given[0], int):
             return [[token_id for token_id in given if isinstance(token_id, int)]]
         else:
-            if len(given) > self.config.max_prompts:
+            if len(given) > most:
                 raise InvalidRequest(
-                    f"there are {len(given)} prompts; this server takes at most {self.config.max_prompts} at once",
-                    param="prompt",
+                    f"{param} has {len(given)} items; this server takes at most {most} at once", param=param
                 )
             if isinstance(given[0], list):
                 return [ids for ids in given if isinstance(ids, list)]
             texts = [text for text in given if isinstance(text, str)]
-        return await self.text_tokens(texts, add_special_tokens=body.add_special_tokens)
+        return await self.text_tokens(texts, add_special_tokens=add_special_tokens)
 
     async def _shown(self, body: CompletionRequest | ChatCompletionRequest, prompts: list[list[int]]) -> ShownPrompts:
         """Return what the answers show of their prompts."""

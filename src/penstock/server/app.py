@@ -16,9 +16,11 @@ from penstock.server.complaints import explain
 from penstock.server.config import ServerConfig
 from penstock.server.replies import json_response
 from penstock.server.routes.adapters import add_adapters
+from penstock.server.routes.embedding import add_embedding
 from penstock.server.routes.generation import add_generation
 from penstock.server.routes.health import add_health
 from penstock.server.routes.messages import add_messages
+from penstock.server.routes.ranking import add_ranking
 from penstock.server.routes.responses import add_responses
 from penstock.server.routes.tokenizing import add_tokenizing
 from penstock.text import ChatTemplate, Tokenizer
@@ -41,6 +43,8 @@ def create_app(
     add_generation(app, api)
     add_responses(app, api)
     add_messages(app, api)
+    add_embedding(app, api)
+    add_ranking(app, api)
     add_adapters(app, api)
     add_tokenizing(app, api)
     add_health(app, client, registry)

@@ -27,6 +27,9 @@ class ServerConfig:
     """Longest prompt; None: as long as the model's context."""
     max_prompts: Count = 64
     """Most prompts in one completion request. Up: bigger batches by one client. Down: fairer sharing."""
+    max_inputs: Count = 2048
+    """Most texts in one request for embeddings, scores or a ranking; ``max_prompts`` of them run at a time. Up: fewer
+    requests. Down: less work by one."""
     max_choices: Count = 16
     """Most choices (n) for one prompt. Up: more load by one request. Down: less."""
     max_stop_strings: Limit = 16

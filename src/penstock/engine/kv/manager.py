@@ -37,17 +37,18 @@ class CacheManager:
             return blocks
         return min(blocks, self.blocks_for(self.window + step_tokens) + 1)
 
-    def open(self, token_ids: Sequence[int], salt: str, *, reuse: bool = True) -> tuple[BlockTable, int]:
+    def open(self, token_ids: Sequence[int], salt: str, *, most: int | None = None) -> tuple[BlockTable, int]:
         """Return a table that shares the cached blocks ``token_ids`` begins with, and how many tokens they hold.
 
-        At least the last token is left to compute, since its logits are wanted; all are unless ``reuse``.
+        At least the last token is left to compute, since its logits are wanted, and no more than ``most`` are shared.
         """
         table = BlockTable()
         table.chain = self._hasher.root(salt)
-        if not (self._prefix_caching and reuse):
+        if not self._prefix_caching:
             return table, 0
         size = self.block_size
-        for start in range(0, len(token_ids) - size, size):
+        most = len(token_ids) - 1 if most is None else min(most, len(token_ids) - 1)
+        for start in range(0, most - size + 1, size):
             name = self._hasher.block(table.chain, token_ids[start : start + size])
             block = self.pool.find(name)
             if block is None:

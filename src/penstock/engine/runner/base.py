@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from penstock.engine.sampling import SampledToken
 from penstock.engine.scheduler import ScheduledBatch
 from penstock.protocol import SamplingParams, TokenLogprobs
@@ -21,6 +24,8 @@ class StepResult:
     """[R] one token for each row; None where the logits are not numbers"""
     scores: list[TokenLogprobs] = field(default_factory=list)
     """[C] of the prompts' tokens"""
+    pooled: list[npt.NDArray[np.float64]] = field(default_factory=list)
+    """[M] sums of hidden states [E]"""
 
 
 class Runner(Protocol):

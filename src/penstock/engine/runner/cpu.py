@@ -95,8 +95,9 @@ class CPURunner:
         try:
             hidden = self._forward(batch)
             scores = self._score(batch, hidden) if batch.score_rows else []
+            pooled = [hidden[first:last].double().sum(0).numpy() for first, last in batch.pool_rows]
             if not batch.sample_rows:
-                return StepResult([], scores)
+                return StepResult([], scores, pooled)
             rows = batch.sample_rows
             # When all decode, every row is sampled, in order: nothing to pick out.
             if len(rows) != batch.num_tokens or rows != list(range(len(rows))):
@@ -104,7 +105,7 @@ class CPURunner:
             logits = self._model.logits(hidden)
         finally:
             masks = self._masks.finish(pending)
-        return StepResult(self._sampler.sample(logits, batch.sample_ids, masks), scores)
+        return StepResult(self._sampler.sample(logits, batch.sample_ids, masks), scores, pooled)
 
     def _forward(self, batch: ScheduledBatch) -> Tensor:
         """Return the hidden states [T, E], valid until the next step."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class ScheduledBatch:
-    """One step's work: S sequences with T new tokens, one after another, R rows to sample and C to score.
+    """One step's work: S sequences with T new tokens, one after another, R rows to sample, C to score and M to pool.
 
     Valid until the scheduler's next step: ``block_tables`` are the sequences' own.
     """
@@ -38,6 +38,12 @@ class ScheduledBatch:
     """[C] that token"""
     score_owners: list[int] = field(default_factory=list)
     """[C] which of the S sequences computed the row"""
+    pool_rows: list[tuple[int, int]] = field(default_factory=list)
+    """[M] (first, after the last) of the T tokens whose hidden states are summed up"""
+    pool_owners: list[int] = field(default_factory=list)
+    """[M] which of the S sequences they belong to"""
+    ended_ids: list[int] = field(default_factory=list)
+    """Sequences that generate nothing, and whose prompt is done with this step"""
 
     @property
     def num_tokens(self) -> int:
@@ -68,4 +74,10 @@ class ScheduledBatch:
                     part.score_rows.append(row + offset)
                     part.score_targets.append(target)
                     part.score_owners.append(len(part.sequence_ids) - 1)
+            for (first, last), owner in zip(self.pool_rows, self.pool_owners, strict=True):
+                if owner == s:
+                    part.pool_rows.append((first + offset, last + offset))
+                    part.pool_owners.append(len(part.sequence_ids) - 1)
+            if self.sequence_ids[s] in self.ended_ids:
+                part.ended_ids.append(self.sequence_ids[s])
         return part

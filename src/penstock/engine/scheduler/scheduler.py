@@ -288,9 +288,7 @@ class Scheduler:
         most_shared = self.cache.blocks_for(sequence.num_tokens)
         if not self._fits(reserved - most_shared):
             return False  # spares the search for a prefix that could not help
-        # What is read from the cache has no logits to take log probabilities from.
-        reuse = sequence.num_scored_tokens >= sequence.num_to_score
-        table, num_cached = self.cache.open(sequence.token_ids, request.salt, reuse=reuse)
+        table, num_cached = self.cache.open(sequence.token_ids, request.salt, most=sequence.most_reusable_tokens)
         num_shared = sum(1 for block in table.block_ids if self.cache.pool.references(block) > 1)
         num_new = min(sequence.num_tokens - num_cached, plan.tokens_left)
         fits = self._fits(reserved - num_shared)
@@ -361,12 +359,11 @@ class Scheduler:
             batch.table_starts.append(table.num_dropped * size)
             batch.block_copies.extend(copies)
             if sequence.num_scored_tokens < sequence.num_to_score:
-                for position in range(max(start, sequence.num_scored_tokens), min(end, sequence.num_to_score)):
-                    batch.score_rows.append(num_rows + position - start)
-                    batch.score_targets.append(sequence.token_ids[position + 1])
-                    batch.score_owners.append(len(batch.sequence_ids) - 1)
+                _read_prompt(batch, sequence, start, end, num_rows)
             num_rows += num_new
-            if end == sequence.num_tokens:
+            if end == sequence.num_tokens and not sequence.request.sampling.max_tokens:
+                batch.ended_ids.append(sequence.id)
+            elif end == sequence.num_tokens:
                 samples: SequenceOf[Sequence] = sequence.request.sequences if sequence.is_leader else (sequence,)
                 for sampled in samples:
                     batch.sample_rows.append(num_rows - 1)
@@ -469,3 +466,17 @@ class Scheduler:
                 f"with {ahead} tokens ahead: retry later, or ask for a later one",
                 retry_after_s=max(1.0, self.prefill_rate.seconds_for(ahead)),
             )
+
+
+def _read_prompt(batch: ScheduledBatch, sequence: Sequence, start: int, end: int, row: int) -> None:
+    """Ask of the tokens from ``start`` to ``end``, the first of them in ``row``, what is wanted and not had yet."""
+    owner = len(batch.sequence_ids) - 1
+    first, last = max(start, sequence.num_scored_tokens), min(end, sequence.num_to_score)
+    if sequence.request.pooling is None:
+        for position in range(first, last):
+            batch.score_rows.append(row + position - start)
+            batch.score_targets.append(sequence.token_ids[position + 1])
+            batch.score_owners.append(owner)
+    elif first < last:
+        batch.pool_rows.append((row + first - start, row + last - start))
+        batch.pool_owners.append(owner)

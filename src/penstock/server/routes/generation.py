@@ -31,7 +31,10 @@ def add_generation(app: FastAPI, api: API) -> None:
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Continue text."""
         check_model(body.model, api.names)
-        return await api.answer(request, body, await api.prompts(body))
+        prompts = await api.prompts(
+            body.prompt, param="prompt", most=api.config.max_prompts, add_special_tokens=body.add_special_tokens
+        )
+        return await api.answer(request, body, prompts)
 
     @app.post("/v1/chat/completions", responses=ERRORS)
     async def chat_completions(body: ChatCompletionRequest, request: Request) -> Response:
