@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import structlog
 
+from penstock.engine.beam import Beam, BeamSearch
 from penstock.engine.messages import error_info
 from penstock.engine.output import ChoiceOutput
 from penstock.engine.request import Request, Sequence
@@ -35,6 +37,7 @@ from penstock.protocol import (
     FinishReason,
     GenerateRequest,
     ModelInfo,
+    SamplingParams,
     TokenDelta,
     TokenLogprobs,
     Usage,
@@ -83,6 +86,10 @@ class Engine:
         self._outputs: dict[int, ChoiceOutput] = {}
         self._prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
         """Until the first token"""
+        self._searches: dict[str, BeamSearch] = {}
+        """Of requests whose beams have gone a step"""
+        self._proposals: dict[int, TokenLogprobs] = {}
+        """What may follow each beam that was computed in this step"""
         self._pooled: dict[int, npt.NDArray[np.float64]] = {}
         """Sums of hidden states, of prompts that are not done"""
         self._next_number = 0
@@ -123,7 +130,7 @@ class Engine:
             self._runner.add(
                 sequence.id,
                 sequence.index,
-                request.sampling,
+                request.sampling if request.sampling.beam is None else self._proposing(request.sampling),
                 request.prompt_token_ids,
                 own,
                 None if adapter is None else adapter.weights,
@@ -179,6 +186,8 @@ class Engine:
             self._scheduler.prefill_rate.observe(batch.num_tokens, now_s - started_s)
         for ran, result in results:
             self._commit(ran, result, now_s, deltas, failures)
+        if self._proposals:
+            self._search(now_s, deltas, failures)
         for sequence_id, error in failures.items():
             deltas.extend(self._fail(sequence_id, error, now_s))
         return deltas
@@ -245,12 +254,15 @@ class Engine:
         for sequence_id, token in zip(batch.sample_ids, result.tokens, strict=True):
             if token is None:
                 failures[sequence_id] = _not_finite()
+            elif self._scheduler.sequence(sequence_id).request.sampling.beam is not None:
+                assert token.logprobs is not None, "beams are asked for proposals"
+                self._proposals[sequence_id] = token.logprobs
             else:
                 sampled[sequence_id] = token.token_id
         self._scheduler.commit(batch, sampled, now_s)
         self._num_generation_tokens += len(sampled)
         for sequence_id, token in zip(batch.sample_ids, result.tokens, strict=True):
-            if token is not None:
+            if token is not None and sequence_id in sampled:
                 try:
                     deltas.append(self._delta(self._scheduler.sequence(sequence_id), token, now_s))
                 except InvalidRequest as error:
@@ -260,6 +272,59 @@ class Engine:
                 deltas.append(self._reading(self._scheduler.sequence(sequence_id), now_s))
             except StepFailed as error:
                 failures[sequence_id] = error
+
+    # ---- beams
+
+    def _num_proposed(self, sampling: SamplingParams) -> int:
+        """Return how many tokens a beam proposes: as many beams as there may be go on, even if all others' are ends."""
+        assert sampling.beam is not None
+        ends = {*sampling.stop_token_ids, *(() if sampling.ignore_eos else self._eos_token_ids)}
+        return max(2, 1 + len(ends)) * sampling.beam.width
+
+    def _proposing(self, sampling: SamplingParams) -> SamplingParams:
+        """Return what has the sampler give a beam's likeliest next tokens."""
+        most = max(self._num_proposed(sampling), sampling.logprobs or 0)
+        return SamplingParams(max_tokens=sampling.max_tokens, temperature=0.0, logprobs=most)
+
+    def _search(self, now_s: float, deltas: list[TokenDelta], failures: dict[int, PenstockError]) -> None:
+        """Take every search whose beams were computed a step further."""
+        proposals, self._proposals = self._proposals, {}
+        requests = {id(request): request for request in (self._scheduler.sequence(one).request for one in proposals)}
+        for request in requests.values():
+            if any(sequence.id in failures for sequence in request.sequences):
+                continue
+            sampling = request.sampling
+            assert sampling.beam is not None
+            if not request.sequences[0].num_output_tokens:
+                # It begins, or begins again after a preemption.
+                output = ChoiceOutput(sampling, self._tokenizer, self._eos_token_ids)
+                self._searches[request.request_id] = BeamSearch(sampling.beam, sampling, output)
+            search = self._searches[request.request_id]
+            steps = search.advance([proposals[beam.id] for beam in request.sequences], self._num_proposed(sampling))
+            if steps:
+                self._scheduler.advance(request, steps, now_s)
+                continue
+            best = [beam for _, beam in search.finished[: sampling.n]]
+            deltas += [self._found(request, index, beam, now_s) for index, beam in enumerate(best)]
+            self._num_generation_tokens += sum(len(beam.path()) for beam in best)
+            self._drop(request)
+
+    def _found(self, request: Request, index: int, beam: Beam, now_s: float) -> TokenDelta:
+        """Return a whole choice that a search has found."""
+        path = beam.path()
+        tokens = [one.token for one in path if one.token is not None]
+        leader = request.sequences[0]
+        return TokenDelta(
+            request_id=request.request_id,
+            index=index,
+            text="".join(one.step.text for one in path),
+            token_ids=tuple(token.chosen.token_id for token in tokens),
+            logprobs=() if request.sampling.logprobs is None else tuple(tokens),
+            finish_reason=beam.step.finish_reason,
+            stop_reason=beam.step.stop_reason,
+            usage=msgspec.structs.replace(_usage(leader), num_output_tokens=len(tokens)),
+            timeline=msgspec.structs.replace(leader.timeline(finished_at_s=now_s), num_output_tokens=len(tokens)),
+        )
 
     # ---- from tokens to deltas
 
@@ -351,6 +416,7 @@ class Engine:
         if request.is_finished:
             # Ending an undivided request's first choice ends them all, and each is then reported here.
             self._requests.pop(request.request_id, None)
+            self._searches.pop(request.request_id, None)
 
     # ---- what may enter
 
@@ -364,6 +430,16 @@ class Engine:
         if not num_prompt:
             raise InvalidRequest("the prompt is empty: it must hold at least one token", param="prompt")
         vocab_size = self.model.vocab_size
+        beam = sampling.beam
+        if beam is not None:
+            assert beam.width >= sampling.n, "a search finds no more than it follows"
+            assert sampling.grammar is None, "a search follows none"
+            if self._num_proposed(sampling) > vocab_size:
+                raise InvalidRequest(
+                    f"each of {beam.width} beams proposes {self._num_proposed(sampling)} tokens, and there are "
+                    f"{vocab_size}: lower best_of, or give fewer stop_token_ids",
+                    param="best_of",
+                )
         low, high = min(request.prompt_token_ids), max(request.prompt_token_ids)
         if low < 0 or high >= vocab_size:
             raise InvalidRequest(

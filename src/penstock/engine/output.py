@@ -1,5 +1,6 @@
 """From tokens to text: one object per choice that knows what may be shown and when it is over."""
 
+import copy
 from dataclasses import dataclass
 
 from penstock.protocol import FinishReason, SamplingParams
@@ -52,6 +53,13 @@ class ChoiceOutput:
         if is_complete:
             return OutputStep(text, "stop")
         return OutputStep(text, "length" if is_last else None)
+
+    def copy(self) -> "ChoiceOutput":
+        """Return a second one that has taken the same tokens and goes its own way."""
+        twin = copy.copy(self)
+        twin._detokenizer = copy.copy(self._detokenizer)
+        twin._stop = copy.copy(self._stop)
+        return twin
 
     def flush(self, text: str = "") -> str:
         """Return the text that was held back and ``text`` behind it, when nothing can follow."""

@@ -54,9 +54,12 @@ class Request:
         self.deadline_at_s = now_s + deadline_s
         """When the first token is due; infinite for best effort."""
         self.pooling = request.pooling
-        self.has_forked = request.sampling.n == 1
+        beam = request.sampling.beam
+        num_sequences = request.sampling.n if beam is None else beam.width
+        self.has_forked = num_sequences == 1
         """Whether the other choices have been split off the first, which computes the prompt for all."""
-        self.sequences = [Sequence(self, index, request.prompt_token_ids) for index in range(request.sampling.n)]
+        self.sequences = [Sequence(self, index, request.prompt_token_ids) for index in range(num_sequences)]
+        """Choices, or beams, which all grow in the same steps"""
 
     @property
     def is_finished(self) -> bool:
@@ -130,6 +133,11 @@ class Sequence:
         self.first_token_at_s: float | None = None
         self.waited_s: dict[str, float] = {}
         self.wait_marks: dict[str, float] = {}
+
+    def restart(self) -> None:
+        """Go back to the prompt, with nothing computed."""
+        del self.token_ids[self.num_prompt_tokens :]
+        self.num_computed_tokens = 0
 
     @property
     def num_tokens(self) -> int:

@@ -2,6 +2,7 @@
 
 from penstock.protocol.client import EngineClient
 from penstock.protocol.generate import (
+    BeamParams,
     Candidate,
     ErrorInfo,
     FinishReason,
@@ -17,6 +18,7 @@ from penstock.protocol.status import EngineCounters, EngineState, EngineStatus, 
 from penstock.protocol.timeline import Preemption, Timeline
 
 __all__ = [
+    "BeamParams",
     "Candidate",
     "EngineClient",
     "EngineCounters",

@@ -32,6 +32,17 @@ class Priority(enum.IntEnum):
     """Best effort: no deadline unless the request sets one."""
 
 
+class BeamParams(msgspec.Struct, frozen=True, kw_only=True):
+    """How to search for the likeliest output instead of drawing one."""
+
+    width: int
+    """Beams that are followed at a time, at least ``n``."""
+    length_penalty: float = 1.0
+    """Finished beams are ordered by log probability over length to this power. Up: longer ones."""
+    early_stopping: bool | Literal["never"] = False
+    """True ends with as many finished beams as there may be, False when no better one is likely, never: is possible."""
+
+
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """How to pick tokens and when to stop. Ranges are checked where the request enters; here they hold."""
 
@@ -40,7 +51,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     min_tokens: int = 0
     """Before this many tokens, end of sequence and stop tokens are impossible and stop strings are plain text."""
     n: int = 1
-    """Independent choices for the one prompt."""
+    """Choices for the one prompt: independent ones, or the best that a beam search finds."""
+    beam: BeamParams | None = None
+    """Search; then nothing else here has a say but what ends the output."""
     temperature: float = 1.0
     """0 picks the most likely token."""
     top_k: int = 0

@@ -17,7 +17,10 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 class Detokenizer(Protocol):
-    """The text of one sequence, growing by one token at a time. Ids that name no token add nothing."""
+    """The text of one sequence, growing by one token at a time. Ids that name no token add nothing.
+
+    ``copy.copy`` gives a second one that goes on from the same place.
+    """
 
     def push(self, token_id: int) -> str:
         """Return the whole characters that this token completes."""
@@ -141,7 +144,7 @@ class WindowDetokenizer:
 
     def push(self, token_id: int) -> str:
         """Return the whole characters that this token completes."""
-        self._window.append(token_id)
+        self._window = [*self._window, token_id]
         text = self._decode(self._window)
         is_open = text.endswith(REPLACEMENT) or len(text) < len(self._shown)
         if is_open and len(self._window) - self._num_shown < self.MAX_PENDING:

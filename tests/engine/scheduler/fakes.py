@@ -1,12 +1,13 @@
 """A scheduler with its cache, driven without a model."""
 
+import random
 from dataclasses import dataclass, field
 
 from penstock.engine.config import SchedulerConfig
 from penstock.engine.kv import BlockPool, CacheManager
 from penstock.engine.request import Request, SequenceState
 from penstock.engine.scheduler import AdmissionPolicy, ScheduledBatch, Scheduler
-from penstock.protocol import GenerateRequest, Priority, SamplingParams
+from penstock.protocol import BeamParams, GenerateRequest, Priority, SamplingParams
 
 
 def request_of(
@@ -18,13 +19,16 @@ def request_of(
     tenant: str = "default",
     priority: Priority = Priority.P3,
     deadline_s: float | None = None,
+    width: int | None = None,
 ) -> GenerateRequest:
     """Return a request; a number as prompt means that many tokens nobody shares."""
     tokens = prompt if isinstance(prompt, list) else [hash((name, i)) % 1000 for i in range(prompt)]
     return GenerateRequest(
         request_id=name,
         prompt_token_ids=tokens,
-        sampling=SamplingParams(max_tokens=max_tokens, n=n),
+        sampling=SamplingParams(
+            max_tokens=max_tokens, n=n, beam=None if width is None else BeamParams(width=max(n, width))
+        ),
         tenant=tenant,
         priority=priority,
         deadline_s=deadline_s,
@@ -46,6 +50,7 @@ class Driver:
         self.cache = CacheManager(self.pool, block_size=self.block_size, window=self.window)
         self.scheduler = Scheduler(self.config, self.cache, admission=self.admission)
         self.now_s = 0.0
+        self.random = random.Random(0)
         self.requests: dict[str, Request] = {}
         self.num_added = 0
         self.served: dict[str, int] = {}
@@ -75,14 +80,29 @@ class Driver:
         for sequence_id, num_new in zip(batch.sequence_ids, batch.query_lens, strict=True):
             tenant = self.scheduler.sequence(sequence_id).request.tenant
             self.served[tenant] = self.served.get(tenant, 0) + num_new
-        self.scheduler.commit(batch, dict.fromkeys(batch.sample_ids, 7), self.now_s)
-        for sequence_id in batch.sample_ids:
+        is_beam = {one: self.scheduler.sequence(one).request.sampling.beam is not None for one in batch.sample_ids}
+        sampled = [one for one in batch.sample_ids if not is_beam[one]]
+        self.scheduler.commit(batch, dict.fromkeys(sampled, 7), self.now_s)
+        self._advance({one for one in batch.sample_ids if is_beam[one]})
+        for sequence_id in sampled:
             sequence = self.scheduler.sequence(sequence_id)
             if sequence.num_output_tokens >= sequence.request.sampling.max_tokens:
                 self.scheduler.finish(sequence)
                 if sequence.request.is_finished:
                     del self.requests[sequence.request.request_id]
         return batch
+
+    def _advance(self, sequence_ids: set[int]) -> None:
+        """Let each search's beams go on from any of them; it ends at ``max_tokens``."""
+        requests = [one for one in self.requests.values() if one.sequences[0].id in sequence_ids]
+        for request in requests:
+            beams = request.sequences
+            assert {beam.id for beam in beams} <= sequence_ids, "beams grow in the same steps"
+            if beams[0].num_output_tokens + 1 == request.sampling.max_tokens:
+                self.abort(request.request_id)
+            else:
+                steps = [(self.random.randrange(len(beams)), 7 + place) for place in range(len(beams))]
+                self.scheduler.advance(request, steps, self.now_s)
 
     def check(self) -> None:
         """Assert everything that must hold between steps."""

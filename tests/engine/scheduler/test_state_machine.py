@@ -9,7 +9,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from penstock.engine.config import SchedulerConfig
 from penstock.engine.scheduler import AdmissionPolicy, WorstCase
-from penstock.errors import DeadlineUnmeetable, Overloaded
+from penstock.errors import ContextTooLong, DeadlineUnmeetable, Overloaded
 from penstock.protocol import Priority
 from tests.engine.scheduler.fakes import Driver, request_of
 
@@ -41,6 +41,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         tenant=st.sampled_from("ab"),
         priority=st.sampled_from(Priority),
         deadline_s=st.none() | st.floats(0.5, 50),
+        width=st.none() | st.integers(1, 4),
     )
     def arrive(
         self,
@@ -51,15 +52,23 @@ class SchedulerMachine(RuleBasedStateMachine):
         tenant: str,
         priority: Priority,
         deadline_s: float | None,
+        width: int | None,
     ) -> str:
         self.num_made += 1
         name = f"r{self.num_made}"
         prompt = SHARED[:shared] + [1000 + self.num_made] * own
         request = request_of(
-            name, prompt=prompt, max_tokens=max_tokens, n=n, tenant=tenant, priority=priority, deadline_s=deadline_s
+            name,
+            prompt=prompt,
+            max_tokens=max_tokens,
+            n=n,
+            tenant=tenant,
+            priority=priority,
+            deadline_s=deadline_s,
+            width=width,
         )
         # Refused or not, nothing may be left behind; that a refusal names a time is tested beside its cause.
-        with contextlib.suppress(Overloaded, DeadlineUnmeetable):
+        with contextlib.suppress(Overloaded, DeadlineUnmeetable, *([] if width is None else [ContextTooLong])):
             self.driver.add(request)
         return name
 

@@ -199,6 +199,25 @@ class Scheduler:
                 sequence.first_token_at_s = now_s
             self._fairness.charge(sequence.request.tenant, num_output_tokens=1)
 
+    def advance(self, request: Request, steps: SequenceOf[tuple[int, int]], now_s: float) -> None:
+        """Let the beams of a request go on: each as the one that ``steps`` numbers was, with the token it names.
+
+        Beams that come from one share its blocks; what nobody goes on from is given back.
+        """
+        before = [(sequence.table, sequence.token_ids) for sequence in request.sequences]
+        taken: set[int] = set()
+        for sequence, (parent, token_id) in zip(request.sequences, steps, strict=True):
+            table, token_ids = before[parent]
+            sequence.table = self.cache.fork(table) if parent in taken else table
+            taken.add(parent)
+            sequence.token_ids = [*token_ids, token_id]
+            if sequence.first_token_at_s is None:
+                sequence.first_token_at_s = now_s
+        for place, (table, _) in enumerate(before):
+            if place not in taken:
+                self.cache.close(table)
+        self._fairness.charge(request.tenant, num_output_tokens=len(steps))
+
     # ---- running sequences
 
     def _plan_running(self, plan: _Plan, now_s: float) -> None:
@@ -233,12 +252,12 @@ class Scheduler:
             if copies is not None:
                 break
             victim = self._victims.choose(self._less_urgent(sequence), self.cache) or sequence
-            dropped = plan.entries.pop(victim.id, None)
-            if dropped is not None:
-                plan.tokens_left += dropped[1]
-            self._preempt(victim, now_s)
+            for gone in self._preempt(victim, now_s):
+                dropped = plan.entries.pop(gone.id, None)
+                if dropped is not None:
+                    plan.tokens_left += dropped[1]
             plan.has_preempted = True
-            if victim is sequence:
+            if sequence.state is not SequenceState.RUNNING:
                 return
         self._account_growth(sequence)
         plan.entries[sequence.id] = (sequence, num_new, copies)
@@ -249,7 +268,11 @@ class Scheduler:
         priority = sequence.request.priority
         return [other for other in self.running if other is not sequence and other.request.priority >= priority]
 
-    def _preempt(self, sequence: Sequence, now_s: float) -> None:
+    def _preempt(self, sequence: Sequence, now_s: float) -> SequenceOf[Sequence]:
+        """Take a sequence's blocks and queue it again; return who no longer runs."""
+        request = sequence.request
+        if request.sampling.beam is not None and request.has_forked and len(request.sequences) > 1:
+            return self._preempt_beams(request, now_s)
         preemption = Preemption(at_s=now_s - sequence.request.arrival_s, num_tokens_lost=sequence.num_computed_tokens)
         if sequence.is_leader:
             self._num_reserved_places -= len(sequence.request.sequences) - 1
@@ -258,6 +281,25 @@ class Scheduler:
         sequence.num_computed_tokens = 0
         self.counters.num_preemptions += 1
         self._enqueue(sequence, now_s)
+        return (sequence,)
+
+    def _preempt_beams(self, request: Request, now_s: float) -> SequenceOf[Sequence]:
+        """Take the blocks of all beams and queue their search from its beginning.
+
+        Beams are worth something only together, and which there are is decided anew from the prompt on in as many
+        steps; the prefix cache may still have the prompt.
+        """
+        leader = request.sequences[0]
+        at_s, num_lost = now_s - request.arrival_s, leader.num_computed_tokens
+        for sequence in request.sequences:
+            self._leave_running(sequence)
+            sequence.restart()
+            sequence.state = SequenceState.WAITING
+            sequence.preemptions.append(Preemption(at_s=at_s, num_tokens_lost=num_lost))
+        self.counters.num_preemptions += len(request.sequences)
+        request.has_forked = False
+        self._enqueue(leader, now_s)
+        return request.sequences
 
     # ---- admission
 
@@ -325,11 +367,16 @@ class Scheduler:
         return not self.running or self._num_reserved_blocks + num_blocks <= self.cache.pool.num_blocks
 
     def _blocks_to_reserve(self, sequence: Sequence) -> int:
-        expected = self._admission.expected_tokens(sequence)
+        request = sequence.request
+        if request.sampling.beam is None:
+            expected = self._admission.expected_tokens(sequence)
+        else:
+            # A search that is preempted begins again: it is let in only where it will not be.
+            expected = sequence.num_prompt_tokens + request.sampling.max_tokens
         blocks = self.cache.most_blocks_held(expected, self._config.step_tokens)
         if sequence.is_leader:
-            prompt_blocks = self.cache.blocks_for(sequence.num_prompt_tokens)
-            blocks += (len(sequence.request.sequences) - 1) * max(1, blocks - prompt_blocks + 1)
+            num_own = self.cache.blocks_for(expected) - self.cache.blocks_for(sequence.num_prompt_tokens) + 1
+            blocks += (len(request.sequences) - 1) * min(blocks, num_own)
         return blocks
 
     def _account_growth(self, sequence: Sequence) -> None:
@@ -382,7 +429,7 @@ class Scheduler:
         for twin in request.sequences[1:]:
             twin.table = self.cache.fork(leader.table)
             twin.num_computed_tokens = leader.num_computed_tokens
-            twin.most_computed_tokens = leader.num_computed_tokens
+            twin.most_computed_tokens = max(twin.most_computed_tokens, leader.num_computed_tokens)
             twin.num_cached_tokens = leader.num_cached_tokens
             twin.first_admitted_at_s = leader.first_admitted_at_s
             twin.waited_s = dict(leader.waited_s)
@@ -424,8 +471,9 @@ class Scheduler:
         num_choices = len(request.sequences)
         if num_choices > self._max_running:
             raise ContextTooLong(
-                f"n is {num_choices} and at most {self._max_running} sequences run at once: ask for fewer choices",
-                param="n",
+                f"{num_choices} choices or beams are wanted and at most {self._max_running} sequences run at once: ask "
+                "for fewer",
+                param="n" if request.sampling.beam is None else "best_of",
             )
         capacity = self.cache.pool.num_blocks
         needed = self.cache.most_blocks_held(num_prompt + request.sampling.max_tokens, self._config.step_tokens)
@@ -435,6 +483,14 @@ class Scheduler:
                 f"there are {capacity}: shorten the prompt or lower max_tokens",
                 param="max_tokens",
             )
+        if request.sampling.beam is not None:
+            needed = self._blocks_to_reserve(request.sequences[0])
+            if needed > capacity:
+                raise ContextTooLong(
+                    f"{num_choices} beams of {num_prompt} prompt tokens and {request.sampling.max_tokens} to generate "
+                    f"may need {needed} cache blocks; there are {capacity}: lower best_of or max_tokens",
+                    param="best_of",
+                )
 
     def _check_queue(self, leader: Sequence) -> None:
         config = self._config
