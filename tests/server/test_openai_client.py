@@ -220,7 +220,7 @@ async def test_completion_logprobs(caller: Caller, num_alternatives: int) -> Non
     assert [value for part in streamed for value in part.token_logprobs or []] == pytest.approx(logprobs.token_logprobs)
 
 
-@pytest.mark.parametrize("refused", [{"suffix": "end"}, {"best_of": 2}])
+@pytest.mark.parametrize("refused", [{"suffix": "end"}])
 async def test_what_completions_do_not_have_yet_is_refused_by_name(caller: Caller, refused: dict[str, Any]) -> None:
     (name,) = refused
     for call in (caller.complete, caller.stream_completion):
@@ -412,7 +412,6 @@ async def test_null_means_not_given(caller: Caller) -> None:
 SDK_ONLY = {"self", "extra_headers", "extra_query", "extra_body", "timeout"}
 A_VALUE: dict[str, Any] = {
     "audio": {"voice": "alloy", "format": "wav"},
-    "best_of": 2,
     "function_call": "none",
     "functions": [{"name": "f"}],
     "modalities": ["text", "audio"],

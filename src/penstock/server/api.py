@@ -14,12 +14,13 @@ from penstock.errors import InvalidRequest
 from penstock.http.sse import EventStream, until_client_leaves
 from penstock.protocol import EngineClient, GenerateRequest
 from penstock.server.answers import Answer, ShownPrompts
+from penstock.server.choosing import likeliest
 from penstock.server.config import ServerConfig
 from penstock.server.prepare import bad_word_tokens, check_model, generate_request, truncated
 from penstock.server.reading import Reading
 from penstock.server.replies import json_response
 from penstock.server.schemas import ChatCompletionRequest, CompletionRequest, Prompt, TokenizeChatRequest
-from penstock.server.streaming import Answering, begun, measured, merged
+from penstock.server.streaming import Answering, Deltas, begun, measured, merged
 from penstock.server.structure import GrammarChecker, structure_of
 from penstock.server.tools import Conventions, ToolUse, answers_to, reading_of, tool_use
 from penstock.text import ChatTemplate, Tokenizer
@@ -151,7 +152,13 @@ class API:
             include_usage=body.stream_options is not None and body.stream_options.include_usage,
             summary=request.state.summary,
         )
-        return await self.respond(request, requests, answer, stream=bool(body.stream))
+        num_drawn = requests[0].sampling.n
+        if num_drawn == body.num_choices:
+            return await self.respond(request, requests, answer, stream=bool(body.stream))
+        deltas = likeliest(
+            merged(self.client, requests), num_drawn, body.num_choices, keeps_logprobs=_wants_logprobs(body)
+        )
+        return await self._whole(request, deltas, answer)
 
     async def requests(
         self,
@@ -193,13 +200,21 @@ class API:
         self, request: Request, requests: list[GenerateRequest], answer: Answering, *, stream: bool
     ) -> Response:
         """Run ``requests`` and return the response that ``answer`` makes of them, whole or streamed."""
-        deltas = measured(merged(self.client, requests), request.state.waited)
+        deltas = merged(self.client, requests)
         if not stream:
-            async with contextlib.aclosing(deltas):
-                result = await until_client_leaves(request, answer.whole(deltas))
-            return json_response(result)
+            return await self._whole(request, deltas, answer)
+        deltas = measured(deltas, request.state.waited)
         # The first delta comes before the status does, so that a refusal is not a 200.
         return EventStream(answer.stream(await until_client_leaves(request, begun(deltas))))
+
+    async def _whole(self, request: Request, deltas: Deltas, answer: Answering) -> Response:
+        deltas = measured(deltas, request.state.waited)
+        async with contextlib.aclosing(deltas):
+            return json_response(await until_client_leaves(request, answer.whole(deltas)))
+
+
+def _wants_logprobs(body: CompletionRequest | ChatCompletionRequest) -> bool:
+    return bool(body.logprobs) if isinstance(body, ChatCompletionRequest) else body.logprobs is not None
 
 
 async def off_loop(work: Callable[[], T], num_chars: int) -> T:

@@ -4,6 +4,7 @@ from typing import TypeVar
 
 from penstock.errors import ContextTooLong, InvalidRequest, ModelNotFound
 from penstock.protocol import GenerateRequest, ModelInfo, Priority, SamplingParams
+from penstock.server.choosing import beam_params, num_followed
 from penstock.server.config import ServerConfig
 from penstock.server.schemas import ChatCompletionRequest, CompletionRequest
 from penstock.text import Tokenizer
@@ -128,8 +129,8 @@ def _sampling(
     keeps_special_tokens: bool,
     bad_words: tuple[tuple[int, ...], ...],
 ) -> SamplingParams:
-    if body.num_choices > config.max_choices:
-        raise InvalidRequest(f"n is {body.n}; this server makes at most {config.max_choices} choices", param="n")
+    beam = beam_params(body, config, grammar)
+    num_drawn = num_followed(body, config) if beam is None else body.num_choices
     if logprobs is not None and logprobs > config.max_logprobs:
         param = "top_logprobs" if isinstance(body, ChatCompletionRequest) else "logprobs"
         raise InvalidRequest(f"{param} is {logprobs}; this server gives at most {config.max_logprobs}", param=param)
@@ -165,7 +166,8 @@ def _sampling(
     return SamplingParams(
         max_tokens=max_tokens,
         min_tokens=body.min_tokens,
-        n=body.num_choices,
+        n=num_drawn,
+        beam=beam,
         temperature=_first(body.temperature, suggested.temperature),
         top_k=max(_first(body.top_k, suggested.top_k), 0),
         top_p=_first(body.top_p, suggested.top_p),
@@ -182,7 +184,8 @@ def _sampling(
         include_stop_str_in_output=body.include_stop_str_in_output,
         stop_token_ids=tuple(body.stop_token_ids or ()),
         ignore_eos=body.ignore_eos,
-        logprobs=logprobs,
+        # The likeliest are to be found.
+        logprobs=0 if logprobs is None and num_drawn > body.num_choices else logprobs,
         prompt_logprobs=prompt_logprobs,
         skip_special_tokens=body.skip_special_tokens and not keeps_special_tokens,
         grammar=grammar,

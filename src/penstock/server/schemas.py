@@ -18,17 +18,14 @@ from penstock.errors import InvalidRequest
 
 LATER: dict[str, tuple[Any, ...]] = {
     "audio": (),
-    "best_of": (1,),
     "function_call": (),
     "functions": ([],),
-    "length_penalty": (1,),
     "modalities": (["text"],),
     "prediction": (),
     "prompt_cache_retention": ("in_memory",),
     "service_tier": ("auto", "default"),
     "store": (False,),
     "suffix": ("",),
-    "use_beam_search": (False,),
     "verbosity": (),
     "web_search_options": (),
 }
@@ -193,6 +190,10 @@ class _Sampling(Sampling):
         return {name: one for name, one in value.items() if name not in LATER or name in asks}
 
     n: int | None = Field(1, ge=1)
+    best_of: int | None = Field(None, ge=1)
+    use_beam_search: bool | None = None
+    length_penalty: float | None = Field(None, ge=-10, le=10)
+    early_stopping: bool | Literal["never"] | None = None
     max_tokens: int | None = Field(None, ge=1, lt=2**31)
     stop: str | Texts | None = None
     stream: bool | None = None
