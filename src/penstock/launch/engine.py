@@ -18,7 +18,7 @@ try:
     import torch
 
     from penstock.engine.assemble import assemble_engine
-    from penstock.engine.config import EngineConfig
+    from penstock.engine.config import EngineConfig, RunnerConfig
     from penstock.engine.engine import Engine
     from penstock.engine.profile import Profiler
     from penstock.kernels import QUANTIZATIONS, Ops, ReferenceOps, ops_for, use_threads
@@ -48,7 +48,7 @@ def build_engine(settings: Settings, profiler: Profiler | None = None) -> Engine
     # All cores but one, which the API's process needs.
     num_threads = settings.runner.threads or max(1, usable_cores() - 1)
     use_threads(num_threads)
-    config, path = _find(settings.model)
+    config, path = find_model(settings.model)
     sampling = SamplingDefaults() if path is None else read_sampling_defaults(path)
     pooling = settings.runner.pooling or (None if path is None else read_pooling(path)) or "mean"
     # While weights are read and packed, which leaves the interpreter free.
@@ -96,19 +96,7 @@ def build_engine(settings: Settings, profiler: Profiler | None = None) -> Engine
     if profiler is not None:
         form = QUANTIZATIONS[settings.runner.quantize] if settings.runner.quantize else None
         ops = profiler.around_ops(ops, config, quantization=form)
-    model: LanguageModel
-    adaptable = settings.runner.max_adapters > 0
-    if path is None:
-        model = make_random_model(config, weights_dtype, kv_dtype, ops, adaptable=adaptable)
-    else:
-        model = load_model(
-            path,
-            dtype=settings.runner.dtype,
-            kv_dtype=settings.runner.kv_dtype,
-            ops=ops,
-            max_tokens=max_model_tokens,
-            adaptable=adaptable,
-        )
+    model = _load(settings.runner, config, path, ops, max_model_tokens)
     _keep_freed_memory()
     info = ModelInfo(
         name=settings.model.name,
@@ -137,6 +125,24 @@ def _detokenizing(model: ModelSettings) -> Tokenizer:
     return tokenizer
 
 
+def load_bare_model(settings: Settings) -> LanguageModel:
+    """Return the model alone, as ``build_engine`` would run it. Raises ``ModelUnreadable`` or ``InvalidSetting``."""
+    use_threads(settings.runner.threads or max(1, usable_cores() - 1))
+    config, path = find_model(settings.model)
+    ops = ops_for(getattr(torch, run_dtype(config, settings.runner.dtype)), settings.runner.quantize)
+    return _load(settings.runner, config, path, ops, settings.runner.max_model_tokens or config.max_positions)
+
+
+def _load(runner: RunnerConfig, config: ModelConfig, path: Path | None, ops: Ops, max_tokens: int) -> LanguageModel:
+    adaptable = runner.max_adapters > 0
+    if path is None:
+        dtype = getattr(torch, run_dtype(config, runner.dtype))
+        return make_random_model(config, dtype, cache_dtype(dtype, runner.kv_dtype), ops, adaptable=adaptable)
+    return load_model(
+        path, dtype=runner.dtype, kv_dtype=runner.kv_dtype, ops=ops, max_tokens=max_tokens, adaptable=adaptable
+    )
+
+
 def _keep_freed_memory() -> None:
     """Have glibc give back what loading took, and from now on keep what a step frees for the next.
 
@@ -154,7 +160,7 @@ def _keep_freed_memory() -> None:
     libc.mallopt(m_trim_threshold, _KEPT_BYTES)
 
 
-def _find(model: ModelSettings) -> tuple[ModelConfig, Path | None]:
+def find_model(model: ModelSettings) -> tuple[ModelConfig, Path | None]:
     """Return a model's configuration and the directory of its weights; None where they are to be random."""
     shape = find_shape(model.name)
     if shape is not None:

@@ -3,7 +3,8 @@
 T packed tokens, R rows, E hidden width, V vocabulary.
 """
 
-from collections import Counter
+from collections import Counter, deque
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -75,11 +76,18 @@ class DecoderModel:
 
     def forward(self, token_ids: Tensor, layout: BatchLayout, cache: list[KVBlocks], adapted: Adapted = ()) -> Tensor:
         """Return the final normed hidden states [T, E] of ``token_ids`` [T] int64; writes keys and values."""
+        return deque(self.hidden_states(token_ids, layout, cache, adapted), maxlen=1)[0]
+
+    def hidden_states(
+        self, token_ids: Tensor, layout: BatchLayout, cache: list[KVBlocks], adapted: Adapted = ()
+    ) -> Iterator[Tensor]:
+        """Yield what ``forward`` computes on its way; see ``LanguageModel.hidden_states``."""
         step = self._frame.begin(layout, adapted)
         x_TE = self._frame.embed(token_ids)
         for layer, kv in zip(self._layers, cache, strict=True):
             x_TE = self._frame.run_layer(layer, x_TE, kv, step)
-        return self._frame.finish(x_TE)
+            yield x_TE
+        yield self._frame.finish(x_TE)
 
     def replay(self, cache: list[KVBlocks], block_size: int) -> Replay | None:
         """Return a faster ``forward`` over ``cache``, for steps without adapters; None where there is none."""

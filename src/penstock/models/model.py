@@ -1,6 +1,7 @@
 """What every loaded model offers, and the cache it needs."""
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -44,6 +45,14 @@ class LanguageModel(Protocol):
 
     def replay(self, cache: list[KVBlocks], block_size: int) -> Replay | None:
         """Return a faster ``forward`` over ``cache``, for steps without adapters; None where there is none."""
+
+    def hidden_states(
+        self, token_ids: Tensor, layout: BatchLayout, cache: list[KVBlocks], adapted: Adapted = ()
+    ) -> Iterator[Tensor]:
+        """Yield the hidden states [T, E] after each layer and at last what ``forward`` returns.
+
+        Each is for reading before the next is asked for, which may overwrite it.
+        """
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return [R, V] float32 from ``hidden`` [R, E]."""

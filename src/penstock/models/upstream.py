@@ -161,15 +161,27 @@ class UpstreamModel:
 
     def forward(self, token_ids: Tensor, layout: BatchLayout, cache: list[KVBlocks], adapted: Adapted = ()) -> Tensor:
         """Return the final hidden states [T, E] of ``token_ids`` [T] int64; writes keys and values."""
-        with _calling(_PagedAttention(self._ops, layout, cache, self._activation_dtype)):
-            output = self._body(
-                input_ids=token_ids.unsqueeze(0), position_ids=layout.positions.unsqueeze(0), use_cache=False
-            )
-        hidden: Tensor = output.last_hidden_state[0]
+        hidden: Tensor = self._run(token_ids, layout, cache).last_hidden_state[0]
         return hidden
 
     def replay(self, cache: list[KVBlocks], block_size: int) -> None:
         """Return nothing: what transformers' code does between native ops cannot be recorded."""
+
+    def hidden_states(
+        self, token_ids: Tensor, layout: BatchLayout, cache: list[KVBlocks], adapted: Adapted = ()
+    ) -> Iterator[Tensor]:
+        """Yield what upstream keeps: after each layer but the last, and the final ones."""
+        output = self._run(token_ids, layout, cache, output_hidden_states=True)
+        # The first are the embeddings; the last may or may not be the final ones.
+        for hidden in output.hidden_states[1:-1]:
+            yield hidden[0]
+        yield output.last_hidden_state[0]
+
+    def _run(self, token_ids: Tensor, layout: BatchLayout, cache: list[KVBlocks], **wanted: bool) -> Any:
+        with _calling(_PagedAttention(self._ops, layout, cache, self._activation_dtype)):
+            return self._body(
+                input_ids=token_ids.unsqueeze(0), position_ids=layout.positions.unsqueeze(0), use_cache=False, **wanted
+            )
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return [R, V] float32 from ``hidden`` [R, E]."""
