@@ -1,20 +1,17 @@
 """What precisions cost: perplexity of penstock-mini on held-out source: `python -m benchmarks.perplexity`.
 
-The held-out modules of the running Python's standard library, as `training/` splits them, in windows of 512 tokens.
+The text of `penstock eval --task source` in windows of 512 tokens, read by models without an engine around them.
 """
 
 import argparse
-import math
 
 import torch
-import torch.nn.functional as F
 
+from penstock.eval import TextWindows, cut_windows, held_out_text, perplexity
 from penstock.kernels import QUANTIZATIONS, Ops, ReferenceOps, ops_for
 from penstock.models import resolve_model
 from penstock.models.decoder import load_model
-from tests.packing import layout_of
-from training.corpus import library_root, split_documents
-from training.tokenizer import ChatEncoder, load_tokenizer
+from penstock.text import Tokenizer
 
 WINDOW = 512
 PRECISIONS: dict[str, tuple[str, str, Ops]] = {
@@ -29,21 +26,10 @@ PRECISIONS: dict[str, tuple[str, str, Ops]] = {
 }
 
 
-@torch.inference_mode()
-def perplexity(dtype: str, kv_dtype: str, ops: Ops, num_windows: int) -> float:
-    """Return the perplexity over the first windows of the held-out source."""
-    path = resolve_model("penstock-mini")
-    model = load_model(path, dtype=dtype, kv_dtype=kv_dtype, ops=ops)
-    _, held_out = split_documents(library_root())
-    ids = ChatEncoder(load_tokenizer(path / "tokenizer.json")).documents([document.text for document in held_out])
-    cache = model.new_cache(WINDOW // 16, 16)
-    layout = layout_of([WINDOW], [WINDOW], [list(range(WINDOW // 16))], 16)
-    losses = []
-    for start in range(0, min(num_windows * WINDOW, len(ids) - WINDOW), WINDOW):
-        window = torch.from_numpy(ids[start : start + WINDOW]).long()
-        logits = model.logits(model.forward(window, layout, cache))
-        losses.append(F.cross_entropy(logits[:-1], window[1:]).item())
-    return math.exp(sum(losses) / len(losses))
+def perplexity_in(dtype: str, kv_dtype: str, ops: Ops, cut: TextWindows, num_windows: int) -> float:
+    """Return the perplexity over the first windows of the text."""
+    model = load_model(resolve_model("penstock-mini"), dtype=dtype, kv_dtype=kv_dtype, ops=ops)
+    return perplexity(model, cut, limit=num_windows)
 
 
 def main() -> None:
@@ -51,9 +37,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--windows", type=int, default=256)
     num_windows = parser.parse_args().windows
+    cut = cut_windows(held_out_text(), Tokenizer.load(resolve_model("penstock-mini")), window=WINDOW)
     print("| precision | perplexity |\n|---|---|")
     for name, (dtype, kv_dtype, ops) in PRECISIONS.items():
-        print(f"| {name} | {perplexity(dtype, kv_dtype, ops, num_windows):.3f} |", flush=True)
+        print(f"| {name} | {perplexity_in(dtype, kv_dtype, ops, cut, num_windows):.3f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from string import Template
 from typing import Any
 
-from training.corpus import HELD_OUT_MODULES
+from penstock.eval.sets.library import HELD_OUT_MODULES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

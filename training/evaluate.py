@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from training.corpus import is_held_out, library_root, split_documents
+from penstock.eval.sets.docstrings import HELD_OUT_PHRASINGS
+from penstock.eval.sets.library import is_held_out, library_root, split_documents
 from training.model import MiniModel
 from training.questions import (
-    HELD_OUT_PHRASINGS,
     HELD_OUT_REFUSALS,
     POPULAR_WEIGHT,
     REFUSAL,

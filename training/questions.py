@@ -1,7 +1,7 @@
 """The chat half of the data: questions about the standard library, answered from its own docstrings.
 
 `read_entries` lists every public object of the running Python that says in one sentence what it is;
-`training_questions` phrases questions about them. The phrasings in `HELD_OUT_PHRASINGS` are never trained
+`training_questions` phrases questions about them. The phrasings that `penstock eval` asks in are never trained
 on, so that answering them shows whether the model learned the object or only the wording.
 """
 
@@ -10,7 +10,6 @@ import builtins
 import importlib
 import inspect
 import random
-import re
 import sys
 import warnings
 from collections import Counter
@@ -19,7 +18,8 @@ from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Literal
 
-from training.corpus import Document, is_held_out
+from penstock.eval.sets.docstrings import summarize
+from penstock.eval.sets.library import Document, is_held_out
 
 Kind = Literal["module", "function", "class", "method"]
 
@@ -134,8 +134,6 @@ LATE_FACTOR_RARE = 0.5
 LATE_FACTOR_SIDE = 0.4
 LATE_FACTOR_SMALL_TALK = 0.3
 """Late factors of the main questions about other than popular objects, of side questions and of small talk."""
-MIN_SUMMARY_CHARS = 10
-MAX_SUMMARY_CHARS = 200
 MAX_SIGNATURE_CHARS = 90
 
 TRAINING_PHRASINGS = (
@@ -157,12 +155,6 @@ TRAINING_PHRASINGS = (
     "Summarize {x} in one line.",
     "help({x})",
     "{x}",
-)
-HELD_OUT_PHRASINGS = (
-    "Could you tell me what {x} does?",
-    "Please explain what {x} is for.",
-    "How would you describe {x} to a beginner?",
-    "I saw {x} in some code, what is it?",
 )
 SIGNATURE_PHRASINGS = (
     "What is the signature of {x}?",
@@ -324,29 +316,6 @@ def import_quietly(name: str) -> ModuleType | None:
             return importlib.import_module(name)
         except ImportError:
             return None
-
-
-def summarize(doc: str) -> str | None:
-    """The first sentence of a docstring on one line, or None if there is no usable one."""
-    for paragraph in inspect.cleandoc(doc).split("\n\n"):
-        lines = [line.strip() for line in paragraph.splitlines()]
-        while lines and _SIGNATURE_ONLY.match(lines[0]):
-            lines.pop(0)
-        text = " ".join(" ".join(lines).split())
-        if not text:
-            continue
-        called = _CALL_PREFIX.match(text)
-        if called:
-            text = _after_arrow(called.group("rest"))
-        sentence = _SENTENCE_END.split(text, maxsplit=1)[0].rstrip(" :;,")
-        if len(sentence) > MAX_SUMMARY_CHARS:
-            # The next sentence may start with a parameter's name, in lower case.
-            sentence = sentence.partition(". ")[0]
-        if not MIN_SUMMARY_CHARS <= len(sentence) <= MAX_SUMMARY_CHARS or " " not in sentence:
-            return None
-        sentence = sentence[0].upper() + sentence[1:]
-        return sentence if sentence[-1] in ".!?" else sentence + "."
-    return None
 
 
 def training_questions(entries: Iterable[Entry], seed: int) -> list[Question]:
@@ -523,23 +492,3 @@ def _example(doc: str) -> str | None:
             break
         picked.append(line)
     return inspect.cleandoc("\n".join(picked))
-
-
-def _after_arrow(rest: str) -> str:
-    """'v, remove the key' -> 'remove the key'; 'a view on the items' -> 'Return a view on the items'."""
-    rest = re.sub(r"^None[.,;]?\s+", "", rest)
-    result, comma, action = rest.partition(", ")
-    if comma and len(result.split()) <= 3:
-        return action
-    separate = re.match(r"^[\w ]{1,20}\.\s+(?P<action>[A-Z].*)", rest)
-    if separate:
-        return separate["action"]
-    dashed = re.match(r"^[\w ,()\[\]]{1,40}\s--?\s(?P<action>.*)", rest)
-    if dashed:
-        return dashed["action"]
-    return rest if rest[:1].isupper() else "Return " + rest
-
-
-_SIGNATURE_ONLY = re.compile(r"^[\w.]+\([^)]*\)(\s*-{1,2}>\s*[\w.\[\]]+(\s[\w.]+)?)?:?$")
-_CALL_PREFIX = re.compile(r"^[\w.]+\([^)]*\)\s*(?:-{1,2}>|--|-|:|=)\s*(?P<rest>.+)$")
-_SENTENCE_END = re.compile(r"(?<=[.!?])(?<!e\.g\.)(?<!i\.e\.)(?<!etc\.)(?<!vs\.)\s+(?=[A-Z`\"'(*])|\s+(?=>>> )")

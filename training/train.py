@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from training.corpus import Document, is_held_out, library_root, split_documents
+from penstock.eval.sets.docstrings import HELD_OUT_PHRASINGS
+from penstock.eval.sets.library import Document, is_held_out, library_root, split_documents
 from training.evaluate import exact_match, mean_loss
 from training.model import MiniModel, ModelConfig
 from training.muon import Muon
 from training.questions import (
-    HELD_OUT_PHRASINGS,
     SYSTEM_PROMPTS,
     TRAINING_PHRASINGS,
     Entry,

@@ -18,7 +18,7 @@ import pytest
 from tests.commands import PENSTOCK, run, serving
 
 
-@pytest.mark.parametrize("arguments", [[], ["serve"], ["chat"], ["bench"], ["config", "show"]])
+@pytest.mark.parametrize("arguments", [[], ["serve"], ["chat"], ["bench"], ["eval"], ["config", "show"]])
 def test_help_is_instant(arguments: list[str]) -> None:
     seconds = []
     for _ in range(3):

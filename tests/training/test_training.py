@@ -8,12 +8,13 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from training.corpus import HELD_OUT_MODULES, is_held_out, library_root, read_documents, split_documents
+from penstock.eval.sets.docstrings import HELD_OUT_PHRASINGS, summarize
+from penstock.eval.sets.library import HELD_OUT_MODULES, is_held_out, library_root, read_documents, split_documents
 from training.evaluate import exact_match, generate
 from training.export import write_model
 from training.model import MiniModel, ModelConfig
 from training.muon import orthogonalize
-from training.questions import HELD_OUT_PHRASINGS, Entry, Question, phrased, summarize, training_questions
+from training.questions import Entry, Question, phrased, training_questions
 from training.tokenizer import SPECIAL_TOKENS, ChatEncoder, train_tokenizer
 from training.train import Corpus, Data, TrainConfig, Trainer
 

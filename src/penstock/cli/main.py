@@ -244,6 +244,86 @@ def bench(
     raise typer.Exit(run_bench(options))
 
 
+@app.command("eval")
+def evaluate(
+    model: ModelArgument = None,
+    against: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="MODEL", help="Compare with this reference and give a verdict; may be the same model."),
+    ] = None,
+    task: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            help="source, docstrings, recall, signatures, a task's YAML file or a text file; may be repeated.  "
+            "[default: the first four]"
+        ),
+    ] = None,
+    window: Annotated[int, typer.Option(min=2, help="Tokens of a text read at once.")] = 2048,
+    limit: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Items of each task, from its beginning; of a text, windows.  [default: all]"),
+    ] = None,
+    dtype: Annotated[Optional[str], typer.Option(help="As serve has it.")] = None,  # noqa: UP045
+    quantize: Annotated[Optional[str], typer.Option(help="As serve has it.")] = None,  # noqa: UP045
+    kv_dtype: Annotated[Optional[str], typer.Option(help="As serve has it.")] = None,  # noqa: UP045
+    against_dtype: Annotated[Optional[str], typer.Option(help="The same for the reference.")] = None,  # noqa: UP045
+    against_quantize: Annotated[Optional[str], typer.Option(help="The same for the reference.")] = None,  # noqa: UP045
+    against_kv_dtype: Annotated[Optional[str], typer.Option(help="The same for the reference.")] = None,  # noqa: UP045
+    within: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="What the verdict asks: any of loss=1%,score=2%,kl=0.05,agreement=95%,speed=1.2.  [default: loss=1%]"
+        ),
+    ] = None,
+    speed: Annotated[bool, typer.Option("--speed/--no-speed", help="Measure tokens/s and first-token latency.")] = True,
+    threads: Annotated[Optional[int], typer.Option(help="Threads a step uses.  [default: cores - 1]")] = None,  # noqa: UP045
+    seed: Annotated[int, typer.Option(min=0, help="Decides what the bootstrap draws.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Write report.json, report.html with plots and a model card to this directory."),
+    ] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Measure how well a model does, offline, and whether it is near enough to another.
+
+    Ends with status 3 if a comparison's verdict fails. Settings come from the settings file and the environment as for
+    serve; flags without --against are the candidate's alone.
+    """
+    from penstock.cli.eval import EvalOptions, run_eval
+
+    def settings(name: str | None, flags: dict[str, tuple[str, Any]]) -> Any:
+        return _load(
+            config, {"model.name": ("MODEL", name), "runner.threads": ("--threads", threads), **flags}
+        ).settings
+
+    of_reference = {
+        "runner.dtype": ("--against-dtype", against_dtype),
+        "runner.quantize": ("--against-quantize", against_quantize),
+        "runner.kv_dtype": ("--against-kv-dtype", against_kv_dtype),
+    }
+    if against is None and (in_vain := [name for name, value in of_reference.values() if value is not None]):
+        raise typer.BadParameter(f"{', '.join(in_vain)} is for a reference; name it with --against")
+    of_candidate = {
+        "runner.dtype": ("--dtype", dtype),
+        "runner.quantize": ("--quantize", quantize),
+        "runner.kv_dtype": ("--kv-dtype", kv_dtype),
+    }
+    options = EvalOptions(
+        candidate=settings(model, of_candidate),
+        reference=None if against is None else settings(against, of_reference),
+        tasks=task or [],
+        window=window,
+        limit=limit,
+        within=within,
+        has_speed=speed,
+        seed=seed,
+        as_json=as_json,
+        out=out,
+    )
+    raise typer.Exit(run_eval(options))
+
+
 @config_app.command("show")
 def config_show(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,

@@ -1,4 +1,4 @@
-"""The source half of the data: which standard-library files are read, and which whole modules are held out."""
+"""The standard library as data: which files are read, and which whole modules no model of ours was trained on."""
 
 import hashlib
 import sysconfig
