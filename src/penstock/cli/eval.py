@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -20,6 +21,7 @@ from penstock.eval import (
     DEFAULT_THRESHOLDS,
     EvalReport,
     PerplexityTask,
+    PrefixReuse,
     Side,
     SpeedReport,
     Subject,
@@ -30,14 +32,15 @@ from penstock.eval import (
     judge,
     load_tasks,
     measure_speed,
+    prefix_reuse,
     report_closeness,
     report_tasks,
     require_same_windows,
     run_tasks,
     side_of,
 )
-from penstock.eval.report import format_report
-from penstock.eval.result import ClosenessReport
+from penstock.eval.report import Point, format_report, prepare_directory, read_points, write_reports
+from penstock.eval.result import ClosenessReport, SettingReport
 from penstock.eval.tasks import OnItem
 from penstock.launch.engine import find_model, load_bare_model
 from penstock.launch.measured import open_measured
@@ -62,42 +65,73 @@ class EvalOptions:
     limit: int | None
     within: str | None
     has_speed: bool
+    decode_settings: bool
+    """Compare settings of the candidate's decoding, instead of all else"""
     seed: int
     as_json: bool
     out: Path | None
+    beside: Sequence[Path]
+    """Earlier report.json whose models the Pareto plot shows as well"""
 
 
 def run_eval(options: EvalOptions) -> int:
     """Evaluate, print, and return the exit status: 0, or 3 if there is a verdict and it fails."""
     tasks = load_tasks(options.tasks, window=options.window)
     thresholds = _thresholds(options, tasks)
+    beside = _read_beside(options, tasks)
+    if options.out is not None:
+        prepare_directory(options.out)
     with _progress() as progress:
-        sides, reports, speed = asyncio.run(_ask_engines(options, tasks, progress))
-        close = _compare_models(options, tasks, progress)
-    report = EvalReport(
-        conditions={
-            "penstock": __version__,
-            "command": " ".join(["penstock", *sys.argv[1:]]),
-            "date": time.strftime("%Y-%m-%d", time.gmtime()),
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-            "python": platform.python_version(),
-            "window": options.window,
-            "limit": options.limit,
-            "seed": options.seed,
-        },
-        candidate=sides[0],
-        reference=sides[1] if len(sides) > 1 else None,
-        tasks=reports,
-        closeness=close,
-        speed=speed,
-        verdict=None if options.reference is None else judge(thresholds, reports, close, speed),
-    )
+        if options.decode_settings:
+            report = _compare_decode_settings(options, tasks, progress)
+        else:
+            sides, reports, speed = asyncio.run(_ask_engines(options, tasks, progress))
+            close = _compare_models(options, tasks, progress)
+            report = EvalReport(
+                conditions=_conditions(options),
+                candidate=sides[0],
+                reference=sides[1] if len(sides) > 1 else None,
+                tasks=reports,
+                closeness=close,
+                speed=speed,
+                verdict=None if options.reference is None else judge(thresholds, reports, close, speed),
+            )
     sys.stdout.write((json.dumps(report.to_json(), indent=2) if options.as_json else format_report(report)) + "\n")
+    if options.out is not None:
+        loss_bound = thresholds.loss if options.reference is not None else None
+        for file in write_reports(report, options.out, beside=beside, loss_bound=loss_bound):
+            sys.stderr.write(f"wrote {file}\n")
     return FAILED_VERDICT if report.verdict is not None and not report.verdict.passed else 0
+
+
+def _read_beside(options: EvalOptions, tasks: Sequence[Task]) -> list[Point]:
+    texts = [task for task in tasks if isinstance(task, PerplexityTask)]
+    if options.beside and (options.out is None or not texts):
+        raise typer.BadParameter("--beside is for the plot that --out draws of a text; give --out and a --task of text")
+    return [
+        point
+        for file in options.beside
+        for point in read_points(file, data_sha256=texts[0].data_sha256, limit=options.limit)
+    ]
+
+
+def _conditions(options: EvalOptions) -> dict[str, Any]:
+    return {
+        "penstock": __version__,
+        "command": " ".join(["penstock", *sys.argv[1:]]),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        "window": options.window,
+        "limit": options.limit,
+        "seed": options.seed,
+    }
 
 
 def _thresholds(options: EvalOptions, tasks: Sequence[Task]) -> Thresholds:
     """Return what the verdict goes by. Raises BadParameter for what could not be judged, before anything is run."""
+    if options.reference is not None and options.decode_settings:
+        raise typer.BadParameter("--decode-settings compares a model with itself; leave --against out")
     if options.reference is None:
         if options.within is not None:
             raise typer.BadParameter("--within is for a comparison; name the reference with --against")
@@ -122,12 +156,7 @@ async def _ask_engines(
     """Run what goes through engines: every task on each side, and speed by turns."""
     all_settings = [options.candidate] if options.reference is None else [options.candidate, options.reference]
     async with contextlib.AsyncExitStack() as stack:
-        subjects = []
-        for settings in all_settings:
-            client = await stack.enter_async_context(
-                open_measured(_for_tasks(settings, options.window, len(all_settings)))
-            )
-            subjects.append(Subject(client, load_tokenizer(settings.model), load_template(settings.model)))
+        subjects = [await _open(stack, settings, options, len(all_settings)) for settings in all_settings]
         sides = [side_of(subject.client.model()) for subject in subjects]
         if len(subjects) > 1:
             require_same_windows(tasks, *subjects)
@@ -153,6 +182,55 @@ def _compare_models(options: EvalOptions, tasks: Sequence[Task], progress: Progr
     candidate, reference = load_bare_model(options.candidate), load_bare_model(options.reference)
     found = closeness(candidate, reference, windows, _TaskBars(progress, "both")("closeness"))
     return report_closeness(texts[0].name, found, seed=options.seed)
+
+
+def _compare_decode_settings(options: EvalOptions, tasks: Sequence[Task], progress: Progress) -> EvalReport:
+    """See what the cache's dtype and the reuse of prefixes change in the candidate, on the first text."""
+    settings = options.candidate
+    texts = [task for task in tasks if isinstance(task, PerplexityTask)]
+    if not texts:
+        raise typer.BadParameter("--decode-settings compares on a text, and no --task is one; leave --task out")
+    cut = texts[0].windows(load_tokenizer(settings.model))
+    windows = cut.windows[: min(options.limit or CLOSENESS_WINDOWS, CLOSENESS_WINDOWS)]
+
+    async def reuse() -> tuple[Side, PrefixReuse]:
+        async with contextlib.AsyncExitStack() as stack:
+            subjects = [
+                await _open(stack, replace(settings, cache=replace(settings.cache, prefix_caching=on)), options, 2)
+                for on in (True, False)
+            ]
+            bar = _TaskBars(progress, "on and off")("prefix reuse")
+            found = await prefix_reuse(subjects[0], subjects[1], windows, bar)
+            return side_of(subjects[0].client.model()), found
+
+    side, reused = asyncio.run(reuse())
+    exact, coded = (
+        load_bare_model(replace(settings, runner=replace(settings.runner, kv_dtype=kv_dtype)))
+        for kv_dtype in ("auto", "int8")
+    )
+    found = closeness(coded, exact, windows, _TaskBars(progress, "int8 and exact")("cache"))
+    exact_dtype = str(exact.kv_dtype).removeprefix("torch.")
+    reports = (
+        SettingReport(
+            setting=f"keys and values in int8 instead of {exact_dtype}",
+            closeness=report_closeness(texts[0].name, found, seed=options.seed),
+        ),
+        SettingReport(
+            setting="prefixes reused instead of computed",
+            closeness=report_closeness(texts[0].name, reused.closeness, seed=options.seed),
+            num_reused_tokens=reused.num_reused_tokens,
+            largest_difference=reused.largest_difference,
+        ),
+    )
+    return EvalReport(conditions=_conditions(options), candidate=side, reference=None, tasks=(), settings=reports)
+
+
+async def _open(
+    stack: contextlib.AsyncExitStack, settings: Settings, options: EvalOptions, num_engines: int
+) -> Subject:
+    """Run a model beside ``num_engines - 1`` others until ``stack`` is closed."""
+    client = await stack.enter_async_context(open_measured(_for_tasks(settings, options.window, num_engines)))
+    return Subject(client, load_tokenizer(settings.model), load_template(settings.model))
 
 
 def _for_tasks(settings: Settings, window: int, num_engines: int) -> Settings:

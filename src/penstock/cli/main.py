@@ -275,6 +275,12 @@ def evaluate(
             help="What the verdict asks: any of loss=1%,score=2%,kl=0.05,agreement=95%,speed=1.2.  [default: loss=1%]"
         ),
     ] = None,
+    decode_settings: Annotated[
+        bool,
+        typer.Option(
+            "--decode-settings", help="Measure instead what an int8 cache and the reuse of prefixes change in MODEL."
+        ),
+    ] = False,
     speed: Annotated[bool, typer.Option("--speed/--no-speed", help="Measure tokens/s and first-token latency.")] = True,
     threads: Annotated[Optional[int], typer.Option(help="Threads a step uses.  [default: cores - 1]")] = None,  # noqa: UP045
     seed: Annotated[int, typer.Option(min=0, help="Decides what the bootstrap draws.")] = 0,
@@ -282,6 +288,10 @@ def evaluate(
     out: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="Write report.json, report.html with plots and a model card to this directory."),
+    ] = None,
+    beside: Annotated[
+        Optional[list[Path]],  # noqa: UP045
+        typer.Option(help="An earlier report.json, whose models the plots of --out show as well; may be repeated."),
     ] = None,
     config: ConfigOption = None,
 ) -> None:
@@ -317,9 +327,11 @@ def evaluate(
         limit=limit,
         within=within,
         has_speed=speed,
+        decode_settings=decode_settings,
         seed=seed,
         as_json=as_json,
         out=out,
+        beside=beside or [],
     )
     raise typer.Exit(run_eval(options))
 

@@ -14,6 +14,7 @@ from penstock.eval.compare import (
     side_of,
 )
 from penstock.eval.forward import Closeness, closeness, perplexity, window_nats
+from penstock.eval.prefix_reuse import PrefixReuse, prefix_reuse
 from penstock.eval.result import EvalReport, Side, SpeedReport, TaskReport
 from penstock.eval.sets import BUILT_IN, built_in_task, held_out_text
 from penstock.eval.speed import measure_speed
@@ -32,6 +33,7 @@ __all__ = [
     "EvalReport",
     "OnTask",
     "PerplexityTask",
+    "PrefixReuse",
     "Side",
     "SpeedReport",
     "Subject",
@@ -47,6 +49,7 @@ __all__ = [
     "load_tasks",
     "measure_speed",
     "perplexity",
+    "prefix_reuse",
     "report_closeness",
     "report_tasks",
     "require_same_windows",

@@ -69,6 +69,18 @@ class ClosenessReport:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SettingReport:
+    """What a setting of decoding changes, the weights being the same."""
+
+    setting: str
+    closeness: ClosenessReport
+    num_reused_tokens: int | None = None
+    """Of prompts, from the prefix cache; None where the setting has nothing to do with it, as the next"""
+    largest_difference: float | None = None
+    """Of any token's log-likelihood, in nats"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Spread:
     """A figure over rounds."""
 
@@ -138,6 +150,8 @@ class EvalReport:
     candidate: Side
     reference: Side | None
     tasks: tuple[TaskReport, ...]
+    settings: tuple[SettingReport, ...] = ()
+    """What settings of decoding change in the candidate, if that was asked"""
     closeness: ClosenessReport | None = None
     speed: SpeedReport | None = None
     verdict: Verdict | None = None

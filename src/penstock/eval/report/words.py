@@ -1,8 +1,8 @@
 """Figures as people read them, the same in every form of a report."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from penstock.eval.result import Check, Figure, Side, Spread, Verdict
+from penstock.eval.result import Check, ClosenessReport, Figure, Side, SpeedReport, Spread, TaskReport, Verdict
 from penstock.eval.statistics import Estimate
 from penstock.units import format_bytes, format_duration
 
@@ -41,6 +41,53 @@ def show_difference(figure: Figure) -> str:
     text = show_change(figure.difference.value, is_share=figure.is_share)
     text += _interval(figure.difference, lambda value: show_change(value, is_share=figure.is_share))
     return f"{text}, {figure.increase.value:+.2%}" if figure.increase is not None else text
+
+
+def task_headers(*, with_reference: bool) -> list[str]:
+    """Return the headers of ``task_rows``."""
+    return ["task", "figure", "items", *(("candidate", "reference", "difference") if with_reference else ("value",))]
+
+
+def task_rows(tasks: Sequence[TaskReport]) -> list[list[str]]:
+    """Return a row for each figure: task, figure, items, and its value, or both sides' and their difference."""
+    rows = []
+    for task in tasks:
+        for number, figure in enumerate(task.figures):
+            begins = [task.name if number == 0 else "", LABELS[figure.name], f"{task.num_items:,}"]
+            if figure.reference is None:
+                values = [show_estimate(figure.candidate, is_share=figure.is_share)]
+            else:
+                sides = (figure.candidate, figure.reference)
+                values = [*(show(side.value, is_share=figure.is_share) for side in sides), show_difference(figure)]
+            rows.append([*begins, *values])
+    return rows
+
+
+def pace_rows(speed: SpeedReport) -> list[list[str]]:
+    """Return a row for each side: its name, tokens/s, and time to the first token."""
+    return [
+        [name, show_spread(pace.tokens_per_s), show_spread(pace.first_token_s, is_time=True)]
+        for name, pace in (("candidate", speed.candidate), ("reference", speed.reference))
+        if pace is not None
+    ]
+
+
+def show_load(speed: SpeedReport) -> str:
+    """Return how speed was measured."""
+    by_turns = " by turns" if speed.reference is not None else ""
+    return (
+        f"one request at a time, {speed.num_prompt_tokens} + {speed.num_output_tokens} tokens, median (least..most) of "
+        f"{speed.num_rounds} rounds{by_turns}"
+    )
+
+
+def closeness_rows(found: ClosenessReport) -> list[list[str]]:
+    """Return a row for each figure of how far two are apart."""
+    return [
+        ["KL divergence, nats per token", show_small(found.kl)],
+        ["top-1 agreement", show_percent(found.top1_agreement)],
+        ["rise of the loss", show_percent(found.loss_increase)],
+    ]
 
 
 def show_small(found: Estimate) -> str:
