@@ -8,14 +8,13 @@ import argparse
 import torch
 
 from penstock.eval import TextWindows, cut_windows, held_out_text, perplexity
-from penstock.kernels import QUANTIZATIONS, Ops, ReferenceOps, ops_for
+from penstock.kernels import QUANTIZATIONS, Ops, ops_for
 from penstock.models import resolve_model
 from penstock.models.decoder import load_model
 from penstock.text import Tokenizer
 
 WINDOW = 512
 PRECISIONS: dict[str, tuple[str, str, Ops]] = {
-    "float32, torch reference": ("float32", "auto", ReferenceOps()),
     "float32": ("float32", "auto", ops_for(torch.float32)),
     "bfloat16 weights and cache (the checkpoint's own)": ("bfloat16", "auto", ops_for(torch.bfloat16)),
     "bfloat16 weights, int8 cache": ("bfloat16", "int8", ops_for(torch.bfloat16)),

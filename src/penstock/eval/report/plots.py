@@ -56,21 +56,20 @@ def layers_svg(errors: Sequence[float]) -> str:
 def differences_svg(tasks: Sequence[TaskReport], loss_bound: float | None) -> str:
     """Return each task's first difference and interval, in percent of a loss and in points of a score."""
     rows = [(task.name, task.figures[0]) for task in tasks]
+    bound = "" if loss_bound is None else "; dashed: the most that a loss may rise"
     with _figure(1, height=1.4 + 0.4 * len(rows)) as (axes, out):
         for row, (_, figure) in enumerate(rows):
             found = figure.increase or figure.difference
             assert found is not None
-            low, high = (found.low, found.high) if found.low is not None else (found.value, found.value)
-            axes[0].plot([100 * low, 100 * (high or low)], [row, row], color=_OURS, lw=2)
+            if found.low is not None and found.high is not None:
+                axes[0].plot([100 * found.low, 100 * found.high], [row, row], color=_OURS, lw=2)
             axes[0].plot([100 * found.value], [row], "o", color=_OURS)
         axes[0].axvline(0, color="black", lw=0.8)
         if loss_bound is not None:
-            axes[0].axvline(100 * loss_bound, color="tab:red", lw=1, ls="--", label="the most that a loss may rise")
-            axes[0].legend(loc="best", fontsize=8)
+            axes[0].axvline(100 * loss_bound, color="tab:red", lw=1, ls="--")
         axes[0].set_yticks(range(len(rows)), [f"{name}: {_unit(figure)}" for name, figure in rows])
-        axes[0].set(
-            ylim=(len(rows) - 0.5, -0.5), xlabel="candidate minus reference", title="differences, 95% intervals"
-        )
+        axes[0].set(ylim=(len(rows) - 0.5, -0.5), xlabel=f"candidate minus reference{bound}")
+        axes[0].set_title("differences, 95% intervals")
         axes[0].grid(axis="x", alpha=0.3)
     return out[0]
 
@@ -82,10 +81,12 @@ def _unit(figure: Figure) -> str:
 def _scatter(axes: "Axes", points: Sequence[Point], x: Sequence[Any], num_own: int, label: str) -> None:
     for i, (point, at) in enumerate(zip(points, x, strict=True)):
         axes.plot([at], [point.loss], "o", color=_OURS if i < num_own else _OTHERS)
-        axes.annotate(point.label, (at, point.loss), textcoords="offset points", xytext=(6, 6), fontsize=8)
+        is_right = at > (min(x) + max(x)) / 2
+        side: dict[str, Any] = {"xytext": (-6, 6), "ha": "right"} if is_right else {"xytext": (6, 6), "ha": "left"}
+        axes.annotate(point.label, (at, point.loss), textcoords="offset points", fontsize=8, **side)
     axes.set(xlabel=label, ylabel="loss, nats per token")
     # Room for labels.
-    axes.margins(x=0.35, y=0.25)
+    axes.margins(x=0.25, y=0.25)
     axes.grid(alpha=0.3)
 
 
