@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from docs.generate import PAGES, REFERENCE
+from penstock.eval import load_tasks
 from penstock.models import families
 from penstock.protocol import EngineState
 from tests.commands import PENSTOCK, Server, run, serving
@@ -33,12 +34,11 @@ def snippets() -> Iterator[tuple[str, str]]:
         for number, line in enumerate([*lines, ""], start=1):
             if line.startswith("```"):
                 fenced = not fenced
-                begins_python = line == "```python"
                 if not fenced:
                     yield f"{file.name}:{number}", "\n".join(block)
                     block = []
                 else:
-                    block = ["#python"] if begins_python else []
+                    block = [f"#{language}"] if (language := line.removeprefix("```")) else []
                 continue
             if fenced:
                 block.append(line)
@@ -65,7 +65,8 @@ def server() -> Iterator[Server]:
 
 
 def test_every_snippet_is_of_a_kind_that_is_tested() -> None:
-    kinds = ("make ", "curl ", "penstock serve ", "penstock chat ", "penstock bench ", "penstock config ", "#python")
+    commands = ("serve ", "chat ", "bench ", "config ", "eval")
+    kinds = ("make ", "curl ", *(f"penstock {command}" for command in commands), "#python", "#yaml")
     assert len(SNIPPETS) > 10
     for place, text in SNIPPETS:
         assert text.startswith(kinds), (place, text)
@@ -165,3 +166,25 @@ def test_bench(text: str, server: Server) -> None:
     result = run(*text.replace(EXAMPLE_URL, server.url).split()[1:], *few)
     assert result.returncode == 0, result.stderr
     assert "ttft" in result.stdout.lower() or "first token" in result.stdout.lower()
+
+
+@pytest.mark.parametrize("text", run_snippets("penstock eval"))
+def test_eval(text: str, checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    command = text.replace(EXAMPLE_MODEL, str(checkpoint("qwen2"))).replace("/tmp/penstock-eval", str(tmp_path))
+    few = ["--limit", "2", "--window", "128", "--no-speed", "--threads", "1"]
+    result = run(*command.split()[1:], *few)
+    # A verdict on two windows of random weights may be either.
+    assert result.returncode in ((0, 3) if "--against" in text else (0,)), result.stderr
+    assert "candidate" in result.stdout
+    if "--out" in text:
+        assert {file.name for file in tmp_path.iterdir()} == {"report.json", "report.html", "model-card.md"}
+
+
+@pytest.mark.parametrize("text", run_snippets("#yaml"))
+def test_a_task_of_ones_own(text: str, tmp_path: Path) -> None:
+    line = '{"country": "Peru", "answer": "Lima"}'
+    assert line in (ROOT / "docs/evaluating.md").read_text(encoding="utf-8")
+    (tmp_path / "capitals.jsonl").write_text(line)
+    (tmp_path / "task.yaml").write_text(text)
+    (task,) = load_tasks([str(tmp_path / "task.yaml")], window=128)
+    assert (task.name, task.kind) == ("capitals", "generation")
