@@ -15,11 +15,9 @@ from penstock.errors import InvalidSetting
 from penstock.quant.codes import QuantizedWeight, Scheme
 from penstock.quant.gptq import from_parts, half
 from penstock.quant.settings import Settings
-from penstock.quant.words import pack_words, unpack_words
 
-_ORDER = torch.tensor([0, 2, 4, 6, 1, 3, 5, 7])
+_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 """Which of eight outputs each of a word's codes, from the lowest, belongs to"""
-_PLACE = _ORDER.argsort()
 
 
 def pack(weight: QuantizedWeight) -> dict[str, Tensor]:
@@ -48,12 +46,19 @@ def unpack(tensors: Mapping[str, Tensor], scheme: Scheme) -> QuantizedWeight:
 
 def _pack(codes: Tensor) -> Tensor:
     """Return [C, N / 8] int32 from [N, C] uint8."""
-    return pack_words(codes.T.reshape(-1, 8)[:, _ORDER], 4).view(codes.shape[1], -1)
+    words = torch.zeros(len(codes) // 8, codes.shape[1], dtype=torch.int32)
+    for place, output in enumerate(_ORDER):
+        words |= codes[output::8].int() << (4 * place)
+    return words.T.contiguous()
 
 
 def _unpack(words: Tensor) -> Tensor:
     """Return [N, C] uint8 from [C, N / 8] int32."""
-    return unpack_words(words.reshape(-1, 1), 4, 8)[:, _PLACE].view(len(words), -1).T.contiguous()
+    data = words.T.contiguous().view(torch.uint8).view(words.shape[1], len(words), 4)
+    codes = torch.empty(words.shape[1], 8, len(words), dtype=torch.uint8)
+    for place, output in enumerate(_ORDER):
+        codes[:, output] = (data[..., place // 2] >> (place % 2 * 4)) & 15
+    return codes.flatten(0, 1)
 
 
 @dataclass(frozen=True, slots=True)

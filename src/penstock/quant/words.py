@@ -3,6 +3,8 @@
 The first code takes the lowest bits of the first word; a code that does not fit goes on in the next. R rows, C codes.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -16,15 +18,16 @@ def num_words(num_codes: int, bits: int) -> int:
 def pack_words(codes: Tensor, bits: int) -> Tensor:
     """Return [R, ceil(C * bits / 32)] int32 from ``codes`` [R, C] uint8, padded with zeros."""
     num_rows, num_codes = codes.shape
-    if bits == 8:
-        packed = codes.numpy()
-    elif bits == 4:
-        even = np.pad(codes.numpy(), ((0, 0), (0, num_codes % 2)))
-        packed = even[:, ::2] | (even[:, 1::2] << 4)
-    else:
-        each = np.unpackbits(codes.numpy()[..., None], axis=2, bitorder="little", count=bits)
-        packed = np.packbits(each.reshape(num_rows, -1), axis=1, bitorder="little")
-    words = np.zeros((num_rows, num_words(num_codes, bits) * 4), np.uint8)
+    num_eights, num_bytes = -(-num_codes // 8), num_words(num_codes, bits) * 4
+    eights = np.zeros((num_rows, num_eights, 8), np.uint8)
+    eights.reshape(num_rows, -1)[:, :num_codes] = codes.numpy()
+    data = np.zeros((num_rows, num_eights, bits), np.uint8)
+    for place, first, shift in _places(bits):
+        data[..., first] |= eights[..., place] << np.uint8(shift)
+        if shift + bits > 8:
+            data[..., first + 1] |= eights[..., place] >> np.uint8(8 - shift)
+    words = np.zeros((num_rows, num_bytes), np.uint8)
+    packed = data.reshape(num_rows, -1)[:, :num_bytes]
     words[:, : packed.shape[1]] = packed
     return torch.from_numpy(words.view("<i4"))
 
@@ -37,11 +40,19 @@ def unpack_words(words: Tensor, bits: int, num_codes: int) -> Tensor:
     if words.dtype is not torch.int32 or words.ndim != 2 or not 0 <= num_codes * bits <= words.shape[1] * 32:
         raise ValueError(f"{num_codes} codes of {bits} bits are not in {list(words.shape)} words of {words.dtype}")
     data = words.contiguous().numpy().astype("<i4", copy=False).view(np.uint8)
-    if bits == 8:
-        codes = data
-    elif bits == 4:
-        codes = np.stack([data & 15, data >> 4], axis=2).reshape(len(data), -1)
-    else:
-        each = np.unpackbits(data, axis=1, bitorder="little", count=num_codes * bits)
-        codes = np.packbits(each.reshape(len(data), num_codes, bits), axis=2, bitorder="little")[..., 0]
-    return torch.from_numpy(np.ascontiguousarray(codes[:, :num_codes]))
+    num_rows, num_eights = len(data), -(-num_codes // 8)
+    data = np.pad(data, ((0, 0), (0, max(0, num_eights * bits - data.shape[1]))))[:, : num_eights * bits]
+    data = data.reshape(num_rows, num_eights, bits)
+    eights = np.empty((num_rows, num_eights, 8), np.uint8)
+    for place, first, shift in _places(bits):
+        code = data[..., first] >> np.uint8(shift)
+        if shift + bits > 8:
+            code |= data[..., first + 1] << np.uint8(8 - shift)
+        np.bitwise_and(code, np.uint8((1 << bits) - 1), out=eights[..., place])
+    return torch.from_numpy(np.ascontiguousarray(eights.reshape(num_rows, -1)[:, :num_codes]))
+
+
+def _places(bits: int) -> Iterator[tuple[int, int, int]]:
+    """Yield, for each of eight codes in so many bytes as a code has bits, the byte and the bit it begins at."""
+    for place in range(8):
+        yield place, *divmod(place * bits, 8)

@@ -76,16 +76,6 @@ void gather(const Rows& rows, int64_t first, int64_t num_inputs, float* to) {
         for (int64_t half = 0; half < kPanel; half += W) store(to + k * kPanel + half, vf{});
 }
 
-// One code of a panel, into memory that was zero.
-void put_code(const PackedWeight& to, char* panel, int64_t place, int64_t k, uint8_t code) {
-    if (to.kind == Weight::kInt8) {
-        panel[(k / 4 * kPanel + place) * 4 + k % 4] = static_cast<char>(code);
-    } else {
-        char& both = panel[(k / 8 * kPanel + place) * 4 + k % 4];
-        both = static_cast<char>(both | code << (k / 4 % 2 * 4));
-    }
-}
-
 // Rounds x / scale to a code's integer, as far as there are codes.
 vf rounded(vf x, vf inverse, float lowest, float greatest) {
     const vf n = (x * inverse + kMagic) - kMagic;
@@ -158,25 +148,45 @@ void quantize_panel(const PackedWeight& to, const Rows& rows, int64_t panel) {
     }
 }
 
+// Codes [k, k + SIZE) of a row, zeros where it has none; `row` is null where there is none.
+template <int SIZE>
+void take_codes(uint8_t (&to)[SIZE], const uint8_t* row, int64_t k, int64_t num_inputs, uint8_t zero) {
+    if (row && k + SIZE <= num_inputs) {
+        __builtin_memcpy(to, row + k, SIZE);
+    } else {
+        for (int j = 0; j < SIZE; ++j) to[j] = row && k + j < num_inputs ? row[k + j] : zero;
+    }
+}
+
 void copy_codes(const PackedWeight& to, const Rows& rows, int64_t panel) {
     const WeightSource& from = *rows.from;
     char* const out = panel_at(to, panel);
     const int64_t num_groups = to.num_groups();
-    __builtin_memset(out, 0, panel_bytes(to));
     for (int64_t i = 0; i < kPanel; ++i) {
         const int64_t row = rows.source_row[i];
-        const auto* codes = static_cast<const uint8_t*>(rows.is_up[i] ? from.up : from.weight);
+        const auto* matrix = static_cast<const uint8_t*>(rows.is_up[i] ? from.up : from.weight);
+        const uint8_t* const codes = row < 0 ? nullptr : matrix + row * to.num_inputs;
         const float* scales = rows.is_up[i] ? from.up_scales : from.scales;
         const uint8_t* zeros = rows.is_up[i] ? from.up_zeros : from.zeros;
-        for (int64_t k = 0; k < to.padded_inputs; ++k) {
-            const int64_t group = row * num_groups + k / to.group;
-            const uint8_t zero = row >= 0 && zeros ? zeros[group] : (uint8_t)zero_of(to.kind);
-            const bool is_padding = row < 0 || k >= to.num_inputs;
-            put_code(to, out, i, k, is_padding ? zero : codes[row * to.num_inputs + k]);
-            if (k % to.group == 0) {
-                const int64_t place = group_at(to, panel, k) + i;
-                to.scales[place] = row < 0 ? 0.0f : scales[group];
-                if (to.zeros) to.zeros[place] = zero;
+        for (int64_t group = 0; group < num_groups; ++group) {
+            const int64_t first = group * to.group, end = min(first + to.group, to.padded_inputs);
+            const int64_t at = row * num_groups + group, place = group_at(to, panel, first) + i;
+            const uint8_t zero = codes && zeros ? zeros[at] : (uint8_t)zero_of(to.kind);
+            to.scales[place] = codes ? scales[at] : 0.0f;
+            if (to.zeros) to.zeros[place] = zero;
+            if (to.kind == Weight::kInt8) {
+                for (int64_t k = first; k < end; k += 4) {
+                    uint8_t word[4];
+                    take_codes(word, codes, k, to.num_inputs, zero);
+                    __builtin_memcpy(out + (k / 4 * kPanel + i) * 4, word, sizeof word);
+                }
+            } else {
+                for (int64_t k = first; k < end; k += 8) {
+                    uint8_t bytes[8];
+                    take_codes(bytes, codes, k, to.num_inputs, zero);
+                    for (int j = 0; j < 4; ++j) bytes[j] |= bytes[j + 4] << 4;
+                    __builtin_memcpy(out + (k / 8 * kPanel + i) * 4, bytes, 4);
+                }
             }
         }
     }
