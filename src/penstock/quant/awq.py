@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,11 +55,11 @@ def _pack(codes: Tensor) -> Tensor:
 
 def _unpack(words: Tensor) -> Tensor:
     """Return [N, C] uint8 from [C, N / 8] int32."""
-    data = words.T.contiguous().view(torch.uint8).view(words.shape[1], len(words), 4)
-    codes = torch.empty(words.shape[1], 8, len(words), dtype=torch.uint8)
+    data = np.ascontiguousarray(words.numpy().T).view(np.uint8).reshape(words.shape[1], len(words), 4)
+    codes = np.empty((words.shape[1], 8, len(words)), np.uint8)
     for place, output in enumerate(_ORDER):
-        codes[:, output] = (data[..., place // 2] >> (place % 2 * 4)) & 15
-    return codes.flatten(0, 1)
+        codes[:, output] = (data[..., place // 2] >> np.uint8(place % 2 * 4)) & np.uint8(15)
+    return torch.from_numpy(codes.reshape(-1, len(words)))
 
 
 @dataclass(frozen=True, slots=True)
