@@ -75,10 +75,9 @@ def _body(report: EvalReport, beside: Sequence[Point], loss_bound: float | None)
     rows += [[f"data of {task.name}", f"sha256 {task.data_sha256}"] for task in report.tasks]
     yield "<h2>Conditions</h2>" + _table(["", ""], rows, num_text=2)
     yield (
-        "<footer>In brackets: 95% intervals, bootstrapped over items (percentiles of 2,000 resamples), both models "
-        "on the same ones. A text is read in windows side by side; all tokens of each but its first are "
-        "predicted.</footer>"
-        "predicted.</footer>"
+        "<footer>In brackets: 95% intervals, bootstrapped over items (percentiles of 2,000 resamples), both models on "
+        "the same ones. A text is read in windows side by side; all tokens of each but its first are predicted."
+        "</footer>"
     )
 
 
