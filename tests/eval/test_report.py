@@ -106,7 +106,8 @@ class Page(HTMLParser):
 
 
 def test_a_page_has_everything_and_needs_nothing() -> None:
-    page = Page(html_page(make_report(), [Point("earlier $1 model", 3 << 20, 1.1, None)], loss_bound=0.01))
+    earlier = Point("earlier $1 model", 3 << 20, 1.1, None)
+    page = Page(html_page(make_report(), [*points_of(make_report()), earlier], loss_bound=0.01))
     assert page.tags.count("svg") == 3
     assert not page.links
     assert "Verdict: FAIL" in page.words
@@ -114,6 +115,10 @@ def test_a_page_has_everything_and_needs_nothing() -> None:
     assert "text & more: rise of the loss is 2.00%" in page.words
     for label in ("earlier $1 model", "relative error", "weights in memory, MiB", "tokens/s of one answer"):
         assert label in page.words
+    # In the first plot alone, for its speed is unknown; the report's own models once in each.
+    assert page.words.count("earlier $1 model") == 1
+    in_title_heading_and_table = 3
+    assert page.words.count("model bfloat16") == in_title_heading_and_table + 2
 
 
 def test_a_page_of_one_model_has_no_comparison() -> None:

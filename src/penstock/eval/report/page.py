@@ -65,7 +65,9 @@ def _body(report: EvalReport, beside: Sequence[Point], loss_bound: float | None)
     own = points_of(report)
     if own:
         yield "<h2>Size, speed and loss</h2>"
-        yield pareto_svg([*own, *beside], len(own))
+        # The same reference stands in many reports.
+        others = {point.label: point for point in beside if point.label not in {one.label for one in own}}
+        yield pareto_svg([*own, *others.values()], len(own))
     if report.speed is not None:
         yield _speed(report.speed)
     if report.closeness is not None:

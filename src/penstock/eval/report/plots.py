@@ -14,7 +14,7 @@ from penstock.eval.result import Figure, TaskReport
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_OURS, _OTHERS = "tab:blue", "tab:gray"
+_OURS = "tab:blue"
 
 
 def require_plots() -> None:
@@ -24,20 +24,21 @@ def require_plots() -> None:
 
 
 def pareto_svg(points: Sequence[Point], num_own: int) -> str:
-    """Return loss over size, and over speed where it was measured; the first ``num_own`` points are this report's."""
-    timed = [point for point in points if point.tokens_per_s is not None]
+    """Return loss over size, and over speed where it was measured; the first ``num_own``, filled, are this report's."""
+    styles: list[dict[str, Any]] = [
+        {"color": f"C{i}", "mfc": f"C{i}" if i < num_own else "none"} for i in range(len(points))
+    ]
+    timed = [i for i, point in enumerate(points) if point.tokens_per_s is not None]
     with _figure(2 if timed else 1, height=4.2) as (axes, out):
         sizes = [point.weights_bytes / 2**20 for point in points]
-        _scatter(axes[0], points, sizes, num_own, "weights in memory, MiB")
+        _scatter(axes[0], points, sizes, styles, "weights in memory, MiB")
         best = frontier(points)
-        axes[0].plot(
-            [one.weights_bytes / 2**20 for one in best], [one.loss for one in best], color=_OTHERS, lw=1, ls="--"
-        )
+        line = [one.weights_bytes / 2**20 for one in best], [one.loss for one in best]
+        axes[0].plot(*line, color="gray", lw=1, ls="--")
         axes[0].set_title("smaller and better is lower left")
         if timed:
-            rates = [point.tokens_per_s for point in timed]
-            num_timed = sum(point.tokens_per_s is not None for point in points[:num_own])
-            _scatter(axes[1], timed, rates, num_timed, "tokens/s of one answer")
+            rates = [points[i].tokens_per_s for i in timed]
+            _scatter(axes[1], [points[i] for i in timed], rates, [styles[i] for i in timed], "tokens/s of one answer")
             axes[1].set_title("faster and better is lower right")
     return out[0]
 
@@ -78,15 +79,14 @@ def _unit(figure: Figure) -> str:
     return f"{LABELS[figure.name].partition(',')[0]}, {'%' if figure.increase is not None else 'points'}"
 
 
-def _scatter(axes: "Axes", points: Sequence[Point], x: Sequence[Any], num_own: int, label: str) -> None:
-    for i, (point, at) in enumerate(zip(points, x, strict=True)):
-        axes.plot([at], [point.loss], "o", color=_OURS if i < num_own else _OTHERS)
-        is_right = at > (min(x) + max(x)) / 2
-        side: dict[str, Any] = {"xytext": (-6, 6), "ha": "right"} if is_right else {"xytext": (6, 6), "ha": "left"}
-        axes.annotate(point.label, (at, point.loss), textcoords="offset points", fontsize=8, **side)
+def _scatter(
+    axes: "Axes", points: Sequence[Point], x: Sequence[Any], styles: Sequence[dict[str, Any]], label: str
+) -> None:
+    for point, at, style in zip(points, x, styles, strict=True):
+        axes.plot([at], [point.loss], "o", ms=8, label=point.label, **style)
     axes.set(xlabel=label, ylabel="loss, nats per token")
-    # Room for labels.
-    axes.margins(x=0.25, y=0.25)
+    axes.margins(x=0.1, y=0.15)
+    axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
 
 
