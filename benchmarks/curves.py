@@ -22,7 +22,7 @@ from benchmarks.peers.machine import busy_s, describe_machine, own_cpu_s, source
 from benchmarks.peers.model import SHAPES, make_model, prompt_token_ids
 from benchmarks.peers.report import spread
 from penstock.bench import require_plots
-from penstock.engine.config import CacheConfig, RunnerConfig, SchedulerConfig
+from penstock.engine.config import CacheConfig, RunnerConfig, SchedulerConfig, SpeculationConfig
 from penstock.engine.engine import Engine
 from penstock.kernels import describe, use_threads
 from penstock.launch.engine import build_engine
@@ -203,6 +203,8 @@ def main() -> None:
             # Twice what 16 bits take: kernels without them keep 32.
             cache=CacheConfig(memory_bytes=2 * num_cached_tokens * shape.kv_bytes_per_token),
             runner=RunnerConfig(quantize=arguments.quantize),
+            # Random weights go round in circles, which would be guessed too well.
+            speculation=SpeculationConfig(method="off"),
         )
         bench = Bench(build_engine(settings), prompt_token_ids(shape))
         began, busy, own = time.perf_counter(), busy_s(), own_cpu_s()

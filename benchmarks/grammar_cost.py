@@ -17,6 +17,7 @@ import torch
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 
+from penstock.engine.config import SpeculationConfig
 from penstock.engine.engine import Engine
 from penstock.engine.sampling import GrammarMasks
 from penstock.launch.engine import build_engine
@@ -154,7 +155,7 @@ def step_ms(engine: Engine, grammar: str | None, turn: int) -> float:
 
 def main() -> None:
     """Measure and print."""
-    engine = build_engine(Settings())
+    engine = build_engine(Settings(speculation=SpeculationConfig(method="off")))
     grammar = json_schema_grammar(ENDLESS)
     pairs = [(step_ms(engine, None, 2 * i), step_ms(engine, grammar, 2 * i + 1)) for i in range(NUM_PAIRS + 1)][1:]
     without, following = zip(*pairs, strict=True)

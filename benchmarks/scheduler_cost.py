@@ -47,6 +47,10 @@ class NullRunner:
     def remove(self, sequence_id: int) -> None:
         """Nothing to forget."""
 
+    def num_possible(self, sequence_id: int, draft: Sequence[int]) -> int:
+        """Nothing is ruled out."""
+        return len(draft)
+
     def commit(self, sequence_id: int, token_id: int) -> bool:
         """Nothing to remember."""
         return False

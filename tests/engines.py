@@ -1,11 +1,12 @@
 """Engines over tiny checkpoints, built by hand so that a test can choose every size."""
 
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from penstock.engine.assemble import assemble_engine
-from penstock.engine.config import CacheConfig, EngineConfig, RunnerConfig, SchedulerConfig
+from penstock.engine.config import CacheConfig, EngineConfig, RunnerConfig, SchedulerConfig, SpeculationConfig
 from penstock.engine.engine import Engine
 from penstock.engine.profile import Profiler
 from penstock.kernels import Ops, ops_for
@@ -28,6 +29,7 @@ def build_engine(
     ops: Ops | None = None,
     profiler: Profiler | None = None,
     max_adapters: int = 0,
+    speculate: Literal["off", "ngram", "suffix", "draft"] = "off",
 ) -> Engine:
     """Return an engine that serves the checkpoint in ``path`` in ``dtype``, its parts watched by ``profiler``."""
     if profiler is not None:
@@ -37,6 +39,7 @@ def build_engine(
         runner=RunnerConfig(max_adapters=max_adapters),
         scheduler=SchedulerConfig(step_tokens=step_tokens, max_running=max_running),
         cache=CacheConfig(block_size=block_size, prefix_caching=prefix_caching),
+        speculation=SpeculationConfig(method=speculate),
     )
     info = ModelInfo(
         name="tiny",

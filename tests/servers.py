@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import uvicorn
 
@@ -26,14 +27,19 @@ class RunningServer:
 
 
 @contextlib.contextmanager
-def serve_checkpoint(path: Path, config: ServerConfig | None = None, num_blocks: int = 1024) -> Iterator[RunningServer]:
+def serve_checkpoint(
+    path: Path,
+    config: ServerConfig | None = None,
+    num_blocks: int = 1024,
+    speculate: Literal["off", "ngram", "suffix"] = "off",
+) -> Iterator[RunningServer]:
     """Serve a tiny checkpoint until the block ends."""
     listener = socket.create_server(("127.0.0.1", 0))
     loaded = threading.Event()
     running: list[tuple[asyncio.AbstractEventLoop, Callable[[], None], InProcessClient]] = []
 
     async def run() -> None:
-        client = InProcessClient(lambda: build_engine(path, num_blocks=num_blocks, max_adapters=2))
+        client = InProcessClient(lambda: build_engine(path, num_blocks=num_blocks, max_adapters=2, speculate=speculate))
         await client.start()
         app = create_app(
             client=client,

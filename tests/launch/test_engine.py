@@ -4,15 +4,18 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 
-from penstock.engine.config import CacheConfig, RunnerConfig
+from penstock.engine.config import CacheConfig, RunnerConfig, SpeculationConfig
+from penstock.errors import InvalidSetting
 from penstock.kernels import use_threads
 from penstock.launch.engine import build_engine
 from penstock.launch.settings import ModelSettings, Settings
 from penstock.models.decoder import load_model
+from tests.engines import greedy, run_to_end, tokens_of
 
 
 @pytest.fixture(autouse=True)
@@ -45,3 +48,30 @@ def test_an_engine_says_what_its_model_s_makers_suggest(checkpoint: Callable[[st
         model=ModelSettings(name=str(path)), cache=CacheConfig(memory_bytes=2**24), runner=RunnerConfig(threads=1)
     )
     assert build_engine(settings).model.sampling.temperature == 0.25
+
+
+def test_a_draft_model_takes_its_share_of_memory_and_guesses(checkpoint: Callable[[str], Path]) -> None:
+    name = str(checkpoint("llama"))
+    cache = CacheConfig(memory_bytes=1 << 20)
+    plain = build_engine(Settings(model=ModelSettings(name=name), cache=cache))
+    speculation = SpeculationConfig(method="draft", model=name)
+    engine = build_engine(Settings(model=ModelSettings(name=name), cache=cache, speculation=speculation))
+    assert engine.model.memory.block_bytes == 2 * plain.model.memory.block_bytes
+    assert engine.model.memory.weights_bytes == 2 * plain.model.memory.weights_bytes
+    request = greedy("r", [1, 2, 3], 40)
+    expected, found = run_to_end(plain, [request])["r"], run_to_end(engine, [request])["r"]
+    assert tokens_of(found) == tokens_of(expected)
+    counters = engine.status().counters
+    assert counters.num_accepted_tokens == counters.num_draft_tokens > 0
+
+
+@pytest.mark.parametrize(
+    ("method", "model", "words"),
+    [("draft", None, "--speculative-model"), ("ngram", "m", "--speculate draft"), ("draft", "mini", "vocabulary")],
+)
+def test_drafts_that_cannot_be_are_refused(
+    method: Literal["draft", "ngram"], model: str | None, words: str, checkpoint: Callable[[str], Path]
+) -> None:
+    speculation = SpeculationConfig(method=method, model="penstock-mini" if model == "mini" else model)
+    with pytest.raises(InvalidSetting, match=words):
+        build_engine(Settings(model=ModelSettings(name=str(checkpoint("llama"))), speculation=speculation))

@@ -33,6 +33,8 @@ class Penstock(Peer):
         command: list[str | Path] = [Path(sys.executable).with_name("penstock"), "serve", model, "--port", str(port)]
         command += ["--threads", str(limits.threads), "--cache-memory", str(limits.cache_bytes)]
         command += ["--max-model-tokens", str(limits.max_model_tokens), "--log-level", "error"]
+        # Random weights go round in circles, which would be guessed too well.
+        command += ["--speculate", "off"]
         return Launch(command=[*command, *PRECISIONS[precision]], port=port)
 
     def version(self, environment: Path) -> str:

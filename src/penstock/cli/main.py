@@ -103,6 +103,18 @@ def serve(
         Optional[bool],  # noqa: UP045
         typer.Option("--prefix-caching/--no-prefix-caching", help="Reuse computed prefixes.  [default: on]"),
     ] = None,
+    speculate: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="How to guess tokens ahead: suffix, ngram or draft; answers stay the same.  [default: off]"),
+    ] = None,
+    speculative_model: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="MODEL", help="A smaller model of the same vocabulary to guess with."),
+    ] = None,
+    speculative_tokens: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Most tokens guessed at a time.  [default: 8]"),
+    ] = None,
     step_tokens: Annotated[Optional[int], typer.Option(help="Tokens one step may process.  [default: 512]")] = None,  # noqa: UP045
     max_running: Annotated[Optional[int], typer.Option(help="Sequences that may run at once.  [default: 256]")] = None,  # noqa: UP045
     max_waiting: Annotated[Optional[int], typer.Option(help="Requests that may queue.  [default: 1024]")] = None,  # noqa: UP045
@@ -131,6 +143,9 @@ def serve(
             "cache.memory_share": ("--memory-share", memory_share),
             "cache.block_size": ("--block-size", block_size),
             "cache.prefix_caching": ("--prefix-caching", prefix_caching),
+            "speculation.method": ("--speculate", speculate or ("draft" if speculative_model else None)),
+            "speculation.model": ("--speculative-model", speculative_model),
+            "speculation.max_tokens": ("--speculative-tokens", speculative_tokens),
             "scheduler.step_tokens": ("--step-tokens", step_tokens),
             "scheduler.max_running": ("--max-running", max_running),
             "scheduler.max_waiting": ("--max-waiting", max_waiting),
@@ -195,6 +210,10 @@ def bench(
         Optional[str],  # noqa: UP045
         typer.Option(help="As serve has it, for a model run here."),
     ] = None,
+    speculate: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="As serve has it, for a model run here.  [default: off, since prompts are random tokens]"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     plot: Annotated[Optional[Path], typer.Option(help="Write plots to this PNG.")] = None,  # noqa: UP045
     profile: Annotated[
@@ -219,10 +238,11 @@ def bench(
         "runner.threads": ("--threads", threads),
         "runner.kv_dtype": ("--kv-dtype", kv_dtype),
     }
-    local = [*flags.values(), ("--profile", profile)]
+    local = [*flags.values(), ("--speculate", speculate), ("--profile", profile)]
     measured: Any = target
     if target is None or not target.startswith(("http://", "https://")):
-        measured = _load(config, {"model.name": ("MODEL", target), **flags}).settings
+        speculation = ("--speculate", speculate or "off")
+        measured = _load(config, {"model.name": ("MODEL", target), "speculation.method": speculation, **flags}).settings
     elif in_vain := [name for name, value in local if value is not None]:
         raise typer.BadParameter(f"{', '.join(in_vain)} is for a model run here, and {target} is a server")
     options = BenchOptions(

@@ -1,5 +1,7 @@
 """Put an engine together from a loaded model. The only module of the engine that knows all its parts."""
 
+from collections.abc import Callable, Sequence
+
 from penstock.engine.config import EngineConfig
 from penstock.engine.engine import Engine
 from penstock.engine.kv import BlockPool, CacheManager
@@ -7,9 +9,13 @@ from penstock.engine.profile import Profiler
 from penstock.engine.runner import CPURunner, Runner
 from penstock.engine.sampling import Sampler
 from penstock.engine.scheduler import Scheduler
+from penstock.engine.speculative import Drafter, Index, LookupDrafter, NgramIndex, Speculator, SuffixIndex
+from penstock.engine.speculative.draft_model import DraftModel
 from penstock.models.model import LanguageModel
 from penstock.protocol import ModelInfo
 from penstock.text import Tokenizer
+
+_INDEXES: dict[str, Callable[[Sequence[int]], Index]] = {"ngram": NgramIndex, "suffix": SuffixIndex}
 
 
 def assemble_engine(
@@ -19,25 +25,38 @@ def assemble_engine(
     *,
     info: ModelInfo,
     profiler: Profiler | None = None,
+    draft: LanguageModel | None = None,
 ) -> Engine:
-    """Return an engine whose cache is as large as ``info.memory`` says, its parts watched by ``profiler``."""
+    """Return an engine whose cache is as large as ``info.memory`` says, its parts watched by ``profiler``.
+
+    ``draft`` is the model that guesses, if that is the method.
+    """
     plan = info.memory
     cache = CacheManager(
         BlockPool(plan.num_blocks),
         block_size=plan.block_size,
         prefix_caching=config.cache.prefix_caching,
-        window=model.config.window,
+        # The draft model has to see what the target no longer needs.
+        window=model.config.window if draft is None else None,
     )
+    sampler = Sampler(vocab_size=info.vocab_size, eos_token_ids=info.eos_token_ids)
     runner: Runner = CPURunner(
         model if profiler is None else profiler.around_model(model),
         model.new_cache(plan.num_blocks, plan.block_size),
-        Sampler(vocab_size=info.vocab_size, eos_token_ids=info.eos_token_ids),
+        sampler,
         block_size=plan.block_size,
     )
+    scheduler = Scheduler(config.scheduler, cache)
+    drafter: Drafter | None = None
+    if draft is not None:
+        drafter = DraftModel(draft, sampler, cache.pool, block_size=plan.block_size, reserve=scheduler.reserve)
+    elif config.speculation.method in _INDEXES:
+        drafter = LookupDrafter(_INDEXES[config.speculation.method])
     return Engine(
         runner=runner if profiler is None else profiler.around_runner(runner),
-        scheduler=Scheduler(config.scheduler, cache),
+        scheduler=scheduler,
         tokenizer=tokenizer,
         model=info,
         max_adapters=config.runner.max_adapters,
+        speculator=None if drafter is None else Speculator(drafter, most_tokens=config.speculation.max_tokens),
     )

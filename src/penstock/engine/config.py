@@ -1,7 +1,7 @@
 """What an operator may tell an engine. Each note says what turning the value up and down does."""
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -66,9 +66,23 @@ class RunnerConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SpeculationConfig:
+    """Guessing tokens that a step then verifies together. Answers are the same with it and without."""
+
+    method: Literal["off", "ngram", "suffix", "draft"] = "off"
+    """What guesses: ``ngram`` goes on as the prompt did after the same three tokens, ``suffix`` as prompt and answer
+    did after the longest run of the same tokens, ``draft`` as a smaller model does. What does not pay is not made."""
+    model: str | None = None
+    """The smaller model of ``draft``: one with the same vocabulary."""
+    max_tokens: Count = 8
+    """Most tokens guessed at a time. Up: faster where text repeats itself at length. Down: less is tried in vain."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class EngineConfig:
     """All of the engine's settings."""
 
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     runner: RunnerConfig = field(default_factory=RunnerConfig)
+    speculation: SpeculationConfig = field(default_factory=SpeculationConfig)

@@ -5,10 +5,12 @@ A step is five lines of intent: refuse who is too late, schedule, run, commit, t
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -17,11 +19,12 @@ import structlog
 
 from penstock.engine.beam import Beam, BeamSearch
 from penstock.engine.messages import error_info
-from penstock.engine.output import ChoiceOutput
+from penstock.engine.output import ChoiceOutput, OutputStep
 from penstock.engine.request import Request, Sequence
 from penstock.engine.runner.base import Runner, StepResult
 from penstock.engine.sampling import SampledToken
 from penstock.engine.scheduler import ScheduledBatch, Scheduler
+from penstock.engine.speculative import SpeculationCounters, Speculator, kept_tokens
 from penstock.errors import (
     ContextTooLong,
     InvalidRequest,
@@ -73,12 +76,15 @@ class Engine:
         tokenizer: Tokenizer,
         model: ModelInfo,
         max_adapters: int = 0,
+        speculator: Speculator | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.model = model
         self.grammars = GrammarCompiler(tokenizer, vocab_size=model.vocab_size, eos_token_ids=model.eos_token_ids)
         self._runner = runner
         self._scheduler = scheduler
+        self._speculator = speculator
+        self._drafted = SpeculationCounters() if speculator is None else speculator.counters
         self._tokenizer = tokenizer
         self._clock = clock
         self._eos_token_ids = frozenset(model.eos_token_ids)
@@ -175,19 +181,24 @@ class Engine:
         """Run one step and return what it added to each choice."""
         started_s = self._clock()
         deltas = [self._refusal(*refused) for refused in self._scheduler.refuse_late(started_s)]
-        batch = self._scheduler.schedule(started_s)
+        batch = self._scheduler.schedule(started_s, self._draft())
         if not batch.sequence_ids:
             return deltas
         results, failures = self._execute(batch)
         now_s = self._clock()
         self._last_step_s = now_s
         self._num_steps += 1
-        if batch.num_tokens > len(batch.sequence_ids):
+        is_decode = batch.num_tokens - batch.num_drafted_tokens == len(batch.sequence_ids)
+        if not is_decode:
             self._scheduler.prefill_rate.observe(batch.num_tokens, now_s - started_s)
+        num_before = self._num_generation_tokens
         for ran, result in results:
             self._commit(ran, result, now_s, deltas, failures)
         if self._proposals:
             self._search(now_s, deltas, failures)
+        is_whole = not failures and not self._searches and results[0][0] is batch
+        if self._speculator is not None and is_decode and is_whole:
+            self._speculator.stepped(batch, self._num_generation_tokens - num_before)
         for sequence_id, error in failures.items():
             deltas.extend(self._fail(sequence_id, error, now_s))
         return deltas
@@ -197,6 +208,7 @@ class Engine:
         scheduler = self._scheduler
         counters = scheduler.counters
         pool = scheduler.cache.pool
+        drafted = self._drafted
         return EngineStatus(
             state=EngineState.READY,
             num_running=len(scheduler.running),
@@ -214,16 +226,36 @@ class Engine:
                 num_preemptions=counters.num_preemptions,
                 num_recomputed_tokens=counters.num_recomputed_tokens,
                 num_evicted_blocks=pool.num_evicted_blocks,
+                num_drafts=drafted.num_drafts,
+                num_draft_tokens=drafted.num_draft_tokens,
+                num_accepted_tokens=drafted.num_accepted_tokens,
+                decode_s=drafted.decode_s,
+                undrafted_decode_s=drafted.undrafted_decode_s,
             ),
         )
 
     # ---- running a batch
+
+    def _draft(self) -> Mapping[int, SequenceOf[int]]:
+        """Return guesses at what decoding sequences go on with, by id."""
+        if self._speculator is None:
+            return {}
+        scheduler = self._scheduler
+        try:
+            return self._speculator.draft(scheduler.running, scheduler.most_draft_tokens, self._runner.num_possible)
+        except Exception:  # nobody's answer needs it
+            _log.exception("speculation_failed")
+            self._speculator = None
+            return {}
 
     def _execute(self, batch: ScheduledBatch) -> tuple[Results, dict[int, PenstockError]]:
         """Run a batch; if that raises, run halves of it, down to the sequence that breaks the step alone."""
         try:
             return [(batch, self._runner.execute(batch))], {}
         except Exception as error:  # whatever a model step can raise is one request's failure, never the engine's
+            if batch.drafts:
+                # A guess can break a step that what the model says would not.
+                return self._execute(batch.without_drafts())
             num_sequences = len(batch.sequence_ids)
             if num_sequences == 1:
                 _log.exception("step_failed", sequence_id=batch.sequence_ids[0], num_tokens=batch.num_tokens)
@@ -250,23 +282,34 @@ class Engine:
         for owner, total in zip(batch.pool_owners, result.pooled, strict=True):
             sequence_id = batch.sequence_ids[owner]
             self._pooled[sequence_id] = self._pooled.get(sequence_id, 0) + total
-        sampled = {}
-        for sequence_id, token in zip(batch.sample_ids, result.tokens, strict=True):
-            if token is None:
+        gained: list[tuple[Sequence, list[OutputStep], list[SampledToken]]] = []
+        row = 0
+        while row < len(batch.sample_ids):
+            sequence_id = batch.sample_ids[row]
+            sequence = self._scheduler.sequence(sequence_id)
+            draft = batch.drafts.get(sequence_id, ())
+            kept = kept_tokens(result.tokens[row : row + 1 + len(draft)], draft)
+            row += 1 + len(draft)
+            if draft and self._speculator is not None:
+                self._speculator.verified(sequence_id, len(draft), max(0, len(kept) - 1))
+            if not kept:
                 failures[sequence_id] = _not_finite()
-            elif self._scheduler.sequence(sequence_id).request.sampling.beam is not None:
-                assert token.logprobs is not None, "beams are asked for proposals"
-                self._proposals[sequence_id] = token.logprobs
+            elif sequence.request.sampling.beam is not None:
+                assert kept[0].logprobs is not None, "beams are asked for proposals"
+                self._proposals[sequence_id] = kept[0].logprobs
             else:
-                sampled[sequence_id] = token.token_id
-        self._scheduler.commit(batch, sampled, now_s)
-        self._num_generation_tokens += len(sampled)
-        for sequence_id, token in zip(batch.sample_ids, result.tokens, strict=True):
-            if token is not None and sequence_id in sampled:
+                take = partial(self._runner.commit, sequence_id)
                 try:
-                    deltas.append(self._delta(self._scheduler.sequence(sequence_id), token, now_s))
-                except InvalidRequest as error:
+                    steps = self._outputs[sequence_id].extend([token.token_id for token in kept], take)
+                except InvalidRequest as error:  # a grammar that cannot be followed any further
                     failures[sequence_id] = error
+                else:
+                    gained.append((sequence, steps, kept[: len(steps)]))
+        sampled = {sequence.id: [token.token_id for token in tokens] for sequence, _, tokens in gained}
+        self._scheduler.commit(batch, sampled, now_s)
+        for sequence, steps, tokens in gained:
+            self._num_generation_tokens += len(tokens)
+            deltas.extend(self._delta(sequence, step, token, now_s) for step, token in zip(steps, tokens, strict=True))
         for sequence_id in batch.ended_ids:
             try:
                 deltas.append(self._reading(self._scheduler.sequence(sequence_id), now_s))
@@ -328,37 +371,26 @@ class Engine:
 
     # ---- from tokens to deltas
 
-    def _delta(self, sequence: Sequence, token: SampledToken, now_s: float) -> TokenDelta:
-        """Return what a new token adds to a choice, ending the choice if it is the last.
-
-        Raises ``InvalidRequest`` for a grammar that cannot be followed any further.
-        """
-        request = sequence.request
-        is_complete = self._runner.commit(sequence.id, token.token_id)
-        step = self._outputs[sequence.id].push(token.token_id, is_complete=is_complete)
-        logprobs = () if token.logprobs is None else (token.logprobs,)
+    def _delta(self, sequence: Sequence, step: OutputStep, token: SampledToken, now_s: float) -> TokenDelta:
+        """Return what a new token adds to a choice, ending the choice if it is the last."""
         prompt_logprobs = tuple(self._prompt_logprobs.pop(sequence.id, ()))
-        if step.finish_reason is None:
-            return TokenDelta(
-                request_id=request.request_id,
-                index=sequence.index,
-                text=step.text,
-                token_ids=(token.token_id,),
-                logprobs=logprobs,
-                prompt_logprobs=prompt_logprobs,
-            )
-        self._finish(sequence)
+        ending: dict[str, Any] = {}
+        if step.finish_reason is not None:
+            self._finish(sequence)
+            ending = {
+                "finish_reason": step.finish_reason,
+                "stop_reason": step.stop_reason,
+                "usage": _usage(sequence),
+                "timeline": sequence.timeline(finished_at_s=now_s),
+            }
         return TokenDelta(
-            request_id=request.request_id,
+            request_id=sequence.request.request_id,
             index=sequence.index,
             text=step.text,
             token_ids=(token.token_id,),
-            logprobs=logprobs,
+            logprobs=() if token.logprobs is None else (token.logprobs,),
             prompt_logprobs=prompt_logprobs,
-            finish_reason=step.finish_reason,
-            stop_reason=step.stop_reason,
-            usage=_usage(sequence),
-            timeline=sequence.timeline(finished_at_s=now_s),
+            **ending,
         )
 
     def _reading(self, sequence: Sequence, now_s: float) -> TokenDelta:
@@ -411,6 +443,8 @@ class Engine:
             self._num_prompt_tokens += sequence.num_prompt_tokens
         self._scheduler.finish(sequence)
         self._runner.remove(sequence.id)
+        if self._speculator is not None:
+            self._speculator.remove(sequence.id)
         self._prompt_logprobs.pop(sequence.id, None)
         self._pooled.pop(sequence.id, None)
         if request.is_finished:

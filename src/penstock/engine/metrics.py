@@ -145,6 +145,16 @@ class _StatusCollector(Collector):
             ("vllm:kv_cache_usage_perc", "Share of cache blocks held by requests, 0 to 1.", status.kv_cache_usage),
             ("penstock_engine_ready", "1 while the engine takes requests.", status.state == "ready"),
             ("penstock_waiting_tokens", "Tokens of the sequences in the queue.", status.num_waiting_tokens),
+            (
+                "penstock_speculation_acceptance_rate",
+                "Share of guessed tokens that came true since the engine started, 0 to 1.",
+                counters.acceptance_rate,
+            ),
+            (
+                "penstock_speculation_speedup",
+                "How many times as fast decoding has been as without guesses, as measured since the engine started.",
+                counters.speculation_speedup,
+            ),
         )
         for name, documentation, value in gauges:
             yield GaugeMetricFamily(name, documentation, value=float(value))
@@ -158,6 +168,19 @@ class _StatusCollector(Collector):
             ("vllm:prompt_tokens", "Prompt tokens of requests that ended.", counters.num_prompt_tokens),
             ("vllm:generation_tokens", "Tokens generated.", counters.num_generation_tokens),
             ("vllm:num_preemptions", "Times a sequence gave up its blocks.", counters.num_preemptions),
+            ("vllm:spec_decode_num_drafts", "Times tokens were guessed and verified.", counters.num_drafts),
+            ("vllm:spec_decode_num_draft_tokens", "Tokens guessed.", counters.num_draft_tokens),
+            ("vllm:spec_decode_num_accepted_tokens", "Guessed tokens that came true.", counters.num_accepted_tokens),
+            (
+                "penstock_decode_seconds",
+                "Seconds in steps where every sequence decoded, where there is speculation.",
+                counters.decode_s,
+            ),
+            (
+                "penstock_undrafted_decode_seconds",
+                "What the tokens of those would have taken without guesses, by steps that had none.",
+                counters.undrafted_decode_s,
+            ),
             ("penstock_engine_steps", "Steps the engine ran.", counters.num_steps),
             (
                 "penstock_recomputed_tokens",

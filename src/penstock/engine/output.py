@@ -1,6 +1,7 @@
 """From tokens to text: one object per choice that knows what may be shown and when it is over."""
 
 import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from penstock.protocol import FinishReason, SamplingParams
@@ -26,6 +27,18 @@ class ChoiceOutput:
         self._stop_token_ids = frozenset(params.stop_token_ids)
         self._eos_token_ids = frozenset() if params.ignore_eos else eos_token_ids
         self._num_tokens = 0
+
+    def extend(self, token_ids: Sequence[int], take: Callable[[int], bool]) -> list[OutputStep]:
+        """Add tokens up to the one that ends the choice, if one does: what is behind it never was.
+
+        ``take`` is told of each before and returns whether the grammar lets nothing follow.
+        """
+        steps = []
+        for token_id in token_ids:
+            steps.append(self.push(token_id, is_complete=take(token_id)))
+            if steps[-1].finish_reason is not None:
+                break
+        return steps
 
     def push(self, token_id: int, *, is_complete: bool = False) -> OutputStep:
         """Add a token; the first step with a ``finish_reason`` is the last.

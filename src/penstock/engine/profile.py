@@ -190,6 +190,9 @@ class _Runner:
     def commit(self, sequence_id: int, token_id: int) -> bool:
         return self._runner.commit(sequence_id, token_id)
 
+    def num_possible(self, sequence_id: int, draft: Sequence[int]) -> int:
+        return self._runner.num_possible(sequence_id, draft)
+
     def execute(self, batch: ScheduledBatch) -> StepResult:
         self._profiler.lap("schedule")
         result = self._runner.execute(batch)

@@ -155,6 +155,11 @@ class Sequence:
         return self.num_scored_tokens if self.num_scored_tokens < self.num_to_score else self.num_tokens - 1
 
     @property
+    def is_decoding(self) -> bool:
+        """Whether all but the token generated last is computed."""
+        return len(self.token_ids) - self.num_computed_tokens == 1 and len(self.token_ids) > self.num_prompt_tokens
+
+    @property
     def is_leader(self) -> bool:
         """Whether this sequence computes the prompt for choices that have not been split off yet."""
         return not self.request.has_forked and self.index == 0

@@ -10,6 +10,8 @@ _FLOAT32_BYTES = 4
 _LOGIT_BYTES = 3 * _FLOAT32_BYTES
 """Per logit of a sampled row: itself, a copy where log-probabilities are to be of what the model said, and what a
 grammar adds to it."""
+LEAST_SAMPLED_ROWS = 16
+"""Rows of a step that may be sampled however few sequences may run: one of them may guess what follows"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,12 +37,20 @@ class ModelShape:
     """What sampling works in, however many rows there are."""
     kv_scale_bytes: int = 0
     """Bytes of the scale beside each head's key and value, where elements are codes."""
+    draft: "ModelShape | None" = None
+    """The smaller model that guesses for it, whose cache has as many blocks"""
 
     @property
     def kv_bytes_per_token(self) -> int:
         """One token's keys and values over all layers."""
         head_bytes = self.head_dim * self.kv_element_bytes + self.kv_scale_bytes
-        return 2 * self.num_layers * self.num_kv_heads * head_bytes
+        own = 2 * self.num_layers * self.num_kv_heads * head_bytes
+        return own if self.draft is None else own + self.draft.kv_bytes_per_token
+
+    @property
+    def all_weights_bytes(self) -> int:
+        """Its own and the draft model's."""
+        return self.weights_bytes + (0 if self.draft is None else self.draft.all_weights_bytes)
 
 
 def plan_memory(
@@ -64,19 +74,19 @@ def plan_memory(
     activation_bytes = activation_peak_bytes(shape, step_tokens=step_tokens, max_running=max_running)
     block_bytes = block_size * shape.kv_bytes_per_token
     blocks_per_request = -(-max_model_tokens // block_size)
-    fixed_bytes = shape.weights_bytes + activation_bytes
+    fixed_bytes = shape.all_weights_bytes + activation_bytes
     usable_bytes = int(available_bytes * memory_share) if memory_bytes is None else available_bytes
     cache_bytes = usable_bytes - fixed_bytes if memory_bytes is None else memory_bytes
     if memory_bytes is not None and fixed_bytes + memory_bytes > available_bytes:
         raise NotEnoughMemory(
-            f"a cache of {format_bytes(memory_bytes)} beside weights of {format_bytes(shape.weights_bytes)} and "
+            f"a cache of {format_bytes(memory_bytes)} beside weights of {format_bytes(shape.all_weights_bytes)} and "
             f"activations of {format_bytes(activation_bytes)} exceeds the {format_bytes(available_bytes)} "
             "available; lower --cache-memory, or leave it out to size the cache from free memory"
         )
     if cache_bytes < blocks_per_request * block_bytes:
         raise NotEnoughMemory(
             _too_small(
-                shape.weights_bytes,
+                shape.all_weights_bytes,
                 activation_bytes,
                 blocks_per_request * block_bytes,
                 max(cache_bytes, 0),
@@ -87,7 +97,7 @@ def plan_memory(
             )
         )
     return MemoryPlan(
-        weights_bytes=shape.weights_bytes,
+        weights_bytes=shape.all_weights_bytes,
         activation_peak_bytes=activation_bytes,
         block_bytes=block_bytes,
         num_blocks=min(cache_bytes // block_bytes, max_running * blocks_per_request),
@@ -114,7 +124,8 @@ def activation_peak_bytes(shape: ModelShape, *, step_tokens: int, max_running: i
     residual = step_tokens * shape.hidden_size * (2 * element + _FLOAT32_BYTES)
     attention = step_tokens * (3 * query_width + 4 * kv_width) * element + shape.attention_scratch_bytes
     feed_forward = step_tokens * shape.intermediate_size * (3 * element + _FLOAT32_BYTES)
-    sampling = min(max_running, step_tokens) * shape.vocab_size * _LOGIT_BYTES + shape.sampling_scratch_bytes
+    num_rows = min(max(max_running, LEAST_SAMPLED_ROWS), step_tokens)
+    sampling = num_rows * shape.vocab_size * _LOGIT_BYTES + shape.sampling_scratch_bytes
     return residual + max(attention, feed_forward, sampling)
 
 

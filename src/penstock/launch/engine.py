@@ -2,6 +2,8 @@
 
 import ctypes
 from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from penstock.errors import InvalidSetting, MissingExtra
@@ -48,12 +50,13 @@ def build_engine(settings: Settings, profiler: Profiler | None = None) -> Engine
     # All cores but one, which the API's process needs.
     num_threads = settings.runner.threads or max(1, usable_cores() - 1)
     use_threads(num_threads)
-    config, path = find_model(settings.model)
-    sampling = SamplingDefaults() if path is None else read_sampling_defaults(path)
-    pooling = settings.runner.pooling or (None if path is None else read_pooling(path)) or "mean"
     # While weights are read and packed, which leaves the interpreter free.
     tokenizer = WorkThread("tokenizer").submit(_detokenizing, settings.model)
-    dtype = run_dtype(config, settings.runner.dtype)
+    target = _choose(settings.model, settings, num_threads)
+    config, ops = target.config, target.ops
+    drafting = _choose_draft(settings, target, tokenizer, num_threads)
+    sampling = SamplingDefaults() if target.path is None else read_sampling_defaults(target.path)
+    pooling = settings.runner.pooling or (None if target.path is None else read_pooling(target.path)) or "mean"
     max_model_tokens = settings.runner.max_model_tokens or config.max_positions
     if max_model_tokens > config.max_positions:
         raise InvalidSetting(
@@ -61,30 +64,8 @@ def build_engine(settings: Settings, profiler: Profiler | None = None) -> Engine
             f"{config.max_positions}; lower it",
             param="runner.max_model_tokens",
         )
-    num_parameters: Mapping[Scheme | None, int] = (
-        {None: count_random_parameters(config)} if path is None else count_parameters(path, config)
-    )
-    weights_dtype = getattr(torch, dtype)
-    kv_dtype = cache_dtype(weights_dtype, settings.runner.kv_dtype)
-    ops = ops_for(weights_dtype, settings.runner.quantize)
     plan = plan_memory(
-        ModelShape(
-            weights_bytes=_weights_bytes(config, num_parameters, weights_dtype, settings.runner.quantize, ops),
-            num_layers=config.num_layers,
-            hidden_size=config.hidden_size,
-            intermediate_size=config.mlp_width,
-            num_heads=config.num_heads,
-            num_kv_heads=config.num_kv_heads,
-            head_dim=config.head_dim,
-            vocab_size=config.vocab_size,
-            activation_element_bytes=ops.activation_dtype(weights_dtype).itemsize,
-            kv_element_bytes=kv_dtype.itemsize,
-            attention_scratch_bytes=_attention_scratch_bytes(
-                ops, config, weights_dtype, settings.scheduler.step_tokens, max_model_tokens, num_threads
-            ),
-            sampling_scratch_bytes=scratch_bytes(config.vocab_size, num_threads),
-            kv_scale_bytes=torch.float32.itemsize if kv_dtype is torch.int8 else 0,
-        ),
+        target.shape if drafting is None else replace(target.shape, draft=drafting.shape),
         block_size=settings.cache.block_size,
         step_tokens=settings.scheduler.step_tokens,
         max_running=settings.scheduler.max_running,
@@ -96,14 +77,19 @@ def build_engine(settings: Settings, profiler: Profiler | None = None) -> Engine
     if profiler is not None:
         form = QUANTIZATIONS[settings.runner.quantize] if settings.runner.quantize else None
         ops = profiler.around_ops(ops, config, quantization=form)
-    model = _load(settings.runner, config, path, ops, max_model_tokens)
+    adaptable = settings.runner.max_adapters > 0
+    model = _load(target, settings.runner, ops, max_tokens=max_model_tokens, adaptable=adaptable)
+    draft = None
+    if drafting is not None:
+        longest = min(max_model_tokens, drafting.config.max_positions)
+        draft = _load(drafting, settings.runner, drafting.ops, max_tokens=longest, adaptable=False)
     _keep_freed_memory()
     info = ModelInfo(
         name=settings.model.name,
-        source="random weights" if path is None else str(path),
+        source="random weights" if target.path is None else str(target.path),
         architecture=config.architecture,
-        dtype=settings.runner.quantize or dtype,
-        kv_dtype=str(kv_dtype).removeprefix("torch."),
+        dtype=settings.runner.quantize or str(target.dtype).removeprefix("torch."),
+        kv_dtype=str(target.kv_dtype).removeprefix("torch."),
         num_parameters=model.num_parameters,
         vocab_size=config.vocab_size,
         max_model_tokens=max_model_tokens,
@@ -114,8 +100,10 @@ def build_engine(settings: Settings, profiler: Profiler | None = None) -> Engine
         pooling=pooling,
         kernels=ops.name,
     )
-    engine_config = EngineConfig(scheduler=settings.scheduler, cache=settings.cache, runner=settings.runner)
-    return assemble_engine(model, tokenizer.result(), engine_config, info=info, profiler=profiler)
+    engine_config = EngineConfig(
+        scheduler=settings.scheduler, cache=settings.cache, runner=settings.runner, speculation=settings.speculation
+    )
+    return assemble_engine(model, tokenizer.result(), engine_config, info=info, profiler=profiler, draft=draft)
 
 
 def _detokenizing(model: ModelSettings) -> Tokenizer:
@@ -127,19 +115,100 @@ def _detokenizing(model: ModelSettings) -> Tokenizer:
 
 def load_bare_model(settings: Settings) -> LanguageModel:
     """Return the model alone, as ``build_engine`` would run it. Raises ``ModelUnreadable`` or ``InvalidSetting``."""
-    use_threads(settings.runner.threads or max(1, usable_cores() - 1))
-    config, path = find_model(settings.model)
-    ops = ops_for(getattr(torch, run_dtype(config, settings.runner.dtype)), settings.runner.quantize)
-    return _load(settings.runner, config, path, ops, settings.runner.max_model_tokens or config.max_positions)
+    num_threads = settings.runner.threads or max(1, usable_cores() - 1)
+    use_threads(num_threads)
+    chosen = _choose(settings.model, settings, num_threads)
+    adaptable = settings.runner.max_adapters > 0
+    return _load(chosen, settings.runner, chosen.ops, max_tokens=chosen.max_tokens, adaptable=adaptable)
 
 
-def _load(runner: RunnerConfig, config: ModelConfig, path: Path | None, ops: Ops, max_tokens: int) -> LanguageModel:
-    adaptable = runner.max_adapters > 0
-    if path is None:
-        dtype = getattr(torch, run_dtype(config, runner.dtype))
-        return make_random_model(config, dtype, cache_dtype(dtype, runner.kv_dtype), ops, adaptable=adaptable)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Chosen:
+    """A model before it is loaded."""
+
+    config: ModelConfig
+    path: Path | None
+    """None for random weights"""
+    dtype: torch.dtype
+    kv_dtype: torch.dtype
+    max_tokens: int
+    """Of the longest sequence"""
+    ops: Ops
+    shape: ModelShape
+
+
+def _choose(model: ModelSettings, settings: Settings, num_threads: int) -> _Chosen:
+    """Return what ``model`` will run as. Raises ``ModelUnreadable`` or ``InvalidSetting``."""
+    runner = settings.runner
+    config, path = find_model(model)
+    num_parameters: Mapping[Scheme | None, int] = (
+        {None: count_random_parameters(config)} if path is None else count_parameters(path, config)
+    )
+    dtype = getattr(torch, run_dtype(config, runner.dtype))
+    kv_dtype = cache_dtype(dtype, runner.kv_dtype)
+    max_tokens = min(runner.max_model_tokens or config.max_positions, config.max_positions)
+    ops = ops_for(dtype, runner.quantize)
+    shape = ModelShape(
+        weights_bytes=_weights_bytes(config, num_parameters, dtype, runner.quantize, ops),
+        num_layers=config.num_layers,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.mlp_width,
+        num_heads=config.num_heads,
+        num_kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        vocab_size=config.vocab_size,
+        activation_element_bytes=ops.activation_dtype(dtype).itemsize,
+        kv_element_bytes=kv_dtype.itemsize,
+        attention_scratch_bytes=_attention_scratch_bytes(
+            ops, config, dtype, settings.scheduler.step_tokens, max_tokens, num_threads
+        ),
+        sampling_scratch_bytes=scratch_bytes(config.vocab_size, num_threads),
+        kv_scale_bytes=torch.float32.itemsize if kv_dtype is torch.int8 else 0,
+    )
+    return _Chosen(
+        config=config, path=path, dtype=dtype, kv_dtype=kv_dtype, max_tokens=max_tokens, ops=ops, shape=shape
+    )
+
+
+def _choose_draft(
+    settings: Settings, target: _Chosen, tokenizer: Future[Tokenizer], num_threads: int
+) -> _Chosen | None:
+    """Return the model that guesses, if one does. Raises ``InvalidSetting`` for one of another vocabulary."""
+    name, method = settings.speculation.model, settings.speculation.method
+    if (name is None) == (method == "draft"):
+        raise InvalidSetting(
+            "speculation by a draft model takes both a method and a model: --speculate draft --speculative-model MODEL"
+            if name is None
+            else f"a draft model is given ({name}) and the method is {method}; say --speculate draft as well",
+            param="speculation.model",
+        )
+    if name is None:
+        return None
+    draft = _choose(ModelSettings(name=name), settings, num_threads)
+    own, other = tokenizer.result(), load_tokenizer(ModelSettings(name=name))
+    is_same = draft.config.vocab_size == target.config.vocab_size and all(
+        own.token_bytes(token_id) == other.token_bytes(token_id)
+        for token_id in range(max(own.vocab_size, other.vocab_size))
+    )
+    if not is_same:
+        raise InvalidSetting(
+            f"{name} has another vocabulary than {settings.model.name}, for which it is to guess; take a smaller model "
+            "of the same family",
+            param="speculation.model",
+        )
+    return draft
+
+
+def _load(chosen: _Chosen, runner: RunnerConfig, ops: Ops, *, max_tokens: int, adaptable: bool) -> LanguageModel:
+    if chosen.path is None:
+        return make_random_model(chosen.config, chosen.dtype, chosen.kv_dtype, ops, adaptable=adaptable)
     return load_model(
-        path, dtype=runner.dtype, kv_dtype=runner.kv_dtype, ops=ops, max_tokens=max_tokens, adaptable=adaptable
+        chosen.path,
+        dtype=runner.dtype,
+        kv_dtype=runner.kv_dtype,
+        ops=ops,
+        max_tokens=max_tokens,
+        adaptable=adaptable,
     )
 
 

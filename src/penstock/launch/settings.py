@@ -5,7 +5,7 @@ from typing import Annotated
 
 import msgspec
 
-from penstock.engine.config import CacheConfig, RunnerConfig, SchedulerConfig
+from penstock.engine.config import CacheConfig, RunnerConfig, SchedulerConfig, SpeculationConfig
 from penstock.server.config import ServerConfig
 
 
@@ -39,4 +39,5 @@ class Settings:
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     runner: RunnerConfig = field(default_factory=RunnerConfig)
+    speculation: SpeculationConfig = field(default_factory=SpeculationConfig)
     log: LogSettings = field(default_factory=LogSettings)

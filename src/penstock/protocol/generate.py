@@ -152,7 +152,10 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TokenDelta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What one step added to one choice. The last delta of a choice carries ``finish_reason`` and ``usage``."""
+    """What one token added to one choice; a step may give several.
+
+    The last delta of a choice carries ``finish_reason`` and ``usage``.
+    """
 
     request_id: str
     index: int = 0

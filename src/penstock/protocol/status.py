@@ -103,6 +103,25 @@ class EngineCounters(msgspec.Struct, frozen=True, kw_only=True):
     num_preemptions: int = 0
     num_recomputed_tokens: int = 0
     num_evicted_blocks: int = 0
+    num_drafts: int = 0
+    """Times that tokens were guessed for a sequence and then verified."""
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
+    """Guesses that came true."""
+    decode_s: float = 0.0
+    """Seconds in steps where every sequence decoded, if there is speculation."""
+    undrafted_decode_s: float = 0.0
+    """What the tokens of those would have taken without guesses, by what steps without any were measured to take."""
+
+    @property
+    def acceptance_rate(self) -> float:
+        """Share of guesses that came true; 0 before the first."""
+        return self.num_accepted_tokens / self.num_draft_tokens if self.num_draft_tokens else 0.0
+
+    @property
+    def speculation_speedup(self) -> float:
+        """How many times as fast decoding is as without guesses; 1 without speculation."""
+        return self.undrafted_decode_s / self.decode_s if self.decode_s else 1.0
 
 
 class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):

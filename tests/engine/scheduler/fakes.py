@@ -73,16 +73,35 @@ class Driver:
             del self.requests[name]
         return refused
 
-    def step(self) -> ScheduledBatch:
-        """Run a step of one second."""
+    def step(self, drafted: int = 0, accepted: int = 0) -> ScheduledBatch:
+        """Run a step of one second, in which every decoding sequence guesses, and so many guesses come true."""
         self.now_s += 1
-        batch = self.scheduler.schedule(self.now_s)
+        running = self.scheduler.running
+        drafts = {
+            sequence.id: [7] * drafted
+            for sequence in running
+            if drafted and sequence.is_decoding and sequence.request.sampling.beam is None
+        }
+        num_preemptions = self.scheduler.counters.num_preemptions
+        batch = self.scheduler.schedule(self.now_s, drafts)
+        assert not batch.drafts or self.scheduler.counters.num_preemptions == num_preemptions, "preempted for a guess"
         for sequence_id, num_new in zip(batch.sequence_ids, batch.query_lens, strict=True):
             tenant = self.scheduler.sequence(sequence_id).request.tenant
             self.served[tenant] = self.served.get(tenant, 0) + num_new
+        for sequence_id, draft in batch.drafts.items():
+            sequence = self.scheduler.sequence(sequence_id)
+            assert sequence.num_output_tokens + len(draft) < sequence.request.sampling.max_tokens
+            assert batch.sample_ids.count(sequence_id) == 1 + len(draft)
         is_beam = {one: self.scheduler.sequence(one).request.sampling.beam is not None for one in batch.sample_ids}
-        sampled = [one for one in batch.sample_ids if not is_beam[one]]
-        self.scheduler.commit(batch, dict.fromkeys(sampled, 7), self.now_s)
+        sampled = {
+            sequence_id: [7] * (1 + min(accepted, len(batch.drafts.get(sequence_id, ()))))
+            for sequence_id in batch.sample_ids
+            if not is_beam[sequence_id]
+        }
+        self.scheduler.commit(batch, sampled, self.now_s)
+        for sequence_id in batch.sequence_ids:
+            sequence = self.scheduler.sequence(sequence_id)
+            assert len(sequence.table) == self.cache.blocks_for(sequence.num_computed_tokens)
         self._advance({one for one in batch.sample_ids if is_beam[one]})
         for sequence_id in sampled:
             sequence = self.scheduler.sequence(sequence_id)

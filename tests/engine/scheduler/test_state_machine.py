@@ -77,10 +77,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         if name in self.driver.requests:
             self.driver.abort(name)
 
-    @rule(num_steps=st.integers(1, 6))
-    def step(self, num_steps: int) -> None:
+    @rule(num_steps=st.integers(1, 6), drafted=st.integers(0, 9), accepted=st.integers(0, 9))
+    def step(self, num_steps: int, drafted: int, accepted: int) -> None:
         for _ in range(num_steps):
-            batch = self.driver.step()
+            batch = self.driver.step(drafted, accepted)
             assert batch.num_tokens <= 16
             assert batch.num_tokens == sum(batch.query_lens)
             self.driver.check()

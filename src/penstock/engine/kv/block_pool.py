@@ -42,6 +42,10 @@ class BlockPool:
         """Return how many owners hold ``block``."""
         return self._references[block]
 
+    def name(self, block: int) -> bytes | None:
+        """Return the hash that a block was registered under, if it was."""
+        return self._hashes[block]
+
     def allocate(self) -> int:
         """Hand out a block with one owner; the caller has checked ``num_free``."""
         block = self._empty.pop() if self._empty else self._evict()

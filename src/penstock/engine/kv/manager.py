@@ -68,13 +68,13 @@ class CacheManager:
         with nothing changed, when the pool has too few blocks.
         """
         missing = self.blocks_for(num_tokens) - len(table)
-        first = num_computed // self.block_size - table.num_dropped
-        shared = first < len(table.block_ids) and self.pool.references(table.block_ids[first]) > 1
+        shared = self.is_shared(table, num_computed)
         if missing + shared > self.pool.num_free:
             return None
         copies: list[BlockCopy] = []
         if shared:
             # Only the block the next token goes to can be both shared and written: later ones are this table's own.
+            first = num_computed // self.block_size - table.num_dropped
             source, target = table.block_ids[first], self.pool.allocate()
             copies.append((source, target))
             table.block_ids[first] = target
@@ -82,6 +82,20 @@ class CacheManager:
         for _ in range(missing):
             table.block_ids.append(self.pool.allocate())
         return copies
+
+    def has_room(self, table: BlockTable, num_tokens: int, *, spare: int) -> bool:
+        """Whether ``table`` could grow to ``num_tokens`` and leave ``spare`` blocks to others."""
+        return self.blocks_for(num_tokens) - len(table) + spare <= self.pool.num_free
+
+    def is_shared(self, table: BlockTable, position: int) -> bool:
+        """Whether the block of ``position``, if there is one yet, is a fork's as well."""
+        place = position // self.block_size - table.num_dropped
+        return place < len(table.block_ids) and self.pool.references(table.block_ids[place]) > 1
+
+    def trim(self, table: BlockTable, num_tokens: int) -> None:
+        """Give back the blocks behind the first ``num_tokens``, where nothing came true."""
+        while len(table) > self.blocks_for(num_tokens):
+            self.pool.release(table.block_ids.pop())
 
     def commit(self, table: BlockTable, token_ids: Sequence[int], num_computed: int) -> None:
         """Name the blocks that ``num_computed`` tokens have filled, and give back those outside the window."""

@@ -51,9 +51,13 @@ class Runner(Protocol):
     def execute(self, batch: ScheduledBatch) -> StepResult:
         """Compute the batch.
 
-        Running the same batch again gives the same result: keys and values are rewritten in place and the
-        sampler's history only moves in ``commit``.
+        Each row behind a guess gets the token that it would get if all guesses before it were true. Running the same
+        batch again gives the same result: keys and values are rewritten in place and the sampler's history only moves
+        in ``commit``.
         """
+
+    def num_possible(self, sequence_id: int, draft: Sequence[int]) -> int:
+        """Return how many tokens of ``draft`` the sequence's grammar lets follow; all if it has none."""
 
     def commit(self, sequence_id: int, token_id: int) -> bool:
         """Take a sampled token into the sequence's history; return whether its grammar lets nothing follow.

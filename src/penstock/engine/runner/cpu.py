@@ -80,6 +80,10 @@ class CPURunner:
         self._masks.remove(sequence_id)
         self._adapters.pop(sequence_id, None)
 
+    def num_possible(self, sequence_id: int, draft: Sequence[int]) -> int:
+        """Return how many tokens of ``draft`` may follow; see ``Runner.num_possible``."""
+        return self._masks.num_possible(sequence_id, draft)
+
     def commit(self, sequence_id: int, token_id: int) -> bool:
         """Take a sampled token into the sequence's history; see ``Runner.commit``."""
         self._sampler.commit(sequence_id, token_id)
@@ -91,7 +95,7 @@ class CPURunner:
         if batch.block_copies:
             copy_blocks(self._cache, batch.block_copies)
         # Grammars are followed while the model runs, on the core that it leaves free.
-        pending = self._masks.begin(batch.sample_ids)
+        pending = self._masks.begin(batch.sample_ids, batch.drafts)
         try:
             hidden = self._forward(batch)
             scores = self._score(batch, hidden) if batch.score_rows else []
@@ -105,7 +109,7 @@ class CPURunner:
             logits = self._model.logits(hidden)
         finally:
             masks = self._masks.finish(pending)
-        return StepResult(self._sampler.sample(logits, batch.sample_ids, masks), scores, pooled)
+        return StepResult(self._sampler.sample(logits, batch.sample_ids, masks, batch.drafts), scores, pooled)
 
     def _forward(self, batch: ScheduledBatch) -> Tensor:
         """Return the hidden states [T, E], valid until the next step."""

@@ -1,6 +1,6 @@
 """What grammars allow next: one matcher for each sequence that has one, and masks over the vocabulary for a batch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _LONGEST_S = 1.0
 """A batch's masks take a millisecond, of bad grammars a few; one that takes this long would hold everybody up."""
-
+_NO_DRAFTS: Mapping[int, Sequence[int]] = {}
 
 _BIAS_OF_BYTE = np.where(
     np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little"),
@@ -43,14 +43,35 @@ class TokenMasks:
         return None if place is None else self.bias[place, :vocab_size]
 
 
+@dataclass(slots=True, frozen=True)
+class _Wanted:
+    """The rows of one sequence: one, and one more behind each guess at what follows."""
+
+    sequence_id: int
+    first_row: int
+    matcher: "LLMatcher"
+    draft: Sequence[int]
+
+    def masks(self) -> list[bytes]:
+        """Return the masks of the rows that may count: none behind what may not come."""
+        masks = [self.matcher.compute_bitmask()]
+        if self.draft:
+            # A copy takes a microsecond; what a guess leads it into is not the sequence's to answer for.
+            ahead = self.matcher.deep_copy()
+            for token_id in self.draft:
+                if not ahead.try_consume_tokens([token_id]):
+                    break
+                masks.append(ahead.compute_bitmask())
+        return masks
+
+
 @dataclass(slots=True)
 class PendingMasks:
     """Masks that are being computed."""
 
-    rows: dict[int, int]
-    """Row of the batch -> sequence id"""
-    done: list[bytes]
-    """One bit for each token, of the first rows"""
+    wanted: list[_Wanted]
+    done: list[list[bytes]]
+    """One bit for each token, for each row of the first ones"""
     bias: "Future[Tensor]"
 
 
@@ -92,11 +113,29 @@ class GrammarMasks:
             raise InvalidRequest(f"the grammar is too complex to go on with: {matcher.get_error().splitlines()[0]}")
         return matcher.is_stopped()
 
-    def begin(self, sequence_ids: Sequence[int]) -> PendingMasks | None:
-        """Begin to compute the masks of a batch's rows; None if no row has a grammar."""
+    def num_possible(self, sequence_id: int, draft: Sequence[int]) -> int:
+        """Return how many tokens of ``draft`` the sequence's grammar lets follow."""
+        matcher = self._matchers.get(sequence_id)
+        return len(draft) if matcher is None else matcher.deep_copy().validate_tokens(list(draft))
+
+    def begin(
+        self, sequence_ids: Sequence[int], drafts: Mapping[int, Sequence[int]] = _NO_DRAFTS
+    ) -> PendingMasks | None:
+        """Begin to compute the masks of a batch's rows; None if no row has a grammar.
+
+        ``drafts`` are guesses at what follows a sequence, whose rows stand together.
+        """
         if not self._matchers:
             return None
-        return self._submit({row: one for row, one in enumerate(sequence_ids) if one in self._matchers}, [])
+        wanted = []
+        row = 0
+        while row < len(sequence_ids):
+            sequence_id = sequence_ids[row]
+            draft = drafts.get(sequence_id, ())
+            if sequence_id in self._matchers:
+                wanted.append(_Wanted(sequence_id, row, self._matchers[sequence_id], draft))
+            row += 1 + len(draft)
+        return self._submit(wanted, [])
 
     def finish(self, pending: PendingMasks | None) -> TokenMasks | None:
         """Return what was begun, waiting for it where it is not done yet."""
@@ -106,29 +145,34 @@ class GrammarMasks:
             except TimeoutError:
                 pending = self._give_up(pending)
             else:
-                return TokenMasks({row: place for place, row in enumerate(pending.rows)}, bias)
+                rows = [
+                    one.first_row + ahead
+                    for one, masks in zip(pending.wanted, pending.done, strict=True)
+                    for ahead in range(len(masks))
+                ]
+                return TokenMasks({row: place for place, row in enumerate(rows)}, bias)
         return None
 
-    def _submit(self, rows: dict[int, int], done: list[bytes]) -> PendingMasks | None:
-        if not rows:
+    def _submit(self, wanted: list[_Wanted], done: list[list[bytes]]) -> PendingMasks | None:
+        if not wanted:
             return None
-        matchers = [self._matchers[sequence_id] for sequence_id in rows.values()]
-        return PendingMasks(rows, done, self._thread.submit(_compute, matchers, done))
+        return PendingMasks(wanted, done, self._thread.submit(_compute, wanted, done))
 
     def _give_up(self, pending: PendingMasks) -> PendingMasks | None:
         """Leave the thread to the mask it cannot finish, and have another one do the rest."""
-        done, rows = pending.done[:], dict(pending.rows)
-        if len(done) == len(rows):
+        done, wanted = pending.done[:], pending.wanted[:]
+        if len(done) == len(wanted):
             return pending
-        self._too_slow.add(rows.pop(list(rows)[len(done)]))
+        self._too_slow.add(wanted.pop(len(done)).sequence_id)
         self._thread = WorkThread("penstock-masks")
-        return self._submit(rows, done)
+        return self._submit(wanted, done)
 
 
-def _compute(matchers: "list[LLMatcher]", done: list[bytes]) -> Tensor:
-    """Add the masks that are not ``done`` and return ``TokenMasks.bias``."""
-    for matcher in matchers[len(done) :]:
-        done.append(matcher.compute_bitmask())  # noqa: PERF401 - who waits sees how far this is
-    bits = np.frombuffer(b"".join(done), dtype=np.uint8).reshape(len(done), -1)
+def _compute(wanted: list[_Wanted], done: list[list[bytes]]) -> Tensor:
+    """Add the masks of those that are not ``done`` and return ``TokenMasks.bias``."""
+    for one in wanted[len(done) :]:
+        done.append(one.masks())  # noqa: PERF401 - who waits sees how far this is
+    flat = [mask for masks in done for mask in masks]
+    bits = np.frombuffer(b"".join(flat), dtype=np.uint8).reshape(len(flat), -1)
     # `take` is eight times faster here than an index.
-    return torch.from_numpy(np.take(_BIAS_OF_BYTE, bits, axis=0).reshape(len(done), -1))
+    return torch.from_numpy(np.take(_BIAS_OF_BYTE, bits, axis=0).reshape(len(flat), -1))

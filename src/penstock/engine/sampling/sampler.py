@@ -7,7 +7,7 @@ tail.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,6 +20,8 @@ from penstock.engine.sampling.noise import stream_seed, uniforms
 from penstock.engine.sampling.typical import atypical
 from penstock.kernels.sampling import DrawRows, draw_tokens, top_tokens
 from penstock.protocol import Candidate, SamplingParams, TokenLogprobs
+
+_NO_DRAFTS: Mapping[int, Sequence[int]] = {}
 
 
 @dataclass(slots=True, frozen=True)
@@ -47,6 +49,15 @@ class _State:
     """[V] float32, -inf for tokens that are not, if only some are"""
     output: list[int] | None = None
     """Tokens so far, if a word is bad"""
+
+    def after(self, token_ids: Sequence[int]) -> "_State":
+        """Return what the state would be with these tokens more."""
+        return replace(
+            self,
+            num_output_tokens=self.num_output_tokens + len(token_ids),
+            seen=None if self.seen is None else self.seen.after(token_ids),
+            output=None if self.output is None else [*self.output, *token_ids],
+        )
 
     @property
     def changes_logits(self) -> bool:
@@ -95,6 +106,16 @@ class _Seen:
         place = self._places.setdefault(token_id, len(self._places))
         self._token_ids[place] = token_id
         self._counts[place] += 1
+
+    def after(self, token_ids: Sequence[int]) -> "_Seen":
+        """Return these and some more, with no room for others."""
+        later = _Seen((), most=0)
+        later._places = self._places.copy()
+        later._token_ids = np.pad(self.token_ids, (0, len(token_ids)))
+        later._counts = np.pad(self.counts, (0, len(token_ids)))
+        for token_id in token_ids:
+            later.add(token_id)
+        return later
 
     @property
     def token_ids(self) -> npt.NDArray[np.int64]:
@@ -149,15 +170,22 @@ class Sampler:
             state.output.append(token_id)
 
     def sample(
-        self, logits: Tensor, sequence_ids: Sequence[int], masks: TokenMasks | None = None
+        self,
+        logits: Tensor,
+        sequence_ids: Sequence[int],
+        masks: TokenMasks | None = None,
+        drafts: Mapping[int, Sequence[int]] = _NO_DRAFTS,
     ) -> list[SampledToken | None]:
         """Pick a token for each row; None where a row's logits are not numbers.
 
         logits  [R, V] float32; may be overwritten
         masks   what grammars allow in some of the rows
+        drafts  guesses at what follows a sequence, whose rows stand together: each is sampled as if one more were true
         Changes no state: ``commit`` does, once the token is kept.
         """
         states = [self._states[sequence_id] for sequence_id in sequence_ids]
+        if drafts:
+            self._follow(drafts, states, sequence_ids)
         logprobs = self._take_logprobs(logits, states)
         spoiled = self._adjust(logits, states, masks)
         tokens = draw_tokens(logits, _draw_rows(states))
@@ -167,6 +195,27 @@ class Sampler:
             else SampledToken(token_id, logprobs[row].of(token_id) if row in logprobs else None)
             for row, token_id in enumerate(tokens)
         ]
+
+    def guess(self, logits: Tensor, sequence_ids: Sequence[int], guessed: Sequence[Sequence[int]]) -> list[int | None]:
+        """Pick a token for each row of another model's ``logits`` [R, V] as ``sample`` would, all ``guessed`` true.
+
+        Grammars are not followed.
+        """
+        states = [
+            self._states[sequence_id].after(token_ids)
+            for sequence_id, token_ids in zip(sequence_ids, guessed, strict=True)
+        ]
+        self._adjust(logits, states, None)
+        return [None if token_id < 0 else token_id for token_id in draw_tokens(logits, _draw_rows(states))]
+
+    def _follow(self, drafts: Mapping[int, Sequence[int]], states: list[_State], sequence_ids: Sequence[int]) -> None:
+        """Replace the states of rows behind guesses by what they would be if these were true."""
+        row = 0
+        while row < len(states):
+            for token_id in drafts.get(sequence_ids[row], ()):
+                row += 1
+                states[row] = states[row - 1].after([token_id])
+            row += 1
 
     def score(self, logits: Tensor, targets: Sequence[int], sequence_ids: Sequence[int]) -> list[TokenLogprobs]:
         """Return how likely each of ``targets`` [C] is in its row of ``logits`` [C, V], one of ``sequence_ids`` [C]."""

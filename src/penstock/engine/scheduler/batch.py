@@ -1,7 +1,7 @@
 """The one value that scheduler and runner meet in."""
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 
@@ -44,28 +44,50 @@ class ScheduledBatch:
     """[M] which of the S sequences they belong to"""
     ended_ids: list[int] = field(default_factory=list)
     """Sequences that generate nothing, and whose prompt is done with this step"""
+    drafts: dict[int, Sequence[int]] = field(default_factory=dict)
+    """By sequence id: guesses at what follows its tokens, which are the last of its new tokens here. Where there are d
+    of them, its last 1 + d rows are sampled."""
 
     @property
     def num_tokens(self) -> int:
         """T"""
         return len(self.token_ids)
 
+    @property
+    def num_drafted_tokens(self) -> int:
+        """How many of the T are guesses."""
+        return sum(map(len, self.drafts.values())) if self.drafts else 0
+
+    def without_drafts(self) -> "ScheduledBatch":
+        """Return the batch with nothing guessed."""
+        return self._select(range(len(self.sequence_ids)), drafts={})
+
     def select(self, sequences: Iterable[int]) -> "ScheduledBatch":
         """Return the batch of only these of the S sequences, in the order given, with all block copies."""
+        return self._select(sequences, drafts=self.drafts)
+
+    def _select(self, sequences: Iterable[int], *, drafts: dict[int, Sequence[int]]) -> "ScheduledBatch":
         starts = [0]
         for length in self.query_lens:
             starts.append(starts[-1] + length)
         part = ScheduledBatch(block_copies=self.block_copies)
         for s in sequences:
             offset = part.num_tokens - starts[s]
-            part.sequence_ids.append(self.sequence_ids[s])
-            part.token_ids.extend(self.token_ids[starts[s] : starts[s + 1]])
-            part.query_lens.append(self.query_lens[s])
-            part.context_lens.append(self.context_lens[s])
+            sequence_id = self.sequence_ids[s]
+            end, num_dropped = starts[s + 1], 0
+            if sequence_id in drafts:
+                part.drafts[sequence_id] = drafts[sequence_id]
+            elif sequence_id in self.drafts:
+                num_dropped = len(self.drafts[sequence_id])
+                end -= num_dropped
+            part.sequence_ids.append(sequence_id)
+            part.token_ids.extend(self.token_ids[starts[s] : end])
+            part.query_lens.append(self.query_lens[s] - num_dropped)
+            part.context_lens.append(self.context_lens[s] - num_dropped)
             part.block_tables.append(self.block_tables[s])
             part.table_starts.append(self.table_starts[s])
             for row, sample_id, owner in zip(self.sample_rows, self.sample_ids, self.sample_owners, strict=True):
-                if owner == s:
+                if owner == s and row < end:
                     part.sample_rows.append(row + offset)
                     part.sample_ids.append(sample_id)
                     part.sample_owners.append(len(part.sequence_ids) - 1)

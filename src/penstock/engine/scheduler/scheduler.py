@@ -2,6 +2,7 @@
 
 import heapq
 import math
+from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 
@@ -17,7 +18,10 @@ from penstock.engine.scheduler.preemption import CheapestToRecompute, VictimPoli
 from penstock.engine.scheduler.rates import PrefillRate
 from penstock.engine.scheduler.waiting import WaitingQueue
 from penstock.errors import ContextTooLong, DeadlineUnmeetable, Overloaded
+from penstock.estimate import LEAST_SAMPLED_ROWS
 from penstock.protocol import Preemption, Priority
+
+_NO_DRAFTS: Mapping[int, SequenceOf[int]] = {}
 
 
 @dataclass(slots=True)
@@ -36,7 +40,11 @@ class _Plan:
 
     entries: dict[int, tuple[Sequence, int, list[BlockCopy]]] = field(default_factory=dict)
     """By sequence id: who, how many new tokens, which copies first"""
+    drafts: dict[int, SequenceOf[int]] = field(default_factory=dict)
+    """By sequence id: of those tokens, the last ones, which are guesses"""
     tokens_left: int = 0
+    draft_tokens_left: int = 0
+    """Of those, how many may be guesses"""
     has_preempted: bool = False
     """Blocks are short, so nobody else is let in"""
 
@@ -161,30 +169,61 @@ class Scheduler:
 
     # ---- one step
 
-    def schedule(self, now_s: float) -> ScheduledBatch:
-        """Decide the next step; an empty batch means there is nothing to do."""
+    @property
+    def most_draft_tokens(self) -> int:
+        """Tokens of a step that may be guesses: a half, so that prompts do not starve, of what decoding leaves.
+
+        All of them are sampled, and there is memory for as many rows of logits as may run.
+        """
+        num_running = len(self.running)
+        by_tokens = (self._config.step_tokens - num_running) // 2
+        by_logits = max(self._config.max_running, LEAST_SAMPLED_ROWS) - num_running
+        return max(0, min(by_tokens, by_logits))
+
+    def reserve(self, sequence: Sequence, num_drafted: int) -> bool:
+        """Give a decoding sequence its blocks for a draft before the step; False, with nothing done, without room."""
+        start, end = sequence.num_computed_tokens, sequence.num_tokens + num_drafted
+        if not self._has_room(sequence, num_drafted) or self.cache.is_shared(sequence.table, start):
+            return False
+        self.cache.grow(sequence.table, start, end)
+        self._account_growth(sequence)
+        return True
+
+    def schedule(self, now_s: float, drafts: Mapping[int, SequenceOf[int]] = _NO_DRAFTS) -> ScheduledBatch:
+        """Decide the next step; an empty batch means there is nothing to do.
+
+        ``drafts`` are guesses at what comes next in decoding sequences, by id. They are taken where there is room for
+        them: nobody is preempted for a guess.
+        """
         if self._last_schedule_s is not None:
             self._wait_totals[self._wait_reason] += now_s - self._last_schedule_s
         self._last_schedule_s = now_s
-        plan = _Plan(tokens_left=self._config.step_tokens)
-        self._plan_running(plan, now_s)
+        plan = _Plan(tokens_left=self._config.step_tokens, draft_tokens_left=self.most_draft_tokens)
+        self._plan_running(plan, now_s, drafts)
         self._admit(plan, now_s)
         return self._batch(plan)
 
-    def commit(self, batch: ScheduledBatch, sampled: dict[int, int], now_s: float) -> None:
-        """Take the results of a batch in: ``sampled`` holds the new token of each sequence that got one.
+    def commit(self, batch: ScheduledBatch, sampled: Mapping[int, SequenceOf[int]], now_s: float) -> None:
+        """Take the results of a batch in: ``sampled`` holds the new tokens of each sequence that got any.
 
-        The other choices of a request are split off when its prompt is done.
+        Those are one token, or where there was a draft as much of it as came true and one more. The other choices of a
+        request are split off when its prompt is done.
         """
         for sequence_id, num_new in zip(batch.sequence_ids, batch.query_lens, strict=True):
             sequence = self._sequences[sequence_id]
             start = sequence.num_computed_tokens
+            if sequence_id in batch.drafts:
+                # What came true of a draft is as if it had been known.
+                token_ids = sampled.get(sequence_id, ())
+                sequence.token_ids.extend(token_ids[:-1])
+                num_new = len(token_ids)
             end = start + num_new
             if start < sequence.most_computed_tokens:
                 recomputed = min(end, sequence.most_computed_tokens) - start
                 sequence.num_recomputed_tokens += recomputed
                 self.counters.num_recomputed_tokens += recomputed
             sequence.num_computed_tokens = end
+            self.cache.trim(sequence.table, end)
             sequence.num_scored_tokens = max(sequence.num_scored_tokens, min(end, sequence.num_to_score))
             sequence.most_computed_tokens = max(end, sequence.most_computed_tokens)
             sequence.num_steps += 1
@@ -192,12 +231,12 @@ class Scheduler:
                 self.cache.commit(sequence.table, sequence.token_ids, end)
             if sequence.is_leader and end == sequence.num_tokens:
                 self._fork(sequence)
-        for sequence_id, token_id in sampled.items():
+        for sequence_id, token_ids in sampled.items():
             sequence = self._sequences[sequence_id]
-            sequence.token_ids.append(token_id)
+            sequence.token_ids.append(token_ids[-1])
             if sequence.first_token_at_s is None:
                 sequence.first_token_at_s = now_s
-            self._fairness.charge(sequence.request.tenant, num_output_tokens=1)
+            self._fairness.charge(sequence.request.tenant, num_output_tokens=len(token_ids))
 
     def advance(self, request: Request, steps: SequenceOf[tuple[int, int]], now_s: float) -> None:
         """Let the beams of a request go on: each as the one that ``steps`` numbers was, with the token it names.
@@ -220,8 +259,8 @@ class Scheduler:
 
     # ---- running sequences
 
-    def _plan_running(self, plan: _Plan, now_s: float) -> None:
-        """Give every decoding sequence its token, then the prompts their chunks, most urgent first.
+    def _plan_running(self, plan: _Plan, now_s: float, drafts: Mapping[int, SequenceOf[int]]) -> None:
+        """Give every decoding sequence its token and draft, then the prompts their chunks, most urgent first.
 
         A prompt lets those in that wait in a more urgent class: it may be long, and fill many steps.
         """
@@ -230,7 +269,8 @@ class Scheduler:
             if sequence.state is not SequenceState.RUNNING:
                 continue  # preempted for one before it
             if sequence.num_tokens - sequence.num_computed_tokens == 1:
-                self._plan_sequence(plan, sequence, 1, now_s)
+                draft = self._draft_that_fits(plan, sequence, drafts[sequence.id]) if sequence.id in drafts else ()
+                self._plan_sequence(plan, sequence, 1, now_s, draft)
             else:
                 prefilling.append(sequence)
         if len(prefilling) > 1:
@@ -244,8 +284,24 @@ class Scheduler:
             num_new = min(sequence.num_tokens - sequence.num_computed_tokens, plan.tokens_left)
             self._plan_sequence(plan, sequence, num_new, now_s)
 
-    def _plan_sequence(self, plan: _Plan, sequence: Sequence, num_new: int, now_s: float) -> None:
+    def _draft_that_fits(self, plan: _Plan, sequence: Sequence, draft: SequenceOf[int]) -> SequenceOf[int]:
+        """Return as much of ``draft`` as there is room for, and as could come true before the output's end."""
+        if not sequence.is_decoding:
+            return ()
+        num_left = sequence.request.sampling.max_tokens - sequence.num_output_tokens - 1
+        draft = draft[: min(num_left, plan.draft_tokens_left)]
+        return draft if self._has_room(sequence, len(draft)) else ()
+
+    def _has_room(self, sequence: Sequence, num_drafted: int) -> bool:
+        """Whether a draft leaves the blocks that whatever else is in the step can need at most."""
+        spare = 2 * len(self.running) + self.cache.blocks_for(self._config.step_tokens)
+        return self.cache.has_room(sequence.table, sequence.num_tokens + num_drafted, spare=spare)
+
+    def _plan_sequence(
+        self, plan: _Plan, sequence: Sequence, num_new: int, now_s: float, draft: SequenceOf[int] = ()
+    ) -> None:
         """Add a running sequence to the step, preempting others, or at last itself, if blocks are short."""
+        num_new += len(draft)
         end = sequence.num_computed_tokens + num_new
         while True:
             copies = self.cache.grow(sequence.table, sequence.num_computed_tokens, end)
@@ -254,6 +310,7 @@ class Scheduler:
             victim = self._victims.choose(self._less_urgent(sequence), self.cache) or sequence
             for gone in self._preempt(victim, now_s):
                 dropped = plan.entries.pop(gone.id, None)
+                plan.drafts.pop(gone.id, None)
                 if dropped is not None:
                     plan.tokens_left += dropped[1]
             plan.has_preempted = True
@@ -262,6 +319,9 @@ class Scheduler:
         self._account_growth(sequence)
         plan.entries[sequence.id] = (sequence, num_new, copies)
         plan.tokens_left -= num_new
+        if draft:
+            plan.drafts[sequence.id] = draft
+            plan.draft_tokens_left -= len(draft)
 
     def _less_urgent(self, sequence: Sequence) -> list[Sequence]:
         """Return the running sequences that may be preempted for ``sequence``: of no more urgent class."""
@@ -388,7 +448,7 @@ class Scheduler:
     # ---- the batch and what follows it
 
     def _batch(self, plan: _Plan) -> ScheduledBatch:
-        batch = ScheduledBatch()
+        batch = ScheduledBatch(drafts=plan.drafts)
         size = self.cache.block_size
         num_rows = 0
         for sequence, num_new, copies in plan.entries.values():
@@ -400,6 +460,8 @@ class Scheduler:
                 batch.token_ids.append(sequence.token_ids[start])
             else:
                 batch.token_ids.extend(sequence.token_ids[start:end])
+            draft = plan.drafts.get(sequence.id, ())
+            batch.token_ids.extend(draft)
             batch.query_lens.append(num_new)
             batch.context_lens.append(end)
             batch.block_tables.append(table.block_ids)
@@ -410,6 +472,10 @@ class Scheduler:
             num_rows += num_new
             if end == sequence.num_tokens and not sequence.request.sampling.max_tokens:
                 batch.ended_ids.append(sequence.id)
+            elif draft:
+                batch.sample_rows.extend(range(num_rows - 1 - len(draft), num_rows))
+                batch.sample_ids.extend([sequence.id] * (1 + len(draft)))
+                batch.sample_owners.extend([len(batch.sequence_ids) - 1] * (1 + len(draft)))
             elif end == sequence.num_tokens:
                 samples: SequenceOf[Sequence] = sequence.request.sequences if sequence.is_leader else (sequence,)
                 for sampled in samples:
