@@ -14,6 +14,9 @@
         MissingExtra            an optional part is not installed
         NotEnoughMemory         the model or its cache does not fit
         PortInUse               another process listens there
+        InvalidRecipe           a compression recipe that cannot be followed
+        CalibrationUnfit        calibration data that would mislead compression
+        NotEnoughDisk           a compressed model does not fit on the disk
       UnavailableError        wait or go elsewhere
         Overloaded              the queue is full
         DeadlineUnmeetable      the first token cannot come by the deadline
@@ -120,6 +123,24 @@ class PortInUse(ConfigError):
     """Another process listens on the address."""
 
     code = "port_in_use"
+
+
+class InvalidRecipe(ConfigError):
+    """A compression recipe that cannot be followed."""
+
+    code = "invalid_recipe"
+
+
+class CalibrationUnfit(ConfigError):
+    """Calibration data that would mislead compression."""
+
+    code = "calibration_unfit"
+
+
+class NotEnoughDisk(ConfigError):
+    """A compressed model does not fit on the disk."""
+
+    code = "not_enough_disk"
 
 
 class UnavailableError(PenstockError):

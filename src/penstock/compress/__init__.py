@@ -1,0 +1,1 @@
+"""Making compressed models; what runs them is below."""
