@@ -16,7 +16,7 @@ from penstock.errors import InvalidSetting, ModelUnreadable
 from penstock.kernels import BatchLayout, KVBlocks, Ops, Replay, ops_for
 from penstock.models.config import DTYPES, ModelConfig
 from penstock.models.families import read_config
-from penstock.models.frame import DecoderFrame, DecoderLayer
+from penstock.models.frame import DecoderBody, DecoderEnds, DecoderLayer
 from penstock.models.lora import Adapted, Adapter, read_adapter
 from penstock.models.model import LanguageModel, new_cache
 from penstock.models.parts import Loader
@@ -55,7 +55,8 @@ class DecoderModel:
         self._ops = ops
         self._adaptable = adaptable
         loader = Loader(config, weights, dtype, ops, adaptable=adaptable)
-        self._frame = DecoderFrame(loader, max_tokens)
+        self._ends = DecoderEnds(loader)
+        self._body = DecoderBody(config, ops, max_tokens)
         self._layers = [DecoderLayer.load(loader, index) for index in range(config.num_layers)]
         self.num_parameters = loader.num_parameters
 
@@ -82,12 +83,12 @@ class DecoderModel:
         self, token_ids: Tensor, layout: BatchLayout, cache: list[KVBlocks], adapted: Adapted = ()
     ) -> Iterator[Tensor]:
         """Yield what ``forward`` computes on its way; see ``LanguageModel.hidden_states``."""
-        step = self._frame.begin(layout, adapted)
-        x_TE = self._frame.embed(token_ids)
+        step = self._body.begin(layout, adapted)
+        x_TE = self._ends.embed(token_ids)
         for layer, kv in zip(self._layers, cache, strict=True):
-            x_TE = self._frame.run_layer(layer, x_TE, kv, step)
+            x_TE = self._body.run_layer(layer, x_TE, kv, step)
             yield x_TE
-        yield self._frame.finish(x_TE)
+        yield self._ends.finish(x_TE)
 
     def replay(self, cache: list[KVBlocks], block_size: int) -> Replay | None:
         """Return a faster ``forward`` over ``cache``, for steps without adapters; None where there is none."""
@@ -95,7 +96,7 @@ class DecoderModel:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return [R, V] float32 from ``hidden`` [R, E]."""
-        return self._frame.logits(hidden)
+        return self._ends.logits(hidden)
 
 
 def load_model(

@@ -1,6 +1,6 @@
 """The decoder that the native families share; ``ModelConfig`` says how they differ.
 
-The frame is what is left of it without its layers, so that layers may be held all at once, or one after another.
+Its two ends and its layers are apart, so that layers may be held all at once, or one after another.
 T packed tokens, R rows, E hidden width, V vocabulary.
 """
 
@@ -10,7 +10,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from penstock.kernels import BatchLayout, KVBlocks
+from penstock.kernels import BatchLayout, KVBlocks, Ops
+from penstock.models.config import ModelConfig
 from penstock.models.lora import Adapted
 from penstock.models.parts import AttentionBlock, FeedForward, Loader, Step, load_feed_forward
 from penstock.models.rope import RotaryEmbedding
@@ -41,12 +42,12 @@ class DecoderLayer:
         )
 
 
-class DecoderFrame:
-    """Embedding, angles, the last norm and the head; runs one layer at a time."""
+class DecoderEnds:
+    """What is before the first layer and after the last: embedding, norm and head."""
 
-    def __init__(self, loader: Loader, max_tokens: int | None) -> None:
-        """Take its tensors; ``max_tokens`` is the longest sequence that will be run, None: what the model can hold."""
-        config = self.config = loader.config
+    def __init__(self, loader: Loader) -> None:
+        """Take their tensors."""
+        config = self._config = loader.config
         self._ops = loader.ops
         self._activation_dtype = loader.ops.activation_dtype(loader.dtype)
         E, V = config.hidden_size, config.vocab_size
@@ -63,13 +64,39 @@ class DecoderFrame:
         self._head = loader.side_by_side([head])
         # From now on only the rows of tokens that occur are read.
         self._embedding = loader.unread("model.embed_tokens.weight", self._embedding)
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """Return what the first layer reads [T, E] of ``token_ids`` [T] int64."""
+        return self._ops.embed(token_ids, self._embedding, self._activation_dtype, scale=self._embedding_scale)
+
+    def finish(self, x: Tensor) -> Tensor:
+        """Return the final normed hidden states [T, E] of what the last layer left."""
+        return self._ops.rms_norm(x, self._norm, self._config.rms_norm_eps)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return [R, V] float32 from final ``hidden`` [R, E]."""
+        config, logits = self._config, self._head(hidden).float()
+        if config.logit_scale != 1.0:
+            logits *= config.logit_scale
+        if config.logit_cap is not None:
+            logits.div_(config.logit_cap).tanh_().mul_(config.logit_cap)
+        return logits
+
+
+class DecoderBody:
+    """Runs layers, one at a time; holds none."""
+
+    def __init__(self, config: ModelConfig, ops: Ops, max_tokens: int | None) -> None:
+        """``max_tokens`` is the longest sequence that will be run, None: what the model can hold."""
+        self._config = config
+        self._ops = ops
         self._windows = {layer.window for layer in config.layers}
         max_tokens = max_tokens or config.max_positions
-        self._ropes = [RotaryEmbedding(rope, config.head_dim, max_tokens, loader.ops) for rope in config.ropes]
+        self._ropes = [RotaryEmbedding(rope, config.head_dim, max_tokens, ops) for rope in config.ropes]
 
     def begin(self, layout: BatchLayout, adapted: Adapted = ()) -> Step:
         """Return what all layers of one forward pass share."""
-        config = self.config
+        config = self._config
         attentions = {
             window: self._ops.plan_attention(
                 layout,
@@ -83,32 +110,15 @@ class DecoderFrame:
         }
         return Step(layout, attentions, [rope(layout.positions) for rope in self._ropes], adapted)
 
-    def embed(self, token_ids: Tensor) -> Tensor:
-        """Return what the first layer reads [T, E] of ``token_ids`` [T] int64."""
-        return self._ops.embed(token_ids, self._embedding, self._activation_dtype, scale=self._embedding_scale)
-
     def run_layer(self, layer: DecoderLayer, x: Tensor, kv: KVBlocks, step: Step) -> Tensor:
         """Return what the next layer reads [T, E]; writes keys and values, and may overwrite ``x`` [T, E]."""
         attention = partial(layer.attention, kv=kv)
         x = self._add(x, layer.before_attention, attention, layer.after_attention, step)
         return self._add(x, layer.before_mlp, layer.mlp, layer.after_mlp, step)
 
-    def finish(self, x: Tensor) -> Tensor:
-        """Return the final normed hidden states [T, E] of what the last layer left."""
-        return self._ops.rms_norm(x, self._norm, self.config.rms_norm_eps)
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Return [R, V] float32 from final ``hidden`` [R, E]."""
-        config, logits = self.config, self._head(hidden).float()
-        if config.logit_scale != 1.0:
-            logits *= config.logit_scale
-        if config.logit_cap is not None:
-            logits.div_(config.logit_cap).tanh_().mul_(config.logit_cap)
-        return logits
-
     def _add(self, x: Tensor, before: Tensor | None, block: FeedForward, after: Tensor | None, step: Step) -> Tensor:
         """Return ``x`` [T, E] plus what ``block`` makes of it, normed before and after; may overwrite ``x``."""
-        eps, scale = self.config.rms_norm_eps, self.config.residual_scale
+        eps, scale = self._config.rms_norm_eps, self._config.residual_scale
         normed = x if before is None else self._ops.rms_norm(x, before, eps)
         if after is None and scale == 1.0:
             return block(normed, x, step=step)
