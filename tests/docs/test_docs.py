@@ -12,8 +12,10 @@ import httpx
 import pytest
 
 from docs.generate import PAGES, REFERENCE
+from penstock.compress.recipe import parse_recipe, resolve
+from penstock.compress.units import units_of
 from penstock.eval import load_tasks
-from penstock.models import families
+from penstock.models import families, read_config, resolve_model
 from penstock.protocol import EngineState
 from tests.commands import PENSTOCK, Server, run, serving
 from tests.gguf_files import write_gguf
@@ -65,7 +67,7 @@ def server() -> Iterator[Server]:
 
 
 def test_every_snippet_is_of_a_kind_that_is_tested() -> None:
-    commands = ("serve ", "chat ", "bench ", "config ", "eval")
+    commands = ("serve ", "chat ", "bench ", "config ", "eval", "compress ")
     kinds = ("make ", "curl ", *(f"penstock {command}" for command in commands), "#python", "#yaml")
     assert len(SNIPPETS) > 10
     for place, text in SNIPPETS:
@@ -180,7 +182,23 @@ def test_eval(text: str, checkpoint: Callable[[str], Path], tmp_path: Path) -> N
         assert {file.name for file in tmp_path.iterdir()} == {"report.json", "report.html", "model-card.md"}
 
 
-@pytest.mark.parametrize("text", run_snippets("#yaml"))
+@pytest.mark.parametrize("text", run_snippets("penstock compress "))
+def test_compress(text: str, checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = text.replace(EXAMPLE_MODEL, str(checkpoint("qwen2"))).replace("/tmp/penstock-4bit", str(out))
+    # The texts are nothing to a model of random weights.
+    result = run(*command.split()[1:], "--samples", "4", "--sample-tokens", "48", "--force")
+    assert result.returncode == 0, result.stderr
+    assert (out / "config.json").is_file()
+
+
+@pytest.mark.parametrize("text", [text for _, text in SNIPPETS if text.startswith("#yaml") and "steps:" in text])
+def test_a_recipe(text: str) -> None:
+    units = units_of(read_config(resolve_model("penstock-mini")))
+    assert {treatment.method for treatment in resolve(parse_recipe(text), units).values()} == {"gptq", "rtn", "keep"}
+
+
+@pytest.mark.parametrize("text", [text for _, text in SNIPPETS if text.startswith("#yaml") and "kind:" in text])
 def test_a_task_of_ones_own(text: str, tmp_path: Path) -> None:
     line = '{"country": "Peru", "answer": "Lima"}'
     assert line in (ROOT / "docs/evaluating.md").read_text(encoding="utf-8")

@@ -356,6 +356,51 @@ def evaluate(
     raise typer.Exit(run_eval(options))
 
 
+@app.command()
+def compress(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A directory, a hub id, or penstock-mini: bf16, fp16 or fp32.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Directory to make; must not exist.")],
+    recipe: Annotated[
+        str, typer.Option(help="int8, w4a16-gptq, w4a16-awq, w8a8-smooth, or a YAML file.")
+    ] = "w4a16-gptq",
+    layout: Annotated[
+        str, typer.Option(help="compressed-tensors, gptq, gptq_v2 or awq: how the codes are packed.")
+    ] = "compressed-tensors",
+    calibration: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="JSONL with a text or messages in each line.  [default: Python's standard library]"),
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Calibration sequences.")] = 128,
+    sample_tokens: Annotated[int, typer.Option(min=16, help="Most tokens of a sequence.")] = 512,
+    seed: Annotated[int, typer.Option(help="Decides which texts are taken.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Take calibration texts that would be refused.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Discard unfinished work instead of going on.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and stop.")] = False,
+    revision: Annotated[Optional[str], typer.Option(help="Branch, tag or commit of a hub id.")] = None,  # noqa: UP045
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON to stdout, tables to stderr.")] = False,
+) -> None:
+    """Make a smaller model, layer by layer; interrupted, the same command goes on at its last layer."""
+    from penstock.cli.compress import run_compress
+    from penstock.compress.calibration.texts import CalibrationOptions
+    from penstock.compress.recipe import read_recipe
+    from penstock.compress.run import CompressOptions
+    from penstock.models import resolve_model
+
+    options = CompressOptions(
+        model=resolve_model(model, revision),
+        out=out.expanduser(),
+        recipe=read_recipe(recipe),
+        layout=layout,
+        calibration=CalibrationOptions(
+            path=calibration, num_samples=samples, length=sample_tokens, seed=seed, force=force
+        ),
+        restart=restart,
+    )
+    raise typer.Exit(run_compress(options, dry_run=dry_run, as_json=as_json))
+
+
 @config_app.command("show")
 def config_show(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,

@@ -1,0 +1,143 @@
+"""What compressing penstock-mini costs, on held-out source: `python -m benchmarks.compression`.
+
+Each recipe is run as `penstock compress` runs it, with the built-in calibration set; what was written is read back and
+read the held-out modules of the running Python's standard library, as `training/` splits them, in windows of 512
+tokens, in float32. Intervals are 95% paired bootstrap intervals over windows: of the increase over the original, and of
+the difference from rounding to nearest with the same bits, group and symmetry.
+"""
+
+import argparse
+import json
+import math
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from penstock.compress.calibration.texts import CalibrationOptions
+from penstock.compress.recipe import NAMED, Recipe, Step
+from penstock.compress.run import Compression, CompressOptions
+from penstock.eval import cut_windows, held_out_text, window_nats
+from penstock.eval.statistics import Estimate, Metric, Table, paired_increase
+from penstock.models import resolve_model
+from penstock.models.decoder import load_model
+from penstock.text.tokenizer import Tokenizer
+
+WINDOW = 512
+PERPLEXITY = Metric("perplexity", lambda sums: np.exp(sums[..., 0] / sums[..., 1]), better="lower")
+
+
+def _uniform(method: str, bits: int, group: int | None, *, symmetric: bool) -> Recipe:
+    return Recipe(steps=[Step(match="decoder", method=method, bits=bits, group=group, symmetric=symmetric)])  # type: ignore[arg-type]
+
+
+RECIPES: dict[str, Recipe] = {
+    **{
+        f"{method} {bits} bits g{group}{'' if symmetric else ' asymmetric'}": _uniform(
+            method, bits, group, symmetric=symmetric
+        )
+        for bits, group, symmetric in ((4, 128, True), (4, 128, False), (3, 128, True), (3, 128, False))
+        for method in ("rtn", "gptq", "awq")
+    },
+    "int8": NAMED["int8"],
+    "w8a8-smooth": NAMED["w8a8-smooth"],
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One recipe's figures."""
+
+    recipe: str
+    perplexity: float
+    increase: Estimate | None
+    """Over the original, as a share"""
+    over_rtn: Estimate | None
+    weights_bytes: int
+    seconds: float
+
+
+def _nats(path: Path, num_windows: int) -> Table:
+    """Return [windows, 2]: nats and predicted tokens of each."""
+    model = load_model(path, dtype="float32")
+    cut = cut_windows(held_out_text(), Tokenizer.load(path), window=WINDOW)
+    nats = window_nats(model, cut.windows[:num_windows])
+    return np.array([(value, cut.num_predicted) for value in nats])
+
+
+def _perplexity(table: Table) -> float:
+    return math.exp(table[:, 0].sum() / table[:, 1].sum())
+
+
+def measure(num_windows: int, num_samples: int, names: list[str]) -> list[Row]:
+    """Return a row for each recipe, the original first."""
+    original = resolve_model("penstock-mini")
+    reference = _nats(original, num_windows)
+    size = (original / "model.safetensors").stat().st_size
+    rows = [
+        Row(
+            recipe="none",
+            perplexity=_perplexity(reference),
+            increase=None,
+            over_rtn=None,
+            weights_bytes=size,
+            seconds=0,
+        )
+    ]
+    rounded: dict[str, Table] = {}
+    for name in names:
+        with tempfile.TemporaryDirectory() as scratch:
+            out = Path(scratch) / "model"
+            options = CompressOptions(
+                model=original, out=out, recipe=RECIPES[name], calibration=CalibrationOptions(num_samples=num_samples)
+            )
+            report = Compression(options).run()
+            table = _nats(out, num_windows)
+        method, _, kind = name.partition(" ")
+        if method == "rtn":
+            rounded[kind] = table
+        baseline = rounded.get(kind) if method != "rtn" else None
+        rows.append(
+            Row(
+                recipe=name,
+                perplexity=_perplexity(table),
+                increase=paired_increase(table, reference, PERPLEXITY),
+                over_rtn=None if baseline is None else paired_increase(table, baseline, PERPLEXITY),
+                weights_bytes=report.bytes_after,
+                seconds=report.seconds,
+            )
+        )
+        print(_line(rows[-1]), flush=True)
+    return rows
+
+
+def _line(row: Row) -> str:
+    def share(value: Estimate | None) -> str:
+        return "" if value is None else f"{value.value:+.2%} ({value.low:+.2%} to {value.high:+.2%})"
+
+    megabytes = row.weights_bytes / 1e6
+    return (
+        f"| {row.recipe} | {row.perplexity:.3f} | {share(row.increase)} | {share(row.over_rtn)} | {megabytes:.2f} | "
+        f"{row.seconds:.0f} |"
+    )
+
+
+def main() -> None:
+    """Print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--windows", type=int, default=256)
+    parser.add_argument("--samples", type=int, default=128)
+    parser.add_argument("--recipes", nargs="*", default=list(RECIPES), choices=list(RECIPES))
+    parser.add_argument("--json", type=Path, help="also write the rows here")
+    options = parser.parse_args()
+    print("| recipe | perplexity | increase | over rtn | MB | seconds |\n|---|---|---|---|---|---|")
+    rows = measure(options.windows, options.samples, options.recipes)
+    if options.json is not None:
+        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+    print(f"\nThe original: {rows[0].perplexity:.3f}, {rows[0].weights_bytes / 1e6:.2f} MB; torch {torch.__version__}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""Runs a decoder over many sequences one layer at a time, what is between layers being kept in a file.
+
+T tokens of all sequences, E hidden width.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from itertools import accumulate, pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from penstock.compress.units import NamedTensors, Observer, WatchedOps
+from penstock.kernels import BatchLayout, Ops
+from penstock.models import ModelConfig
+from penstock.models.frame import DecoderBody, DecoderEnds, DecoderLayer
+from penstock.models.model import new_cache
+from penstock.models.parts import Loader
+from penstock.models.weights import TensorSource
+
+BATCH_TOKENS = 4096
+"""Tokens that run at a time; a longer sequence runs alone"""
+_BLOCK = 16
+
+
+class LayerStream:
+    """Sequences on their way through a model of which one layer is in memory. Everything runs in float32."""
+
+    def __init__(
+        self, config: ModelConfig, weights: TensorSource, sequences: Sequence[Sequence[int]], ops: Ops
+    ) -> None:
+        self.num_tokens = sum(map(len, sequences))
+        self._config = config
+        self._weights = weights
+        self._sequences = sequences
+        self._ops = ops
+        self._body = DecoderBody(config, ops, max(map(len, sequences)))
+        self._batches = _batches([len(sequence) for sequence in sequences])
+
+    def ends(self) -> DecoderEnds:
+        """Return the model's ends, read anew: they are as large as layers, and needed twice."""
+        return DecoderEnds(Loader(self._config, self._weights, torch.float32, self._ops, adaptable=False))
+
+    def embed(self, path: Path) -> None:
+        """Write what the first layer reads to file ``path``."""
+        ends = self.ends()
+        with path.open("wb") as out:
+            for tokens, _ in self._rows():
+                out.write(ends.embed(tokens).numpy().tobytes())
+
+    def run_layer(
+        self,
+        index: int,
+        source: Path,
+        target: Path | None,
+        *,
+        replaced: Mapping[str, Tensor] | None = None,
+        observe: Observer | None = None,
+        progress: Callable[[int], None] = lambda tokens: None,
+    ) -> None:
+        """Run layer ``index`` on the file ``source`` and write what the next one reads to ``target``, if it is given.
+
+        ``replaced`` are tensors that stand in for the checkpoint's; ``observe`` is told what each product reads.
+        """
+        tensors = NamedTensors(self._weights, replaced)
+        ops = WatchedOps(self._ops, tensors, observe)
+        layer = DecoderLayer.load(Loader(self._config, tensors, torch.float32, ops, adaptable=False), index)
+        hidden = self.read(source)
+        single = replace(self._config, layers=self._config.layers[:1])
+        # Written rather than mapped: where the disk is full, a write fails, and a mapping ends the process.
+        with nullcontext() if target is None else target.open("wb") as out:
+            for batch, (_, rows) in zip(self._batches, self._rows(), strict=True):
+                lengths = [len(self._sequences[i]) for i in batch]
+                starts = [0, *accumulate(-(-length // _BLOCK) for length in lengths)]
+                tables = [range(start, end) for start, end in pairwise(starts)]
+                layout = BatchLayout.pack(lengths, lengths, tables, _BLOCK)
+                (kv,) = new_cache(single, self._ops, torch.float32, starts[-1], _BLOCK)
+                x = self._body.run_layer(layer, torch.from_numpy(hidden[rows].copy()), kv, self._body.begin(layout))
+                if out is not None:
+                    out.write(x.numpy().tobytes())
+                progress(sum(lengths))
+
+    def finished(self, source: Path) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the token ids [t] and logits [t, V] of one sequence after another, from what the last layer left."""
+        ends, hidden, start = self.ends(), self.read(source), 0
+        for sequence in self._sequences:
+            rows = hidden[start : start + len(sequence)]
+            yield torch.tensor(sequence), ends.logits(ends.finish(torch.from_numpy(rows.copy())))
+            start += len(sequence)
+
+    def read(self, path: Path) -> np.memmap[tuple[int, int], np.dtype[np.float32]]:
+        """Return the hidden states [T, E] in file ``path``."""
+        return np.memmap(path, np.float32, "r", shape=(self.num_tokens, self._config.hidden_size))
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of one file of hidden states."""
+        return self.num_tokens * self._config.hidden_size * 4
+
+    def _rows(self) -> Iterator[tuple[Tensor, slice]]:
+        """Yield the tokens of each batch, and where they lie among all."""
+        start = 0
+        for batch in self._batches:
+            tokens = torch.tensor([token for i in batch for token in self._sequences[i]])
+            yield tokens, slice(start, start + len(tokens))
+            start += len(tokens)
+
+
+def _batches(lengths: list[int]) -> list[list[int]]:
+    """Return neighbouring sequences together as long as they fit."""
+    batches: list[list[int]] = []
+    room = 0
+    for i, length in enumerate(lengths):
+        if length > room or not batches:
+            batches.append([])
+            room = BATCH_TOKENS
+        batches[-1].append(i)
+        room -= length
+    return batches

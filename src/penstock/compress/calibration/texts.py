@@ -1,0 +1,169 @@
+"""Calibration texts as token sequences: from a JSONL file, or the standard library's source."""
+
+import hashlib
+import json
+import math
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from penstock.errors import CalibrationUnfit, PenstockError
+from penstock.eval.sets.library import library_root, split_documents
+from penstock.text.chat_template import ChatTemplate
+from penstock.text.tokenizer import Tokenizer
+
+_FEWEST_TOKENS = 16
+"""Of a sequence: what is shorter says little about what follows what"""
+_GOOD_TOKENS_PER_INPUT = 8
+"""Fewer tokens than inputs leave second moments singular, a few times as many leave them noisy"""
+_WORST_SHARE = 0.3
+"""Of one token: running text stays below"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationOptions:
+    """Which texts, and how much of them."""
+
+    path: Path | None = None
+    """JSONL with a ``text`` or ``messages`` in each line; None: the built-in set"""
+    num_samples: int = 128
+    """Sequences. More: steadier statistics, and longer"""
+    length: int = 512
+    """Most tokens of a sequence"""
+    seed: int = 0
+    force: bool = False
+    """Take data that would be refused"""
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Token sequences, and what they were taken from."""
+
+    sequences: list[list[int]]
+    source: str
+    distinct_tokens: int
+    entropy: float
+    """Nats per token, of how often each occurs"""
+    warnings: tuple[str, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Of all sequences."""
+        return sum(map(len, self.sequences))
+
+    @property
+    def digest(self) -> str:
+        """Differs where any token does."""
+        return hashlib.sha256(json.dumps(self.sequences).encode()).hexdigest()
+
+
+def read_calibration(
+    options: CalibrationOptions, tokenizer: Tokenizer, template: ChatTemplate | None, *, num_inputs: int
+) -> Calibration:
+    """Return the sequences to calibrate with, the same ones for the same options and texts.
+
+    ``num_inputs`` is the most inputs that any matrix has.
+    Raises ``CalibrationUnfit`` if a line is no record, or if there are too few tokens, unless forced.
+    """
+    if options.path is None:
+        documents, _ = split_documents(library_root())
+        records: list[Callable[[], str]] = [lambda text=document.text: text for document in documents]  # type: ignore[misc]
+        source = f"source of {len(documents)} modules of Python's standard library"
+    else:
+        records = _read_records(options.path, template)
+        source = str(options.path)
+    sequences = _sample(records, tokenizer, options)
+    counts = Counter(token for sequence in sequences for token in sequence)
+    if not counts:
+        raise CalibrationUnfit(f"{source} has no text of {_FEWEST_TOKENS} tokens or more; give longer ones")
+    num_tokens = counts.total()
+    warnings = []
+    if num_tokens < num_inputs and not options.force:
+        raise CalibrationUnfit(
+            f"{source} gives {num_tokens} tokens, fewer than the {num_inputs} inputs of the widest layer: second "
+            "moments of so few are singular. Give more texts or samples, or --force"
+        )
+    good = _GOOD_TOKENS_PER_INPUT * num_inputs
+    if num_tokens < good:
+        warnings.append(
+            f"{num_tokens} tokens are few for layers of {num_inputs} inputs; from {good} on results are "
+            "steadier (--samples, --sample-tokens)"
+        )
+    if len(sequences) < options.num_samples:
+        warnings.append(f"{len(sequences)} sequences were found, not the {options.num_samples} asked for")
+    token, most = counts.most_common(1)[0]
+    if most > _WORST_SHARE * num_tokens:
+        warnings.append(f"{most / num_tokens:.0%} of all tokens are one and the same ({token}); is this running text?")
+    entropy = -sum(count / num_tokens * math.log(count / num_tokens) for count in counts.values())
+    return Calibration(sequences, source, len(counts), entropy, tuple(warnings))
+
+
+def require_likely(loss: float, calibration: Calibration, options: CalibrationOptions) -> None:
+    """Raise ``CalibrationUnfit`` if a model, at ``loss`` nats per token, does not know what follows what in the texts.
+
+    Random characters or tokens are like that, and texts of a kind or language that it never saw: how often each token
+    occurs then says as much as the model does.
+    """
+    if loss > calibration.entropy and not options.force:
+        raise CalibrationUnfit(
+            f"the model predicts the calibration texts no better than the mere frequency of their tokens does "
+            f"({loss:.2f} and {calibration.entropy:.2f} nats per token): they are random, or nothing like what it was "
+            "trained on. Give texts of the kind it will be used for, or --force"
+        )
+
+
+def _sample(records: Sequence[Callable[[], str]], tokenizer: Tokenizer, options: CalibrationOptions) -> list[list[int]]:
+    """Return random pieces of randomly ordered records, about equally many of each."""
+    rng = random.Random(options.seed)
+    order = rng.sample(range(len(records)), len(records))
+    pieces_each = -(-options.num_samples // max(len(records), 1))
+    sequences: list[list[int]] = []
+    for i in order:
+        ids = tokenizer.encode(records[i](), add_special_tokens=True)
+        starts = range(0, max(len(ids) - options.length, 0) + 1, options.length)
+        for start in sorted(rng.sample(starts, min(pieces_each, len(starts)))):
+            piece = ids[start : start + options.length]
+            if len(piece) >= _FEWEST_TOKENS:
+                sequences.append(piece)
+        if len(sequences) >= options.num_samples:
+            break
+    return sequences[: options.num_samples]
+
+
+def _read_records(path: Path, template: ChatTemplate | None) -> list[Callable[[], str]]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CalibrationUnfit(f"{path} cannot be read as UTF-8 text ({error}); give a JSONL file") from error
+    records = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise CalibrationUnfit(f"{where} is not JSON ({error}); each line is one object") from error
+        records.append(_reader(record, where, template))
+    return records
+
+
+def _reader(record: Any, where: str, template: ChatTemplate | None) -> Callable[[], str]:
+    if isinstance(record, dict) and isinstance(record.get("text"), str):
+        text: str = record["text"]
+        return lambda: text
+    if not isinstance(record, dict) or not isinstance(record.get("messages"), list):
+        raise CalibrationUnfit(f"{where} has neither a text nor messages; each line needs one of them")
+    if template is None:
+        raise CalibrationUnfit(f"{where} is a chat, and the model has no chat template; give texts")
+
+    def render() -> str:
+        try:
+            return template.render(record["messages"], add_generation_prompt=False)
+        except PenstockError as error:
+            raise CalibrationUnfit(f"{where}: {error.message}") from error
+
+    return render

@@ -1,0 +1,55 @@
+"""The checkpoint that is compressed: each tensor read when it is needed."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from penstock.errors import ModelUnreadable
+from penstock.gguf import is_gguf
+from penstock.models import ModelConfig, read_config
+from penstock.models.weights import Weights, weight_files
+from penstock.quant import QuantizedWeight
+
+
+class Checkpoint:
+    """A directory in Hugging Face layout with a native decoder that is not quantized yet; also a ``TensorSource``."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the configuration and the names of all tensors. Raises ``ModelUnreadable``."""
+        if is_gguf(path):
+            raise ModelUnreadable(f"{path} is a GGUF file; compress the safetensors checkpoint that it was made from")
+        self.path = path
+        self.config: ModelConfig = read_config(path)
+        if not self.config.is_native:
+            raise ModelUnreadable(
+                f"{path}: {self.config.architecture} runs in transformers' code; only native families can be compressed"
+            )
+        with Weights(path) as self._weights:
+            self.names: list[str] = sorted(self._weights)
+        if self._weights.quantized is not None:
+            raise ModelUnreadable(
+                f"{path} is quantized already; compress the bf16, fp16 or fp32 checkpoint that it was made from"
+            )
+        self.num_bytes = sum(file.stat().st_size for file in weight_files(path))
+        """Of all files with weights"""
+
+    def read(self, name: str) -> Tensor:
+        """Return the tensor ``name`` as it is stored. Raises ``ModelUnreadable``."""
+        if name not in self._weights:
+            raise ModelUnreadable(f"{self.path} has no tensor {name}: the checkpoint is incomplete")
+        return self._weights.read(name)
+
+    def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """See ``TensorSource``."""
+        return self._weights.take(name, shape, dtype)
+
+    def take_codes(self, module: str, shape: tuple[int, int]) -> QuantizedWeight | None:
+        """Return None: nothing is in codes."""
+        return None
+
+
+def layer_of(name: str) -> int | None:
+    """Return the layer that a tensor belongs to, None for those of no layer."""
+    parts = name.removeprefix("model.layers.").split(".", 1)
+    return int(parts[0]) if name.startswith("model.layers.") and parts[0].isdecimal() else None

@@ -1,0 +1,67 @@
+"""The finished model, from the layers that are done and what no layer holds; and reading it back.
+
+A finished layer is kept in tensors by name: ``MODULE.codes``, ``MODULE.scales`` and ``MODULE.zeros`` of matrices in
+codes, and tensors that changed, by their own names.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from penstock.compress.checkpoint import Checkpoint, layer_of
+from penstock.compress.layer import CompressedLayer
+from penstock.quant import QuantizedWeight, Scheme, write_checkpoint
+
+_SHARD_BYTES = 256 << 20
+"""Little beside a layer's weights in float32, which is what memory is counted by"""
+
+
+def tensors_of(layer: CompressedLayer) -> dict[str, Tensor]:
+    """Return what to keep of a finished layer."""
+    tensors = dict(layer.changed)
+    for module, weight in layer.codes.items():
+        tensors[f"{module}.codes"], tensors[f"{module}.scales"] = _own(weight.codes), _own(weight.scales)
+        if weight.zeros is not None:
+            tensors[f"{module}.zeros"] = _own(weight.zeros)
+    return tensors
+
+
+def write_model(
+    directory: Path, checkpoint: Checkpoint, layers: list[Path], schemes: Mapping[str, Scheme], layout: str
+) -> None:
+    """Write the model to ``directory``, matrices of ``schemes``, by module, being in codes in the files ``layers``.
+
+    Raises ``InvalidSetting`` for what the ``layout`` cannot say.
+    """
+
+    def weights() -> Iterator[tuple[str, QuantizedWeight | Tensor]]:
+        for name in checkpoint.names:
+            layer = layer_of(name)
+            module = name.removesuffix(".weight")
+            if layer is None:
+                yield name, checkpoint.read(name)
+                continue
+            with safe_open(layers[layer], framework="pt") as done:
+                there = set(done.keys())
+                if module in schemes and name.endswith(".weight"):
+                    yield (
+                        module,
+                        QuantizedWeight(
+                            scheme=schemes[module],
+                            codes=done.get_tensor(f"{module}.codes"),
+                            scales=done.get_tensor(f"{module}.scales"),
+                            zeros=done.get_tensor(f"{module}.zeros") if f"{module}.zeros" in there else None,
+                        ),
+                    )
+                else:
+                    yield name, done.get_tensor(name) if name in there else checkpoint.read(name)
+
+    write_checkpoint(directory, checkpoint.path, weights(), layout, shard_bytes=_SHARD_BYTES)
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """Return a copy: rows of one unit share their memory, which files cannot say."""
+    return tensor.clone(memory_format=torch.contiguous_format)

@@ -1,0 +1,167 @@
+"""What compressing will do, before it does it: which matrices, how many bytes, how long, how much memory."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from penstock.compress.checkpoint import Checkpoint
+from penstock.compress.recipe import Treatment
+from penstock.compress.units import Unit
+from penstock.quant import Scheme
+
+_AWQ_TRIALS = 20
+_PROBE_SIZE = 768
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoverageRow:
+    """Matrices of one kind that are treated alike."""
+
+    component: str
+    treatment: str
+    layers: str
+    num_matrices: int
+    num_weights: int
+    bytes_before: int
+    bytes_after: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """What a run will take, from the number of operations and a product timed just now."""
+
+    seconds: float
+    memory_bytes: int
+    """Of tensors at a time; the process itself takes some hundred MiB more"""
+    disk_bytes: int
+
+
+def describe(treatment: Treatment) -> str:
+    """Return a treatment in a few words."""
+    if treatment.method == "keep":
+        return "kept"
+    words = [f"{treatment.method} {treatment.bits} bits", "a row" if treatment.group is None else f"g{treatment.group}"]
+    if not treatment.symmetric:
+        words.append("asymmetric")
+    if treatment.smooth is not None:
+        words.append(f"smoothed {treatment.smooth:g}")
+    if treatment.activations is not None:
+        words.append("int8 activations")
+    return ", ".join(words)
+
+
+def code_bytes(shape: tuple[int, int], scheme: Scheme) -> int:
+    """Return the bytes of a matrix [N, K] in codes, scales and zeros included."""
+    num_outputs, num_inputs = shape
+    num_groups = scheme.num_groups(num_inputs)
+    row_words = -(-num_inputs * scheme.bits // 32)
+    zeros = 0 if scheme.symmetric else -(-num_outputs * scheme.bits // 32) * 4 * num_groups
+    return num_outputs * (row_words * 4 + num_groups * 2) + zeros
+
+
+def coverage(checkpoint: Checkpoint, treatments: Mapping[Unit, Treatment]) -> list[CoverageRow]:
+    """Return a row for each component and treatment, and one for all that no recipe reaches."""
+    groups: dict[tuple[str, str], list[tuple[Unit, Treatment]]] = {}
+    for unit, treatment in treatments.items():
+        name = unit.component if unit.role != "gate" else "experts' gate"
+        groups.setdefault((name, describe(treatment)), []).append((unit, treatment))
+    itemsize = getattr(torch, checkpoint.config.dtype).itemsize
+    rows = []
+    for (component, treatment_text), members in groups.items():
+        before = sum(unit.num_weights for unit, _ in members) * itemsize
+        after = sum(
+            unit.num_weights * itemsize
+            if treatment.method == "keep"
+            else sum(code_bytes(shape, treatment.scheme) for shape in unit.shapes)
+            for unit, treatment in members
+        )
+        rows.append(
+            CoverageRow(
+                component=component,
+                treatment=treatment_text,
+                layers=_ranges(sorted({unit.layer for unit, _ in members})),
+                num_matrices=sum(len(unit.modules) for unit, _ in members),
+                num_weights=sum(unit.num_weights for unit, _ in members),
+                bytes_before=before,
+                bytes_after=after,
+            )
+        )
+    rest = max(checkpoint.num_bytes - sum(row.bytes_before for row in rows), 0)
+    rows.append(
+        CoverageRow(
+            component="embeddings, norms, head",
+            treatment="kept",
+            layers="",
+            num_matrices=0,
+            num_weights=rest // itemsize,
+            bytes_before=rest,
+            bytes_after=rest,
+        )
+    )
+    return rows
+
+
+def estimate(
+    checkpoint: Checkpoint, treatments: Mapping[Unit, Treatment], num_tokens: int, batch_tokens: int, after_bytes: int
+) -> Estimate:
+    """Return what a run with so many calibration tokens takes."""
+    config = checkpoint.config
+    layers: dict[int, list[tuple[Unit, Treatment]]] = {}
+    for unit, treatment in treatments.items():
+        layers.setdefault(unit.layer, []).append((unit, treatment))
+    # Every matrix runs twice, as it was and as it became; second moments are a product of inputs with themselves.
+    operations = sum(4 * num_tokens * unit.num_weights for unit in treatments)
+    memory = 0
+    for members in layers.values():
+        weights = sum(unit.num_weights for unit, _ in members)
+        watched = [unit for unit, treatment in members if treatment.needs_statistics]
+        operations += sum(2 * num_tokens * unit.num_inputs**2 for unit in watched)
+        for unit, treatment in members:
+            K = unit.num_inputs
+            if treatment.method == "gptq":
+                operations += 2 * K**3 + 2 * unit.num_weights * K
+            elif treatment.method == "awq":
+                operations += 2 * (_AWQ_TRIALS + 2) * unit.num_weights * K
+        widest = max(unit.num_inputs for unit, _ in members)
+        # In float32: the layer's weights, their kernels' form and what they became; moments of all units, and the
+        # copies that inverting the largest takes; activations of one batch.
+        memory = max(
+            memory,
+            12 * weights
+            + 4 * sum(unit.num_inputs**2 for unit in watched)
+            + 16 * widest**2
+            + 4 * batch_tokens * (4 * config.hidden_size + 3 * config.mlp_width),
+        )
+    embedding = 4 * config.vocab_size * config.hidden_size
+    memory = max(memory, embedding * (2 if config.tie_word_embeddings else 3))
+    return Estimate(
+        seconds=operations / _rate(),
+        memory_bytes=memory,
+        # Inputs of two layers, and every weight a byte until all are written.
+        disk_bytes=8 * num_tokens * config.hidden_size + sum(unit.num_weights for unit in treatments) + after_bytes,
+    )
+
+
+def _rate() -> float:
+    """Return the operations a second of a product of middling size."""
+    left, right = torch.randn(_PROBE_SIZE, _PROBE_SIZE), torch.randn(_PROBE_SIZE, _PROBE_SIZE)
+    left @ right
+    best = float("inf")
+    for _ in range(3):
+        start = time.perf_counter()
+        left @ right
+        best = min(best, time.perf_counter() - start)
+    return 2 * _PROBE_SIZE**3 / best
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Return sorted ``numbers`` as ``0-3, 7``."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and parts[-1][-1] == number - 1:
+            parts[-1][1:] = [number]
+        else:
+            parts.append([number])
+    return ", ".join("-".join(map(str, part)) for part in parts)

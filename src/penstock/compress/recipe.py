@@ -1,0 +1,198 @@
+"""What to do with which part of a model, as a YAML file says it; and which of its matrices that means.
+
+    steps:
+      - match: decoder            # a component, or a pattern of modules' names
+        method: gptq
+        bits: 4
+        group: 128
+      - match: mlp
+        layers: 0-1, 5            # of these layers only
+        method: rtn
+        bits: 8
+        group: null
+      - match: "*.self_attn.o_proj"
+        method: keep
+
+What a later step says of a matrix counts. Components: ``decoder`` (every layer), ``attention``, ``mlp``.
+"""
+
+import re
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import yaml
+
+from penstock.compress.units import Unit
+from penstock.errors import InvalidRecipe
+from penstock.quant import Scheme
+
+COMPONENTS = ("decoder", "attention", "mlp")
+Method = Literal["keep", "rtn", "gptq", "awq"]
+
+
+class Treatment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a unit is compressed."""
+
+    method: Method
+    bits: int = 4
+    """2 to 8, of a weight"""
+    group: int | None = 128
+    """Inputs that share a scale; null: all of an output's"""
+    symmetric: bool = True
+    """Whether zero is the middle code; if not, each group has a zero of its own, and takes a little more room"""
+    act_order: bool = True
+    """GPTQ: inputs that matter most go first"""
+    damping: float = 0.01
+    """GPTQ: share of the mean second moment added to all. More: steadier with little data"""
+    activations: Literal["dynamic"] | None = None
+    """``dynamic``: activations are rounded to 8 bits where the model runs, with a scale for each token"""
+    smooth: float | None = None
+    """SmoothQuant's strength, 0 to 1; null: not smoothed"""
+
+    @property
+    def scheme(self) -> Scheme:
+        """How codes are kept."""
+        return Scheme(bits=self.bits, group=self.group, symmetric=self.symmetric, activations=self.activations)
+
+    @property
+    def needs_statistics(self) -> bool:
+        """Whether calibration inputs matter to it."""
+        return self.method in ("gptq", "awq") or self.smooth is not None
+
+
+class Step(Treatment, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A treatment and what it is for."""
+
+    match: str | list[str]
+    layers: str | int | None = None
+    """Numbers and ranges, such as ``0-3, 7``; null: all"""
+
+
+class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Steps, of which later ones count."""
+
+    steps: list[Step]
+
+
+KEEP = Treatment(method="keep")
+
+NAMED: dict[str, Recipe] = {
+    "int8": Recipe(steps=[Step(match="decoder", method="rtn", bits=8, group=None)]),
+    "w4a16-gptq": Recipe(steps=[Step(match="decoder", method="gptq")]),
+    "w4a16-awq": Recipe(steps=[Step(match="decoder", method="awq", symmetric=False)]),
+    "w8a8-smooth": Recipe(
+        steps=[Step(match="decoder", method="rtn", bits=8, group=None, activations="dynamic", smooth=0.5)]
+    ),
+}
+
+
+def read_recipe(name: str) -> Recipe:
+    """Return the recipe called ``name``, or in the YAML file ``name``. Raises ``InvalidRecipe``."""
+    if name in NAMED:
+        return NAMED[name]
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise InvalidRecipe(f"there is no recipe {name!r}: give a YAML file or one of {', '.join(NAMED)}")
+    try:
+        return parse_recipe(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidRecipe(f"{path} cannot be read: {error}") from error
+    except InvalidRecipe as error:
+        raise InvalidRecipe(f"{path}: {error.message}") from error
+
+
+def parse_recipe(text: str) -> Recipe:
+    """Return the recipe that YAML ``text`` says. Raises ``InvalidRecipe``."""
+    try:
+        recipe = msgspec.convert(yaml.safe_load(text), Recipe)
+    except yaml.YAMLError as error:
+        raise InvalidRecipe(f"this is not YAML: {' '.join(str(error).split())}") from error
+    except msgspec.ValidationError as error:
+        raise InvalidRecipe(f"{error}; see the steps that a recipe has in docs/compressing.md") from error
+    for number, step in enumerate(recipe.steps, start=1):
+        _check(step, f"step {number}")
+    if not recipe.steps:
+        raise InvalidRecipe("there are no steps")
+    return recipe
+
+
+def resolve(recipe: Recipe, units: list[Unit]) -> dict[Unit, Treatment]:
+    """Return what each unit gets.
+
+    Raises ``InvalidRecipe`` for a step that matches nothing, or a part of a unit, or layers that are not there.
+    """
+    num_layers = 1 + max(unit.layer for unit in units)
+    resolved = dict.fromkeys(units, KEEP)
+    for number, step in enumerate(recipe.steps, start=1):
+        layers = None if step.layers is None else _layers(str(step.layers), num_layers, f"step {number}")
+        patterns = [step.match] if isinstance(step.match, str) else step.match
+        for pattern in patterns:
+            chosen = [unit for unit in units if _matches(pattern, unit, f"step {number}")]
+            if layers is not None:
+                chosen = [unit for unit in chosen if unit.layer in layers]
+            if not chosen:
+                raise InvalidRecipe(_nothing(f"step {number}", pattern, step, units))
+            for unit in chosen:
+                resolved[unit] = step
+    return resolved
+
+
+def _check(step: Step, where: str) -> None:
+    faults = [
+        (not 2 <= step.bits <= 8, f"bits is {step.bits}; it can be 2 to 8"),
+        (step.group is not None and step.group < 8, f"group is {step.group}; it is 8 inputs or more, or null for all"),
+        (not 0 < step.damping <= 1, f"damping is {step.damping}; it is a share above 0, up to 1"),
+        (
+            step.smooth is not None and not 0 <= step.smooth <= 1,
+            f"smooth is {step.smooth}; it is a strength between 0 and 1",
+        ),
+        (
+            step.activations is not None and (step.bits != 8 or not step.symmetric),
+            "activations are rounded beside symmetric weights of 8 bits; set bits: 8",
+        ),
+        (
+            step.activations is not None and step.group is not None,
+            "rounded activations need one scale for each output; set group: null",
+        ),
+        (step.smooth is not None and step.method == "awq", "AWQ finds scales of its own; leave smooth out"),
+    ]
+    for is_fault, message in faults:
+        if is_fault:
+            raise InvalidRecipe(f"{where}: {message}")
+
+
+def _matches(pattern: str, unit: Unit, where: str) -> bool:
+    if pattern in COMPONENTS:
+        return pattern in ("decoder", unit.component)
+    hits = [fnmatchcase(module, pattern) for module in unit.modules]
+    if any(hits) and not all(hits):
+        raise InvalidRecipe(
+            f"{where}: {pattern!r} matches a part of {unit.label}, which runs as one product and is compressed as one; "
+            "match all of it, as with a component or a wider pattern"
+        )
+    return all(hits)
+
+
+def _layers(text: str, num_layers: int, where: str) -> set[int]:
+    chosen: set[int] = set()
+    for part in text.split(","):
+        found = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        if found is None:
+            raise InvalidRecipe(f"{where}: layers is {text!r}; write numbers and ranges, such as 0-3, 7")
+        first, last = int(found[1]), int(found[2] or found[1])
+        if not first <= last < num_layers:
+            raise InvalidRecipe(
+                f"{where}: layers {part.strip()} are not there; this model has layers 0-{num_layers - 1}"
+            )
+        chosen |= set(range(first, last + 1))
+    return chosen
+
+
+def _nothing(where: str, pattern: str, step: Step, units: list[Unit]) -> str:
+    among = "" if step.layers is None else f" in layers {step.layers}"
+    return (
+        f"{where}: {pattern!r} matches nothing{among}. This model has {', '.join(COMPONENTS)}, and modules such as "
+        f"{units[0].modules[0]}"
+    )

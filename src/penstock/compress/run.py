@@ -1,0 +1,304 @@
+"""Compress a model layer by layer, into a directory beside its destination, and prove what came out.
+
+V vocabulary.
+"""
+
+import errno
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+
+from penstock.compress.calibration.statistics import InputStatistics
+from penstock.compress.calibration.stream import BATCH_TOKENS, LayerStream
+from penstock.compress.calibration.texts import Calibration, CalibrationOptions, read_calibration, require_likely
+from penstock.compress.checkpoint import Checkpoint
+from penstock.compress.layer import UnitReport, compress_layer
+from penstock.compress.output import tensors_of, write_model
+from penstock.compress.plan import CoverageRow, Estimate, coverage, estimate
+from penstock.compress.recipe import Recipe, Treatment, resolve
+from penstock.compress.units import Unit, units_of
+from penstock.compress.work import WorkDirectory, keep, require_room, unfinished
+from penstock.errors import InternalError, InvalidRecipe, NotEnoughDisk
+from penstock.kernels import ops_for
+from penstock.models.weights import Weights
+from penstock.quant import QuantizedWeight, Scheme, layout_to_write
+from penstock.text.chat_template import ChatTemplate
+from penstock.text.tokenizer import Tokenizer
+
+_NUM_PROBES = 4
+"""Sequences with which texts are judged before, and the result after"""
+_LARGEST_DIFFERENCE = 1e-3
+"""Of a logit, between what is in memory and what was written, as a share of the largest"""
+_SLACK = 1.01
+_HEADER_BYTES = 2048
+"""Of a unit's tensors in a file's header, at most"""
+
+Progress = Callable[[str, int, int], None]
+"""Is told what is going on, how many tokens of it are done, and of how many"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompressOptions:
+    """What to make of which model."""
+
+    model: Path
+    out: Path
+    recipe: Recipe
+    layout: str = "compressed-tensors"
+    """One of ``quant.layouts.LAYOUTS``"""
+    calibration: CalibrationOptions
+    restart: bool = False
+    """Discard unfinished work"""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What came out."""
+
+    units: list[UnitReport]
+    seconds: float
+    bytes_before: int
+    bytes_after: int
+    first_layer: int
+    """0, or where an interrupted run went on"""
+    calibration_loss: float
+    """Nats per token of the model as it was, on a few of the calibration texts"""
+    kl: float
+    """Of the compressed model's next tokens from the original's on these texts, in nats per token"""
+    largest_difference: float
+    """Of any logit, between the model in memory and the written one, as a share of the largest logit"""
+
+
+class Compression:
+    """A recipe resolved on a model, ready to be run."""
+
+    def __init__(self, options: CompressOptions) -> None:
+        """Read all that is small, and find what is wrong. Raises ``ConfigError``."""
+        self._options = options
+        self._checkpoint = checkpoint = Checkpoint(options.model)
+        self.treatments: dict[Unit, Treatment] = {
+            unit: treatment
+            for unit, treatment in resolve(options.recipe, units_of(checkpoint.config)).items()
+            if unit.role != "gate"
+        }
+        schemes = {
+            module: treatment.scheme
+            for unit, treatment in self.treatments.items()
+            if treatment.method != "keep"
+            for module in unit.modules
+        }
+        if not schemes:
+            raise InvalidRecipe("every unit is kept as it is: there is nothing to compress")
+        self._schemes = schemes
+        _require_layout(options.layout, schemes, self.treatments)
+        self.calibration: Calibration = read_calibration(
+            options.calibration,
+            Tokenizer.load(options.model),
+            ChatTemplate.load(options.model),
+            num_inputs=max(unit.num_inputs for unit in self.treatments),
+        )
+        sequences = self.calibration.sequences
+        if not any(treatment.needs_statistics for treatment in self.treatments.values()):
+            sequences = sequences[:_NUM_PROBES]
+        self._ops = ops_for(torch.float32)
+        self._stream = LayerStream(checkpoint.config, checkpoint, sequences, self._ops)
+        self._probes = sequences[:_NUM_PROBES]
+        self.coverage: list[CoverageRow] = coverage(checkpoint, self.treatments)
+        self._planned_bytes = sum(row.bytes_after for row in self.coverage)
+        self.estimate: Estimate = estimate(
+            checkpoint, self.treatments, self._stream.num_tokens, BATCH_TOKENS, self._planned_bytes
+        )
+
+    @torch.inference_mode()
+    def run(self, progress: Progress = lambda what, done, total: None) -> Report:
+        """Write the model and return what came out.
+
+        Raises ``CalibrationUnfit``; ``NotEnoughDisk``, after which the same call goes on; ``InvalidSetting`` if
+        something is in the way; ``InternalError`` if what was written is not what was made.
+        """
+        start = time.perf_counter()
+        require_room(self._options.out, self.estimate.disk_bytes)
+        work = WorkDirectory(self._options.out, self._plan(), restart=self._options.restart)
+        with _full_disk_explained(work.path):
+            before = self._probe(work, progress)
+            first = self._run_layers(work, progress)
+            result = work.path / "result"
+            shutil.rmtree(result, ignore_errors=True)
+            layers = [work.layer(i) for i in range(self._checkpoint.config.num_layers)]
+            write_model(result, self._checkpoint, layers, self._schemes, self._options.layout)
+            bytes_after = self._require_planned_size(result)
+            kl, difference = self._prove(work, result, before, progress)
+            reports = [UnitReport(**unit) for i in range(self._checkpoint.config.num_layers) for unit in work.report(i)]
+            work.finish(result)
+        return Report(
+            units=reports,
+            seconds=time.perf_counter() - start,
+            bytes_before=self._checkpoint.num_bytes,
+            bytes_after=bytes_after,
+            first_layer=first,
+            calibration_loss=before[0],
+            kl=kl,
+            largest_difference=difference,
+        )
+
+    def _probe(self, work: WorkDirectory, progress: Progress) -> tuple[float, list[torch.Tensor]]:
+        """Return the model's loss, and logits, on a few sequences as it is. Raises ``CalibrationUnfit``."""
+        stream = LayerStream(self._checkpoint.config, self._checkpoint, self._probes, self._ops)
+        final = self._run_through(stream, work.path / "probe", "reading the texts", progress)
+        logits, loss, count = [], 0.0, 0
+        for ids, sequence_logits in stream.finished(final):
+            loss += F.cross_entropy(sequence_logits[:-1], ids[1:], reduction="sum").item()
+            count += len(ids) - 1
+            logits.append(sequence_logits)
+        require_likely(loss / count, self.calibration, self._options.calibration)
+        return loss / count, logits
+
+    def _run_layers(self, work: WorkDirectory, progress: Progress) -> int:
+        """Compress the layers that are not done, and return the first of them."""
+        num_layers, stream = self._checkpoint.config.num_layers, self._stream
+        first = work.first_unfinished(num_layers)
+        if first == 0:
+            stream.embed(unfinished(work.hidden(0)))
+            keep(work.hidden(0))
+        for index in range(first, num_layers):
+            self._run_layer(work, index, progress)
+        return first
+
+    def _run_layer(self, work: WorkDirectory, index: int, progress: Progress) -> None:
+        stream, num_layers = self._stream, self._checkpoint.config.num_layers
+        treatments = {unit: treatment for unit, treatment in self.treatments.items() if unit.layer == index}
+        watched = {
+            unit.modules: InputStatistics(unit.num_inputs)
+            for unit, treatment in treatments.items()
+            if treatment.needs_statistics
+        }
+
+        def observe(modules: tuple[str, ...], x: torch.Tensor) -> None:
+            if modules in watched:
+                watched[modules].add(x)
+
+        name = f"layer {index + 1} of {num_layers}"
+        counted = _counted(progress, f"{name}: watching", stream.num_tokens)
+        if watched:
+            stream.run_layer(index, work.hidden(index), None, observe=observe, progress=counted)
+        progress(f"{name}: compressing", 0, 1)
+        statistics = {unit: watched[unit.modules] for unit in treatments if unit.modules in watched}
+        layer = compress_layer(self._checkpoint, treatments, statistics)
+        counted = _counted(progress, f"{name}: running", stream.num_tokens)
+        target = work.hidden(index + 1)
+        stream.run_layer(index, work.hidden(index), unfinished(target), replaced=layer.replaced(), progress=counted)
+        keep(target)
+        work.save_layer(index, tensors_of(layer), [asdict(report) for report in layer.reports])
+        work.hidden(index).unlink()
+
+    def _prove(
+        self, work: WorkDirectory, result: Path, before: tuple[float, list[torch.Tensor]], progress: Progress
+    ) -> tuple[float, float]:
+        """Return the KL from the model as it was, and how far the written one is from the one in memory.
+
+        Raises ``InternalError`` if that is more than rounding.
+        """
+        config = self._checkpoint.config
+        with Weights(result) as reopened:
+            pass
+        stream = LayerStream(config, reopened, self._probes, self._ops)
+        final = self._run_through(stream, work.path / "proof", "reading it back", progress)
+        kl, largest, difference, count = 0.0, 0.0, 0.0, 0
+        made = islice(self._stream.finished(work.hidden(config.num_layers)), len(self._probes))
+        for (ids, ours), (_, written), original in zip(made, stream.finished(final), before[1], strict=True):
+            difference = max(difference, float((ours - written).abs().max()))
+            largest = max(largest, float(ours.abs().max()))
+            kl += F.kl_div(written.log_softmax(-1), original.log_softmax(-1), reduction="sum", log_target=True).item()
+            count += len(ids)
+        if not difference <= _LARGEST_DIFFERENCE * largest:
+            raise InternalError(
+                f"what was written to {result} gives other logits than what was made (by {difference:.3g} of "
+                f"{largest:.3g}); nothing was put in place"
+            )
+        return kl / count, difference / largest
+
+    def _require_planned_size(self, result: Path) -> int:
+        """Return the bytes that the weights take. Raises ``InternalError`` if they are more than planned."""
+        num_bytes = sum(file.stat().st_size for file in result.glob("*.safetensors"))
+        if num_bytes > self._planned_bytes * _SLACK + _HEADER_BYTES * len(self.treatments):
+            raise InternalError(
+                f"{result} takes {num_bytes} bytes, and {self._planned_bytes} were planned; nothing was put in place"
+            )
+        return num_bytes
+
+    def _run_through(self, stream: LayerStream, path: Path, what: str, progress: Progress) -> Path:
+        """Run all layers of ``stream`` and return the file with what the last one left."""
+        num_layers = self._checkpoint.config.num_layers
+        here, there = path.with_suffix(".0"), path.with_suffix(".1")
+        stream.embed(here)
+        for index in range(num_layers):
+            stream.run_layer(index, here, there)
+            here, there = there, here
+            progress(what, index + 1, num_layers)
+        there.unlink()
+        return here
+
+    def _plan(self) -> dict[str, Any]:
+        """Return what has to be the same for unfinished work to be gone on with."""
+        checkpoint = self._checkpoint
+        stats = {file.name: file.stat() for file in sorted(checkpoint.path.iterdir())}
+        return {
+            "model": str(checkpoint.path.resolve()),
+            "files": {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()},
+            "recipe": msgspec.to_builtins(self._options.recipe),
+            "calibration": self.calibration.digest,
+        }
+
+
+def _require_layout(name: str, schemes: Mapping[str, Scheme], treatments: Mapping[Unit, Treatment]) -> None:
+    """Raise ``InvalidSetting`` if the layout ``name`` cannot say what these units become."""
+    layout = layout_to_write(name)
+    layout.describe(schemes, [])
+    kinds = {
+        (treatment.scheme, shape)
+        for unit, treatment in treatments.items()
+        if treatment.method != "keep"
+        for shape in unit.shapes
+    }
+    for scheme, shape in kinds:
+        codes = torch.full(shape, scheme.middle, dtype=torch.uint8)
+        scales = torch.ones(shape[0], scheme.num_groups(shape[1]), dtype=torch.bfloat16)
+        zeros = None if scheme.symmetric else torch.full(scales.shape, scheme.middle, dtype=torch.uint8)
+        layout.pack(QuantizedWeight(scheme=scheme, codes=codes, scales=scales, zeros=zeros))
+
+
+def _counted(progress: Progress, what: str, total: int) -> Callable[[int], None]:
+    """Return what adds up tokens for ``progress``."""
+    done = 0
+
+    def add(num_tokens: int) -> None:
+        nonlocal done
+        done += num_tokens
+        progress(what, done, total)
+
+    return add
+
+
+@contextmanager
+def _full_disk_explained(path: Path) -> Iterator[None]:
+    """Turn what libraries raise on a full disk into ``NotEnoughDisk``."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if not is_full and "os error 28" not in str(error):
+            raise
+        raise NotEnoughDisk(
+            f"the disk is full; layers that are done are kept in {path}: free some room and give the same command "
+            "again, or remove that directory"
+        ) from error

@@ -1,0 +1,160 @@
+"""What of a model can be compressed: its matrices, by what they are for, those that share an input as one unit.
+
+E hidden width, N outputs, K inputs.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from penstock.kernels import Linear, Ops, ReferenceOps, WeightCodes
+from penstock.models import ModelConfig
+from penstock.models.frame import DecoderLayer
+from penstock.models.parts import Loader
+from penstock.models.weights import TensorSource
+from penstock.quant import QuantizedWeight
+
+Observer = Callable[[tuple[str, ...], Tensor], None]
+"""Is told a unit's modules and what they are about to read [T, K]"""
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Matrices that read the same input and run as one product, such as queries, keys and values."""
+
+    modules: tuple[str, ...]
+    """As the checkpoint calls them, without ``.weight``"""
+    shapes: tuple[tuple[int, int], ...]
+    """[N, K] of each"""
+    layer: int
+    component: str
+    """attention or mlp"""
+    role: str
+    """What it is in its block: qkv, o, gate_up, down, or gate, which chooses experts and is never compressed"""
+
+    @property
+    def num_inputs(self) -> int:
+        """K."""
+        return self.shapes[0][1]
+
+    @property
+    def num_weights(self) -> int:
+        """Elements of all its matrices."""
+        return sum(outputs * inputs for outputs, inputs in self.shapes)
+
+    @property
+    def label(self) -> str:
+        """One name for all its modules: ``model.layers.0.self_attn.q_proj+k_proj+v_proj``."""
+        prefix = self.modules[0].rpartition(".")[0]
+        return "+".join([self.modules[0], *(name.removeprefix(f"{prefix}.") for name in self.modules[1:])])
+
+
+class NamedTensors:
+    """A ``TensorSource`` that puts some tensors in others' place and knows which matrices were taken last."""
+
+    def __init__(self, source: TensorSource, replaced: Mapping[str, Tensor] | None = None) -> None:
+        self._source = source
+        self._replaced = replaced or {}
+        self._matrices: list[tuple[str, tuple[int, int]]] = []
+
+    def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Return the tensor ``name``; see ``TensorSource``."""
+        if len(shape) == 2:
+            self._matrices.append((name.removesuffix(".weight"), (shape[0], shape[1])))
+        replacement = self._replaced.get(name)
+        return self._source.take(name, shape, dtype) if replacement is None else replacement.to(dtype)
+
+    def take_codes(self, module: str, shape: tuple[int, int]) -> QuantizedWeight | None:
+        """Return None: codes are asked for as the floats they stand for, which is what they are judged by."""
+        return None
+
+    def claim(self) -> list[tuple[str, tuple[int, int]]]:
+        """Return the modules, and shapes, of the matrices that were taken since this was last asked."""
+        claimed, self._matrices = self._matrices, []
+        return claimed
+
+
+class WatchedOps:
+    """Kernels that say which matrices each product is made of, and what it reads when it runs."""
+
+    def __init__(self, inner: Ops, tensors: NamedTensors, observe: Observer | None = None) -> None:
+        self.name = inner.name
+        self.products: list[tuple[str, list[tuple[str, tuple[int, int]]]]] = []
+        """Kind (``linear``, ``gated``, ``exact``), modules and shapes of each product, in a layer's order"""
+        self._inner = inner
+        self._tensors = tensors
+        self._observe = observe
+        self.activation_dtype = inner.activation_dtype
+        self.form_of_codes = inner.form_of_codes
+        self.cache_shapes = inner.cache_shapes
+        self.record = inner.record
+        self.embed = inner.embed
+        self.add = inner.add
+        self.rms_norm = inner.rms_norm
+        self.rope_angles = inner.rope_angles
+        self.rope_write_kv = inner.rope_write_kv
+        self.plan_attention = inner.plan_attention
+
+    def prepare_linear(self, weight: Tensor | WeightCodes, bias: Tensor | None, *, exact: bool = False) -> Linear:
+        """See ``Ops``."""
+        return self._watched("exact" if exact else "linear", self._inner.prepare_linear(weight, bias, exact=exact))
+
+    def prepare_gated_linear(
+        self,
+        gate: Tensor | WeightCodes,
+        up: Tensor | WeightCodes,
+        gate_bias: Tensor | None,
+        up_bias: Tensor | None,
+        *,
+        activation: str = "silu",
+    ) -> Linear:
+        """See ``Ops``."""
+        prepared = self._inner.prepare_gated_linear(gate, up, gate_bias, up_bias, activation=activation)
+        return self._watched("gated", prepared)
+
+    def _watched(self, kind: str, prepared: Linear) -> Linear:
+        matrices = self._tensors.claim()
+        self.products.append((kind, matrices))
+        observe = self._observe
+        if observe is None:
+            return prepared
+        modules = tuple(name for name, _ in matrices)
+
+        def run(x: Tensor, added: Tensor | None = None) -> Tensor:
+            observe(modules, x)
+            return prepared(x, added)
+
+        return run
+
+
+class _Shapes:
+    """A ``TensorSource`` of tensors without contents."""
+
+    def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    def take_codes(self, module: str, shape: tuple[int, int]) -> QuantizedWeight | None:
+        return None
+
+
+def units_of(config: ModelConfig) -> list[Unit]:
+    """Return the units of a native decoder's layers, in the order in which a layer runs them."""
+    return [unit for index in range(config.num_layers) for unit in _layer_units(config, index)]
+
+
+def _layer_units(config: ModelConfig, index: int) -> list[Unit]:
+    tensors = NamedTensors(_Shapes())
+    ops = WatchedOps(ReferenceOps(), tensors)
+    DecoderLayer.load(Loader(config, tensors, torch.float32, ops, adaptable=False), index)
+    units = []
+    attention = ["o", "qkv"]
+    for kind, matrices in ops.products:
+        if attention:
+            component, role = "attention", attention.pop()
+        else:
+            component, role = "mlp", {"gated": "gate_up", "linear": "down", "exact": "gate"}[kind]
+        modules, shapes = zip(*matrices, strict=True)
+        units.append(Unit(modules, shapes, index, component, role))
+    return units

@@ -1,0 +1,48 @@
+"""`penstock compress` as a person types it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.commands import run
+
+FEW = ["--samples", "4", "--sample-tokens", "48", "--force"]
+
+
+def test_a_recipe_is_shown_followed_and_reported(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("steps:\n  - {match: attention, method: gptq, group: 32}\n")
+    command = ["compress", str(checkpoint("llama")), "-o", str(tmp_path / "out"), "--recipe", str(recipe), *FEW]
+    planned = run(*command, "--dry-run")
+    assert planned.returncode == 0, planned.stderr
+    assert "gptq 4 bits, g32" in planned.stdout
+    assert "estimate" in planned.stdout
+    assert not (tmp_path / "out").exists()
+    result = run(*command, "--json")
+    assert result.returncode == 0, result.stderr
+    answer = json.loads(result.stdout)
+    assert [row["treatment"] for row in answer["coverage"]] == ["gptq 4 bits, g32", "kept", "kept"]
+    assert answer["report"]["bytes_after"] < answer["report"]["bytes_before"]
+    assert [unit["bits"] for unit in answer["report"]["units"]] == [4] * 4
+    assert (tmp_path / "out" / "config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--recipe", "w2"], "there is no recipe 'w2'"),
+        (["--layout", "gguf"], "there is no layout 'gguf'"),
+        (["--recipe", "w8a8-smooth", "--layout", "gptq"], "write compressed-tensors instead"),
+        (["--calibration", "/nowhere.jsonl"], "/nowhere.jsonl cannot be read"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_a_line(
+    arguments: list[str], complaint: str, checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    result = run("compress", str(checkpoint("llama")), "-o", str(tmp_path / "out"), *FEW, *arguments)
+    assert result.returncode == 1
+    assert complaint in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []

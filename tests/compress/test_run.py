@@ -1,0 +1,212 @@
+"""Compressing whole tiny models: what comes out runs, and interruptions leave nothing half-written."""
+
+import errno
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from penstock.compress import run, work
+from penstock.compress.calibration.texts import CalibrationOptions
+from penstock.compress.layer import compress_layer
+from penstock.compress.output import tensors_of
+from penstock.compress.recipe import NAMED, Recipe, parse_recipe
+from penstock.compress.run import Compression, CompressOptions, Report
+from penstock.errors import CalibrationUnfit, InternalError, InvalidSetting, ModelUnreadable, NotEnoughDisk
+from penstock.models import resolve_model
+from penstock.models.decoder import load_model
+from tests.packing import layout_of
+
+FEW = CalibrationOptions(num_samples=6, length=48, force=True)
+MIXED = """
+steps:
+  - {match: decoder, method: gptq, group: 32}
+  - {match: mlp, layers: 1, method: awq, bits: 3, group: 32, symmetric: false}
+  - {match: "*.self_attn.o_proj", layers: 1, method: keep}
+"""
+
+
+def _compress(model: Path, out: Path, recipe: Recipe, **options: Any) -> Report:
+    calibration = options.pop("calibration", FEW)
+    return Compression(CompressOptions(model=model, out=out, recipe=recipe, calibration=calibration, **options)).run()
+
+
+@torch.inference_mode()
+def _logits(path: Path) -> torch.Tensor:
+    model = load_model(path, dtype="float32")
+    ids = torch.arange(40) * 7 % 320
+    return model.logits(model.forward(ids, layout_of([40], [40], [[0, 1, 2]], 16), model.new_cache(3, 16)))
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3", "gemma2", "qwen3-moe", "olmo2"])
+@pytest.mark.parametrize("recipe", ["int8", "w8a8-smooth", "w4a16-gptq", "w4a16-awq"])
+def test_what_is_written_is_near_the_original_and_smaller(
+    family: str, recipe: str, checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    source, out = checkpoint(family), tmp_path / "out"
+    report = _compress(source, out, NAMED[recipe])
+    assert report.bytes_after < report.bytes_before
+    assert report.largest_difference < 1e-4
+    original, ours = _logits(source), _logits(out)
+    error = (ours - original).norm() / original.norm()
+    # A gate that errs a little chooses other experts.
+    assert error < (0.1 if "8" in recipe.partition("-")[0] else 0.6)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+    assert (out / "tokenizer.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("layout", "recipe"),
+    [("gptq", "w4a16-gptq"), ("gptq_v2", MIXED), ("awq", "steps: [{match: decoder, method: awq, group: 32}]")],
+)
+def test_layouts_hold_the_same_model(
+    layout: str, recipe: str, checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    for name in ("compressed-tensors", layout):
+        steps = NAMED.get(recipe) or parse_recipe(recipe)
+        _compress(checkpoint("llama"), tmp_path / name, steps, layout=name)
+        config = json.loads((tmp_path / name / "config.json").read_text())["quantization_config"]
+        assert config["quant_method"] == name.removesuffix("_v2")
+    torch.testing.assert_close(_logits(tmp_path / layout), _logits(tmp_path / "compressed-tensors"))
+
+
+def test_a_layout_that_cannot_say_it_is_refused_before_any_work(
+    checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidSetting, match="AWQ"):
+        _compress(checkpoint("llama"), tmp_path / "out", parse_recipe(MIXED), layout="awq")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_upstream_layers_are_compressed_when_a_layer_is_watched(
+    checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second layer's statistics differ from those in the original model, where the first one's codes are coarse."""
+    seen = []
+    original = compress_layer
+
+    def spy(checkpoint: Any, treatments: Any, statistics: Any) -> Any:
+        seen.append([one.hessian.clone() for one in statistics.values()])
+        return original(checkpoint, treatments, statistics)
+
+    monkeypatch.setattr(run, "compress_layer", spy)
+    for first in ("gptq", "keep"):
+        text = f"steps: [{{match: decoder, method: gptq, bits: 2}}, {{match: decoder, layers: 0, method: {first}}}]"
+        _compress(checkpoint("llama"), tmp_path / first, parse_recipe(text))
+    coarse, exact = seen[1][0], seen[3][0]
+    assert (coarse - exact).norm() > 0.01 * exact.norm()
+
+
+class _Killed(BaseException):
+    """Nothing catches it, as nothing catches a kill."""
+
+
+def test_a_kill_costs_one_layer_and_changes_nothing(
+    checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, recipe = checkpoint("gemma3"), NAMED["w4a16-gptq"]
+    _compress(source, tmp_path / "whole", recipe)
+    original, done = compress_layer, []
+
+    def killed_once(checkpoint: Any, treatments: Any, statistics: Any) -> Any:
+        index = next(iter(treatments)).layer
+        if index == 2 and 2 not in done:
+            done.append(index)
+            raise _Killed
+        done.append(index)
+        return original(checkpoint, treatments, statistics)
+
+    monkeypatch.setattr(run, "compress_layer", killed_once)
+    with pytest.raises(_Killed):
+        _compress(source, tmp_path / "out", recipe)
+    assert not (tmp_path / "out").exists()
+    report = _compress(source, tmp_path / "out", recipe)
+    assert (report.first_layer, done) == (2, [0, 1, 2, 2, 3])
+    assert len(report.units) == 16
+    first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "out"))
+    assert first == second
+
+
+def test_unfinished_work_of_another_recipe_is_not_gone_on_with(
+    checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "write_model", _raise(_Killed()))
+    with pytest.raises(_Killed):
+        _compress(checkpoint("llama"), tmp_path / "out", NAMED["int8"])
+    monkeypatch.undo()
+    with pytest.raises(InvalidSetting, match="--restart"):
+        _compress(checkpoint("llama"), tmp_path / "out", NAMED["w4a16-awq"])
+    report = _compress(checkpoint("llama"), tmp_path / "out", NAMED["w4a16-awq"], restart=True)
+    assert report.first_layer == 0
+
+
+def _raise(error: BaseException) -> Callable[..., None]:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    return fail
+
+
+def test_a_disk_that_fills_up_is_explained_and_gone_on_from(
+    checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(work, "save_file", _raise(OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(NotEnoughDisk, match="disk is full"):
+        _compress(checkpoint("llama"), tmp_path / "out", NAMED["int8"])
+    assert not (tmp_path / "out").exists()
+    monkeypatch.undo()
+    _compress(checkpoint("llama"), tmp_path / "out", NAMED["int8"])
+
+
+def test_too_small_a_disk_is_refused_before_any_work(
+    checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1))
+    with pytest.raises(NotEnoughDisk, match="1 B left"):
+        _compress(checkpoint("llama"), tmp_path / "out", NAMED["int8"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_that_do_not_hold_what_was_made_are_not_put_in_place(
+    checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = tensors_of
+
+    def damaged(layer: Any) -> Any:
+        tensors = original(layer)
+        name = next(name for name in tensors if name.endswith(".codes"))
+        tensors[name] = tensors[name].flip(0)
+        return tensors
+
+    monkeypatch.setattr(run, "tensors_of", damaged)
+    with pytest.raises(InternalError, match="other logits"):
+        _compress(checkpoint("llama"), tmp_path / "out", NAMED["int8"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_texts_of_random_characters_are_refused_by_a_model_that_knows_better(tmp_path: Path) -> None:
+    random = torch.Generator().manual_seed(0)
+    characters = torch.randint(0x4E00, 0x9000, (64, 400), generator=random).tolist()
+    texts = [json.dumps({"text": "".join(map(chr, line))}) for line in characters]
+    (tmp_path / "noise.jsonl").write_text("\n".join(texts))
+    with pytest.raises(CalibrationUnfit, match="no better than the mere frequency"):
+        _compress(
+            resolve_model("penstock-mini"),
+            tmp_path / "out",
+            NAMED["w4a16-gptq"],
+            calibration=CalibrationOptions(path=tmp_path / "noise.jsonl", num_samples=16),
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_compressed_already_is_refused(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    _compress(checkpoint("llama"), tmp_path / "out", NAMED["int8"])
+    with pytest.raises(ModelUnreadable, match="quantized already"):
+        _compress(tmp_path / "out", tmp_path / "again", NAMED["int8"])
+    with pytest.raises(InvalidSetting, match="exists"):
+        _compress(checkpoint("llama"), tmp_path / "out", NAMED["int8"])
