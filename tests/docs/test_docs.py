@@ -17,13 +17,16 @@ from penstock.compress.units import units_of
 from penstock.eval import load_tasks
 from penstock.models import families, read_config, resolve_model
 from penstock.protocol import EngineState
+from penstock.quant import Scheme
 from tests.commands import PENSTOCK, Server, run, serving
 from tests.gguf_files import write_gguf
+from tests.quantized_files import quantize_checkpoint
 
 ROOT = Path(__file__).parents[2]
 PROSE = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 EXAMPLE_MODEL = "/models/Qwen2.5-0.5B-Instruct"
 EXAMPLE_GGUF = f"{EXAMPLE_MODEL}/model-q4_k_m.gguf"
+EXAMPLE_AWQ = "/models/Qwen2.5-7B-Instruct-AWQ"
 EXAMPLE_URL = "http://127.0.0.1:8000"
 
 
@@ -142,8 +145,11 @@ def test_python(text: str, server: Server) -> None:
 
 
 @pytest.mark.parametrize("text", run_snippets("penstock serve "))
-def test_serve(text: str, checkpoint: Callable[[str], Path]) -> None:
+def test_serve(text: str, checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
     model = checkpoint("qwen3")
+    if EXAMPLE_AWQ in text:
+        coded, _ = quantize_checkpoint(model, tmp_path, lambda _: Scheme(bits=4, group=32), "awq")
+        text = text.replace(EXAMPLE_AWQ, str(coded))
     if EXAMPLE_GGUF in text and not (model / "model.gguf").exists():
         write_gguf(model, model / "model.gguf", "qwen3")
     arguments = text.replace(EXAMPLE_GGUF, f"{model}/model.gguf").replace(EXAMPLE_MODEL, str(model)).split()[2:]
