@@ -4,10 +4,24 @@ Each step every beam proposes its likeliest next tokens. Of all proposals the be
 the best that end are kept, ordered by their log probability over their length to the power of ``length_penalty``.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from penstock.engine.output import ChoiceOutput, OutputStep
 from penstock.protocol import BeamParams, SamplingParams, TokenLogprobs
+
+
+def num_proposed(sampling: SamplingParams, eos_token_ids: Collection[int]) -> int:
+    """Return how many tokens a beam proposes: as many beams as there may be go on, even if all others' are ends."""
+    assert sampling.beam is not None
+    ends = {*sampling.stop_token_ids, *(() if sampling.ignore_eos else eos_token_ids)}
+    return max(2, 1 + len(ends)) * sampling.beam.width
+
+
+def proposing(sampling: SamplingParams, eos_token_ids: Collection[int]) -> SamplingParams:
+    """Return what has the sampler give a beam's likeliest next tokens."""
+    most = max(num_proposed(sampling, eos_token_ids), sampling.logprobs or 0)
+    return SamplingParams(max_tokens=sampling.max_tokens, temperature=0.0, logprobs=most)
 
 
 @dataclass(slots=True, frozen=True, eq=False)

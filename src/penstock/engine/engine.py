@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import structlog
 
-from penstock.engine.beam import Beam, BeamSearch
+from penstock.engine.admissible import require_admissible
+from penstock.engine.beam import Beam, BeamSearch, num_proposed, proposing
+from penstock.engine.loaded_adapters import LoadedAdapters
 from penstock.engine.messages import error_info
 from penstock.engine.output import ChoiceOutput, OutputStep
 from penstock.engine.request import Request, Sequence
@@ -26,10 +27,7 @@ from penstock.engine.sampling import SampledToken
 from penstock.engine.scheduler import ScheduledBatch, Scheduler
 from penstock.engine.speculative import SpeculationCounters, Speculator, kept_tokens
 from penstock.errors import (
-    ContextTooLong,
     InvalidRequest,
-    ModelNotFound,
-    ModelUnreadable,
     PenstockError,
     StepFailed,
 )
@@ -40,7 +38,6 @@ from penstock.protocol import (
     FinishReason,
     GenerateRequest,
     ModelInfo,
-    SamplingParams,
     TokenDelta,
     TokenLogprobs,
     Usage,
@@ -55,14 +52,6 @@ _log = structlog.get_logger(__name__)
 
 Results = list[tuple[ScheduledBatch, StepResult]]
 """Batches that ran, and what each gave"""
-
-
-@dataclass(frozen=True, slots=True)
-class _LoadedAdapter:
-    """What the runner loaded, and a number that no other adapter ever has."""
-
-    weights: object
-    number: int
 
 
 class Engine:
@@ -99,9 +88,7 @@ class Engine:
         self._pooled: dict[int, npt.NDArray[np.float64]] = {}
         """Sums of hidden states, of prompts that are not done"""
         self._next_number = 0
-        self._max_adapters = max_adapters
-        self._adapters: dict[str, _LoadedAdapter] = {}
-        self._num_adapters_ever = 0
+        self._adapters = LoadedAdapters(runner, most=max_adapters)
         self._num_steps = 0
         self._num_prompt_tokens = 0
         self._num_generation_tokens = 0
@@ -118,9 +105,11 @@ class Engine:
         Raises ``RequestError`` if it could never run and ``UnavailableError`` if it cannot now; then it left no trace.
         """
         assert (matcher is None) == (request.sampling.grammar is None), "whoever adds a request compiles its grammar"
-        self._validate(request)
+        if request.request_id in self._requests:
+            raise InvalidRequest(f"request id {request.request_id!r} is running already; use another")
+        require_admissible(request, self.model)
         now_s = self._clock()
-        adapter = None if request.adapter is None else self._adapter(request.adapter)
+        adapter = None if request.adapter is None else self._adapters.get(request.adapter)
         entry = Request(
             request,
             number=self._next_number,
@@ -136,7 +125,7 @@ class Engine:
             self._runner.add(
                 sequence.id,
                 sequence.index,
-                request.sampling if request.sampling.beam is None else self._proposing(request.sampling),
+                request.sampling if request.sampling.beam is None else proposing(request.sampling, self._eos_token_ids),
                 request.prompt_token_ids,
                 own,
                 None if adapter is None else adapter.weights,
@@ -144,32 +133,12 @@ class Engine:
             self._outputs[sequence.id] = ChoiceOutput(request.sampling, self._tokenizer, self._eos_token_ids)
 
     def load_adapter(self, name: str, path: Path) -> None:
-        """Load the LoRA adapter in directory ``path`` as ``name``. Raises ``RequestError``."""
-        if not self._max_adapters:
-            raise InvalidRequest("this server takes no adapters; start it with --max-loras", param="lora_name")
-        if name in self._adapters:
-            raise InvalidRequest(f"an adapter named {name!r} is loaded; unload it first", param="lora_name")
-        if len(self._adapters) == self._max_adapters:
-            raise InvalidRequest(
-                f"{self._max_adapters} adapters are loaded, as many as --max-loras allows; unload one",
-                param="lora_name",
-            )
-        try:
-            weights = self._runner.load_adapter(path)
-        except ModelUnreadable as error:
-            raise InvalidRequest(error.message, param="lora_path") from error
-        self._num_adapters_ever += 1
-        self._adapters[name] = _LoadedAdapter(weights, self._num_adapters_ever)
+        """See ``LoadedAdapters.load``."""
+        self._adapters.load(name, path)
 
     def unload_adapter(self, name: str) -> None:
-        """Forget an adapter; sequences that run with it go on. Raises ``ModelNotFound``."""
-        self._adapter(name)
-        del self._adapters[name]
-
-    def _adapter(self, name: str) -> "_LoadedAdapter":
-        if name not in self._adapters:
-            raise ModelNotFound(f"no adapter named {name!r} is loaded", param="model")
-        return self._adapters[name]
+        """See ``LoadedAdapters.unload``."""
+        self._adapters.unload(name)
 
     def abort(self, request_id: str) -> None:
         """End a request at once and free its blocks; unknown or finished ones are ignored."""
@@ -318,17 +287,6 @@ class Engine:
 
     # ---- beams
 
-    def _num_proposed(self, sampling: SamplingParams) -> int:
-        """Return how many tokens a beam proposes: as many beams as there may be go on, even if all others' are ends."""
-        assert sampling.beam is not None
-        ends = {*sampling.stop_token_ids, *(() if sampling.ignore_eos else self._eos_token_ids)}
-        return max(2, 1 + len(ends)) * sampling.beam.width
-
-    def _proposing(self, sampling: SamplingParams) -> SamplingParams:
-        """Return what has the sampler give a beam's likeliest next tokens."""
-        most = max(self._num_proposed(sampling), sampling.logprobs or 0)
-        return SamplingParams(max_tokens=sampling.max_tokens, temperature=0.0, logprobs=most)
-
     def _search(self, now_s: float, deltas: list[TokenDelta], failures: dict[int, PenstockError]) -> None:
         """Take every search whose beams were computed a step further."""
         proposals, self._proposals = self._proposals, {}
@@ -343,7 +301,9 @@ class Engine:
                 output = ChoiceOutput(sampling, self._tokenizer, self._eos_token_ids)
                 self._searches[request.request_id] = BeamSearch(sampling.beam, sampling, output)
             search = self._searches[request.request_id]
-            steps = search.advance([proposals[beam.id] for beam in request.sequences], self._num_proposed(sampling))
+            steps = search.advance(
+                [proposals[beam.id] for beam in request.sequences], num_proposed(sampling, self._eos_token_ids)
+            )
             if steps:
                 self._scheduler.advance(request, steps, now_s)
                 continue
@@ -451,53 +411,6 @@ class Engine:
             # Ending an undivided request's first choice ends them all, and each is then reported here.
             self._requests.pop(request.request_id, None)
             self._searches.pop(request.request_id, None)
-
-    # ---- what may enter
-
-    def _validate(self, request: GenerateRequest) -> None:
-        sampling, most = request.sampling, self.model.max_model_tokens
-        num_prompt = len(request.prompt_token_ids)
-        if request.request_id in self._requests:
-            raise InvalidRequest(f"request id {request.request_id!r} is running already; use another")
-        assert sampling.max_tokens or (sampling.n == 1 and sampling.grammar is None), "nothing is generated"
-        assert request.pooling is None or not sampling.max_tokens, "what is pooled generates nothing"
-        if not num_prompt:
-            raise InvalidRequest("the prompt is empty: it must hold at least one token", param="prompt")
-        vocab_size = self.model.vocab_size
-        beam = sampling.beam
-        if beam is not None:
-            assert beam.width >= sampling.n, "a search finds no more than it follows"
-            assert sampling.grammar is None, "a search follows none"
-            if self._num_proposed(sampling) > vocab_size:
-                raise InvalidRequest(
-                    f"each of {beam.width} beams proposes {self._num_proposed(sampling)} tokens, and there are "
-                    f"{vocab_size}: lower best_of, or give fewer stop_token_ids",
-                    param="best_of",
-                )
-        low, high = min(request.prompt_token_ids), max(request.prompt_token_ids)
-        if low < 0 or high >= vocab_size:
-            raise InvalidRequest(
-                f"token id {low if low < 0 else high} is not in the vocabulary: ids go from 0 to {vocab_size - 1}",
-                param="prompt",
-            )
-        for name, ids in (
-            ("logit_bias", sampling.logit_bias),
-            ("stop_token_ids", sampling.stop_token_ids),
-            ("allowed_token_ids", sampling.allowed_token_ids or ()),
-            ("bad_words", [token_id for word in sampling.bad_words for token_id in word]),
-        ):
-            for token_id in ids:
-                if not 0 <= token_id < vocab_size:
-                    raise InvalidRequest(
-                        f"token id {token_id} is not in the vocabulary: ids go from 0 to {vocab_size - 1}",
-                        param=name,
-                    )
-        if num_prompt + sampling.max_tokens > most:
-            raise ContextTooLong(
-                f"{num_prompt} prompt tokens and {sampling.max_tokens} to generate are more than the {most} this model "
-                "holds: shorten the prompt or lower max_tokens",
-                param="max_tokens" if num_prompt < most else "prompt",
-            )
 
 
 def _not_finite() -> StepFailed:
