@@ -17,6 +17,8 @@
         InvalidRecipe           a compression recipe that cannot be followed
         CalibrationUnfit        calibration data that would mislead compression
         NotEnoughDisk           a compressed model does not fit on the disk
+        NotRegistered           a model or version that the registry does not have
+        NotVerified             a registered model whose files or signature are not what they were
       UnavailableError        wait or go elsewhere
         Overloaded              the queue is full
         DeadlineUnmeetable      the first token cannot come by the deadline
@@ -141,6 +143,18 @@ class NotEnoughDisk(ConfigError):
     """A compressed model does not fit on the disk."""
 
     code = "not_enough_disk"
+
+
+class NotRegistered(ConfigError):
+    """A model or version that the registry does not have."""
+
+    code = "not_registered"
+
+
+class NotVerified(ConfigError):
+    """A registered model whose files or signature are not what they were."""
+
+    code = "not_verified"
 
 
 class UnavailableError(PenstockError):

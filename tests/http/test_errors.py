@@ -34,6 +34,8 @@ EXPECTED = {
     "InvalidRecipe": (500, "internal_error"),
     "CalibrationUnfit": (500, "internal_error"),
     "NotEnoughDisk": (500, "internal_error"),
+    "NotRegistered": (500, "internal_error"),
+    "NotVerified": (500, "internal_error"),
     "UnavailableError": (503, "service_unavailable_error"),
     "Overloaded": (503, "service_unavailable_error"),
     "DeadlineUnmeetable": (504, "timeout_error"),
