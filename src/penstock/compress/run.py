@@ -4,6 +4,7 @@ V vocabulary.
 """
 
 import errno
+import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 
+from penstock import __version__
 from penstock.compress.calibration.statistics import InputStatistics
 from penstock.compress.calibration.stream import BATCH_TOKENS, LayerStream
 from penstock.compress.calibration.texts import Calibration, CalibrationOptions, read_calibration, require_likely
@@ -32,6 +34,7 @@ from penstock.errors import InternalError, InvalidRecipe, NotEnoughDisk
 from penstock.kernels import ops_for
 from penstock.models.weights import Weights
 from penstock.quant import QuantizedWeight, Scheme, layout_to_write
+from penstock.registry.provenance import MADE_BY
 from penstock.text.chat_template import ChatTemplate
 from penstock.text.tokenizer import Tokenizer
 
@@ -136,6 +139,7 @@ class Compression:
             shutil.rmtree(result, ignore_errors=True)
             layers = [work.layer(i) for i in range(self._checkpoint.config.num_layers)]
             write_model(result, self._checkpoint, layers, self._schemes, self._options.layout)
+            (result / MADE_BY).write_text(json.dumps(self._made_by(), indent=2) + "\n", encoding="utf-8")
             bytes_after = self._require_planned_size(result)
             kl, difference = self._prove(work, result, before, progress)
             reports = [UnitReport(**unit) for i in range(self._checkpoint.config.num_layers) for unit in work.report(i)]
@@ -247,6 +251,21 @@ class Compression:
             progress(what, index + 1, num_layers)
         there.unlink()
         return here
+
+    def _made_by(self) -> dict[str, Any]:
+        """Return what whoever has the result may want to know of how it came about."""
+        calibration = self.calibration
+        return {
+            "penstock": __version__,
+            "model": self._checkpoint.path.resolve().name,
+            "recipe": msgspec.to_builtins(self._options.recipe),
+            "layout": self._options.layout,
+            "calibration": {
+                "source": calibration.source,
+                "num_tokens": calibration.num_tokens,
+                "sha256": calibration.digest,
+            },
+        }
 
     def _plan(self) -> dict[str, Any]:
         """Return what has to be the same for unfinished work to be gone on with."""
