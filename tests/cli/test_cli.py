@@ -18,7 +18,9 @@ import pytest
 from tests.commands import PENSTOCK, run, serving
 
 
-@pytest.mark.parametrize("arguments", [[], ["serve"], ["chat"], ["bench"], ["eval"], ["config", "show"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["serve"], ["chat"], ["bench"], ["eval"], ["models", "add"], ["config", "show"]]
+)
 def test_help_is_instant(arguments: list[str]) -> None:
     seconds = []
     for _ in range(3):

@@ -70,7 +70,7 @@ def server() -> Iterator[Server]:
 
 
 def test_every_snippet_is_of_a_kind_that_is_tested() -> None:
-    commands = ("serve ", "chat ", "bench ", "config ", "eval", "compress ")
+    commands = ("serve ", "chat ", "bench ", "config ", "eval", "compress ", "models ")
     kinds = ("make ", "curl ", *(f"penstock {command}" for command in commands), "#python", "#yaml")
     assert len(SNIPPETS) > 10
     for place, text in SNIPPETS:
@@ -103,7 +103,7 @@ def test_flags_settings_and_metrics_in_prose_exist(file: Path) -> None:
         assert f"`{flag}`" in commands, flag
     for name in set(re.findall(r"`((?:vllm:|penstock_)\w+)`", text)):
         assert f"`{name.removesuffix('_total')}`" in metrics, name
-    for section, key in re.findall(r"`(server|scheduler|cache|runner|log|model)\.(\w+)`", text):
+    for section, key in re.findall(r"`(server|scheduler|cache|runner|registry|log|model)\.(\w+)`", text):
         if key != "safetensors":
             assert f"`{key}`" in settings, (section, key)
 
@@ -145,13 +145,18 @@ def test_python(text: str, server: Server) -> None:
 
 
 @pytest.mark.parametrize("text", run_snippets("penstock serve "))
-def test_serve(text: str, checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+def test_serve(text: str, checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = checkpoint("qwen3")
     if EXAMPLE_AWQ in text:
         coded, _ = quantize_checkpoint(model, tmp_path, lambda _: Scheme(bits=4, group=32), "awq")
         text = text.replace(EXAMPLE_AWQ, str(coded))
     if EXAMPLE_GGUF in text and not (model / "model.gguf").exists():
         write_gguf(model, model / "model.gguf", "qwen3")
+    if "registry:" in text:
+        monkeypatch.setenv("PENSTOCK__REGISTRY__URL", f"sqlite:///{tmp_path}/registry.db")
+        name = text.split("registry:")[1].split("@")[0]
+        assert run("models", "add", str(model), "--name", name).returncode == 0
+        assert run("models", "stage", f"{name}:1", "production").returncode == 0
     arguments = text.replace(EXAMPLE_GGUF, f"{model}/model.gguf").replace(EXAMPLE_MODEL, str(model)).split()[2:]
     # A free port instead of the example's.
     at = arguments.index("--port")
@@ -196,6 +201,23 @@ def test_compress(text: str, checkpoint: Callable[[str], Path], tmp_path: Path) 
     result = run(*command.split()[1:], "--samples", "4", "--sample-tokens", "48", "--force")
     assert result.returncode == 0, result.stderr
     assert (out / "config.json").is_file()
+
+
+def test_models(checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One after another, as they are read: what one registers the next shows."""
+    monkeypatch.setenv("PENSTOCK__REGISTRY__URL", f"sqlite:///{tmp_path}/registry.db")
+    (tmp_path / "report.json").write_text('{"loss": 3.5}')
+    here = {
+        EXAMPLE_MODEL: checkpoint("qwen2"),
+        "/tmp/penstock-4bit": checkpoint("llama"),
+        "/tmp/penstock-eval": tmp_path,
+        "/keys": tmp_path,
+    }
+    for text in (text for _, text in SNIPPETS if text.startswith("penstock models ")):
+        for example, path in here.items():
+            text = text.replace(example, str(path))
+        result = run(*text.split()[1:])
+        assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize("text", [text for _, text in SNIPPETS if text.startswith("#yaml") and "steps:" in text])

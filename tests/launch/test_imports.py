@@ -16,7 +16,7 @@ def _imported(code: str, names: str) -> list[str]:
 
 def test_a_server_needs_no_tensors() -> None:
     code = "import penstock.cli.main, penstock.launch.serve, penstock.launch.text, penstock.server.app, uvicorn"
-    assert _imported(code, "torch safetensors transformers huggingface_hub matplotlib") == []
+    assert _imported(code, "torch safetensors transformers huggingface_hub matplotlib sqlalchemy cryptography") == []
 
 
 def test_an_engine_needs_no_server() -> None:

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Optional
 import typer
 
 from penstock import __version__
+from penstock.cli.models import models_app
+from penstock.cli.settings import ConfigOption, load, load_found
 from penstock.errors import PenstockError
 from penstock.uncollected import uncollected
 
@@ -19,6 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 config_app = typer.Typer(help="Look at settings.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(models_app, name="models")
 app.add_typer(config_app, name="config")
 
 ModelArgument = Annotated[
@@ -32,10 +35,6 @@ TargetArgument = Annotated[
 ServedModelOption = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option("--model", help="Which of the server's models, with a URL.  [default: its first]"),
-]
-ConfigOption = Annotated[
-    Optional[Path],  # noqa: UP045
-    typer.Option("--config", help="Settings file (TOML); else PENSTOCK_CONFIG, else ./penstock.toml."),
 ]
 
 
@@ -52,18 +51,6 @@ def _root(
     ] = False,
 ) -> None:
     pass
-
-
-def _load(config: Path | None, flags: dict[str, tuple[str, Any]]) -> Any:
-    """Return the merged settings; ``flags`` maps a setting's key to (flag, value), None meaning not given."""
-    import os
-
-    from penstock.config import Flag, find_config_file, load_settings
-    from penstock.launch.settings import Settings
-
-    given = {key: Flag(name=name, value=value) for key, (name, value) in flags.items() if value is not None}
-    file = find_config_file(config, os.environ, Path.cwd())
-    return load_settings(Settings, file=file, environ=os.environ, flags=given)
 
 
 @app.command()
@@ -123,7 +110,7 @@ def serve(
     config: ConfigOption = None,
 ) -> None:
     """Serve a model through the OpenAI API."""
-    loaded = _load(
+    loaded = load(
         config,
         {
             "model.name": ("MODEL", model),
@@ -242,7 +229,7 @@ def bench(
     measured: Any = target
     if target is None or not target.startswith(("http://", "https://")):
         speculation = ("--speculate", speculate or "off")
-        measured = _load(config, {"model.name": ("MODEL", target), "speculation.method": speculation, **flags}).settings
+        measured = load_found(config, {"model.name": ("MODEL", target), "speculation.method": speculation, **flags})
     elif in_vain := [name for name, value in local if value is not None]:
         raise typer.BadParameter(f"{', '.join(in_vain)} is for a model run here, and {target} is a server")
     options = BenchOptions(
@@ -323,9 +310,7 @@ def evaluate(
     from penstock.cli.eval import EvalOptions, run_eval
 
     def settings(name: str | None, flags: dict[str, tuple[str, Any]]) -> Any:
-        return _load(
-            config, {"model.name": ("MODEL", name), "runner.threads": ("--threads", threads), **flags}
-        ).settings
+        return load_found(config, {"model.name": ("MODEL", name), "runner.threads": ("--threads", threads), **flags})
 
     of_reference = {
         "runner.dtype": ("--against-dtype", against_dtype),
@@ -409,7 +394,7 @@ def config_show(
     """Print every setting, its value and where it came from."""
     import json
 
-    loaded = _load(config, {})
+    loaded = load(config, {})
     if as_json:
         rows = [{"key": row.key, "value": row.value, "origin": row.origin} for row in loaded.values]
         typer.echo(json.dumps(rows, indent=2))

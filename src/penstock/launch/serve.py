@@ -17,6 +17,7 @@ from penstock.engine.process import ProcessClient
 from penstock.errors import PenstockError, PortInUse
 from penstock.estimate.memory import format_memory_plan
 from penstock.launch import worker
+from penstock.launch.registered import find_registered
 from penstock.launch.settings import Settings
 from penstock.protocol import ModelInfo
 from penstock.server import ServerConfig
@@ -35,6 +36,7 @@ def serve(settings: Settings, say: Callable[[str], None]) -> int:
     configure_logging(settings.log.level, settings.log.format)
     listener = _listen(settings.server)
     try:
+        settings = find_registered(settings, say)
         status: int = uvloop.run(_Server(settings, listener, say).run())
         return status
     finally:

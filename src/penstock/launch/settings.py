@@ -6,6 +6,7 @@ from typing import Annotated
 import msgspec
 
 from penstock.engine.config import CacheConfig, RunnerConfig, SchedulerConfig, SpeculationConfig
+from penstock.registry.config import RegistryConfig
 from penstock.server.config import ServerConfig
 
 
@@ -15,7 +16,8 @@ class ModelSettings:
 
     name: Annotated[str, msgspec.Meta(min_length=1)] = "penstock-mini"
     """A directory in Hugging Face layout, a GGUF file, a hub id, penstock-mini, which ships with the package, or the
-    shape of a published model with random weights, such as shape:qwen2.5-0.5b."""
+    shape of a published model with random weights, such as shape:qwen2.5-0.5b. serve, bench and eval also take
+    registry:NAME, registry:NAME:VERSION and registry:NAME@production, and verify that model first."""
     revision: str | None = None
     """A branch, tag or commit of a hub id."""
 
@@ -40,4 +42,5 @@ class Settings:
     cache: CacheConfig = field(default_factory=CacheConfig)
     runner: RunnerConfig = field(default_factory=RunnerConfig)
     speculation: SpeculationConfig = field(default_factory=SpeculationConfig)
+    registry: RegistryConfig = field(default_factory=RegistryConfig)
     log: LogSettings = field(default_factory=LogSettings)
