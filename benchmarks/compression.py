@@ -3,7 +3,7 @@
 Each recipe is run as `penstock compress` runs it, with the built-in calibration set; what was written is read back and
 read the held-out modules of the running Python's standard library, as `training/` splits them, in windows of 512
 tokens, in float32. Intervals are 95% paired bootstrap intervals over windows: of the increase over the original, and of
-the difference from rounding to nearest with the same bits, group and symmetry.
+the difference from rounding to nearest with the same bits, group and symmetry, or from zeros by magnitude.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from penstock.compress.calibration.texts import CalibrationOptions
-from penstock.compress.recipe import NAMED, Recipe, Step
+from penstock.compress.recipe import NAMED, Recipe, Step, parse_recipe
 from penstock.compress.run import Compression, CompressOptions
 from penstock.eval import cut_windows, held_out_text, window_nats
 from penstock.eval.statistics import Estimate, Metric, Table, paired_increase
@@ -41,6 +41,11 @@ RECIPES: dict[str, Recipe] = {
         for bits, group, symmetric in ((4, 128, True), (4, 128, False), (3, 128, True), (3, 128, False))
         for method in ("rtn", "gptq", "awq")
     },
+    **{
+        f"{method} {kind}": parse_recipe(f"steps: [{{match: decoder, method: {method}, {setting}}}]")
+        for kind, setting in (("50%", "sparsity: 0.5"), ("2:4", "pattern: '2:4'"))
+        for method in ("magnitude", "wanda", "sparsegpt")
+    },
     "int8": NAMED["int8"],
     "w8a8-smooth": NAMED["w8a8-smooth"],
 }
@@ -54,7 +59,8 @@ class Row:
     perplexity: float
     increase: Estimate | None
     """Over the original, as a share"""
-    over_rtn: Estimate | None
+    over_simplest: Estimate | None
+    """Over rounding to nearest, or zeros by magnitude"""
     weights_bytes: int
     seconds: float
 
@@ -81,12 +87,12 @@ def measure(num_windows: int, num_samples: int, names: list[str]) -> list[Row]:
             recipe="none",
             perplexity=_perplexity(reference),
             increase=None,
-            over_rtn=None,
+            over_simplest=None,
             weights_bytes=size,
             seconds=0,
         )
     ]
-    rounded: dict[str, Table] = {}
+    simplest: dict[str, Table] = {}
     for name in names:
         with tempfile.TemporaryDirectory() as scratch:
             out = Path(scratch) / "model"
@@ -96,15 +102,15 @@ def measure(num_windows: int, num_samples: int, names: list[str]) -> list[Row]:
             report = Compression(options).run()
             table = _nats(out, num_windows)
         method, _, kind = name.partition(" ")
-        if method == "rtn":
-            rounded[kind] = table
-        baseline = rounded.get(kind) if method != "rtn" else None
+        if method in ("rtn", "magnitude"):
+            simplest[kind] = table
+        baseline = simplest.get(kind) if simplest.get(kind) is not table else None
         rows.append(
             Row(
                 recipe=name,
                 perplexity=_perplexity(table),
                 increase=paired_increase(table, reference, PERPLEXITY),
-                over_rtn=None if baseline is None else paired_increase(table, baseline, PERPLEXITY),
+                over_simplest=None if baseline is None else paired_increase(table, baseline, PERPLEXITY),
                 weights_bytes=report.bytes_after,
                 seconds=report.seconds,
             )
@@ -119,8 +125,8 @@ def _line(row: Row) -> str:
 
     megabytes = row.weights_bytes / 1e6
     return (
-        f"| {row.recipe} | {row.perplexity:.3f} | {share(row.increase)} | {share(row.over_rtn)} | {megabytes:.2f} | "
-        f"{row.seconds:.0f} |"
+        f"| {row.recipe} | {row.perplexity:.3f} | {share(row.increase)} | {share(row.over_simplest)} | "
+        f"{megabytes:.2f} | {row.seconds:.0f} |"
     )
 
 
@@ -132,7 +138,7 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="*", default=list(RECIPES), choices=list(RECIPES))
     parser.add_argument("--json", type=Path, help="also write the rows here")
     options = parser.parse_args()
-    print("| recipe | perplexity | increase | over rtn | MB | seconds |\n|---|---|---|---|---|---|")
+    print("| recipe | perplexity | increase | over the simplest | MB | seconds |\n|---|---|---|---|---|---|")
     rows = measure(options.windows, options.samples, options.recipes)
     if options.json is not None:
         options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))

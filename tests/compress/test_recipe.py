@@ -95,6 +95,12 @@ def test_named_recipes_resolve_and_are_sound(name: str, units: list[Unit]) -> No
         ("steps: [{match: decoder, method: rtn, bits: 8, activations: dynamic}]", "set group: null"),
         ("steps: [{match: decoder, method: awq, smooth: 0.5}]", "leave smooth out"),
         ("steps: [{match: decoder, method: rtn, smooth: 2}]", "smooth is 2"),
+        ("steps: [{match: decoder, method: wanda}]", "either sparsity, such as 0.5, or pattern"),
+        ("steps: [{match: decoder, method: wanda, sparsity: 0.5, pattern: '2:4'}]", "either sparsity"),
+        ("steps: [{match: decoder, method: sparsegpt, pattern: '4:2'}]", "pattern is '4:2'"),
+        ("steps: [{match: decoder, method: magnitude, sparsity: 1}]", "sparsity is 1"),
+        ("steps: [{match: decoder, method: gptq, sparsity: 0.5}]", "gptq makes no zeros"),
+        ("steps: [{match: decoder, method: wanda, sparsity: 0.5, bits: 8}]", "wanda leaves floats"),
         ("steps: []", "no steps"),
         ("steps: [", "not YAML"),
         ("- 1", "Expected `object`"),
@@ -118,6 +124,11 @@ def test_bad_recipes_are_refused_by_name(text: str, complaint: str) -> None:
 def test_steps_that_do_not_fit_the_model_are_refused(step: str, complaint: str, units: list[Unit]) -> None:
     with pytest.raises(InvalidRecipe, match=complaint):
         resolve(parse_recipe(f"steps: [{{{step}, method: rtn}}]"), units)
+
+
+def test_a_pattern_that_does_not_divide_the_inputs_is_refused(units: list[Unit]) -> None:
+    with pytest.raises(InvalidRecipe, match=r"multiple of 10 inputs, and model\.layers\.0\.self_attn\.q_proj"):
+        resolve(parse_recipe("steps: [{match: decoder, method: wanda, pattern: '5:10'}]"), units)
 
 
 def test_a_recipe_that_is_no_file_names_those_there_are(tmp_path: Path) -> None:

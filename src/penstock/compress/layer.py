@@ -1,4 +1,4 @@
-"""Compressing one layer whose inputs were watched: scales that move between weights, then codes.
+"""Compressing one layer whose inputs were watched: scales that move between weights, then codes or zeros.
 
 N outputs, K inputs.
 """
@@ -16,6 +16,9 @@ from penstock.compress.methods.awq import awq, product_error, search_scales
 from penstock.compress.methods.gptq import gptq
 from penstock.compress.methods.rtn import rtn
 from penstock.compress.methods.smoothquant import smoothing_scales
+from penstock.compress.methods.sparsegpt import sparsegpt
+from penstock.compress.methods.sparsity import magnitude
+from penstock.compress.methods.wanda import wanda
 from penstock.compress.recipe import Treatment
 from penstock.compress.units import Unit
 from penstock.quant import QuantizedWeight, dequantize
@@ -27,7 +30,8 @@ class UnitReport:
 
     unit: str
     method: str
-    bits: int
+    bits: int | None
+    """Of a code; None where weights stay floats"""
     error: float | None
     """Norm of the change over the norm of the products; None where inputs were not watched"""
 
@@ -80,7 +84,9 @@ def compress_layer(
             tensors[f"{module}.weight"] = tensors[f"{module}.weight"] * scales[unit]
     result = CompressedLayer()
     for unit, treatment in treatments.items():
-        if treatment.method != "keep":
+        if treatment.makes_zeros:
+            _sparsify_unit(unit, treatment, tensors, statistics.get(unit), result)
+        elif treatment.makes_codes:
             _compress_unit(unit, treatment, tensors, statistics.get(unit), scales.get(unit), result)
     for name, tensor in tensors.changed.items():
         if name.removesuffix(".weight") not in result.codes:
@@ -106,15 +112,35 @@ def _compress_unit(
         codes = gptq(weight, hessian, treatment.scheme, act_order=treatment.act_order, damping=treatment.damping)
     else:
         codes = awq(weight, hessian, treatment.scheme)
-    error = None
-    if hessian is not None:
-        size = product_error(weight, hessian)
-        error = (max(product_error(dequantize(codes) - weight, hessian), 0.0) / size) ** 0.5 if size else 0.0
+    error = None if hessian is None else _error(dequantize(codes), weight, hessian)
     result.reports.append(UnitReport(unit.label, treatment.method, treatment.bits, error))
     start = 0
     for module, (num_outputs, _) in zip(unit.modules, unit.shapes, strict=True):
         result.codes[module] = codes.rows(slice(start, start + num_outputs))
         start += num_outputs
+
+
+def _sparsify_unit(
+    unit: Unit, treatment: Treatment, tensors: "_Tensors", seen: InputStatistics | None, result: CompressedLayer
+) -> None:
+    """Put zeros into each of the unit's matrices by itself: their outputs differ in scale, so shares do not compare."""
+    before = tensors.unit(unit)
+    for module in unit.modules:
+        name = f"{module}.weight"
+        if treatment.method == "magnitude" or seen is None:
+            tensors[name] = magnitude(tensors[name], treatment.zeros)
+        elif treatment.method == "wanda":
+            tensors[name] = wanda(tensors[name], seen.hessian, treatment.zeros)
+        else:
+            tensors[name] = sparsegpt(tensors[name], seen.hessian, treatment.zeros, damping=treatment.damping)
+    error = None if seen is None else _error(tensors.unit(unit), before, seen.hessian)
+    result.reports.append(UnitReport(unit.label, treatment.method, None, error))
+
+
+def _error(changed: Tensor, weight: Tensor, hessian: Tensor) -> float:
+    """Return the norm of the products' change over the norm of the products."""
+    size = product_error(weight, hessian)
+    return (max(product_error(changed - weight, hessian), 0.0) / size) ** 0.5 if size else 0.0
 
 
 class _Tensors(dict[str, Tensor]):

@@ -42,6 +42,8 @@ def describe(treatment: Treatment) -> str:
     """Return a treatment in a few words."""
     if treatment.method == "keep":
         return "kept"
+    if treatment.makes_zeros:
+        return f"{treatment.method} {treatment.pattern or format(treatment.sparsity, '.0%') + ' zeros'}"
     words = [f"{treatment.method} {treatment.bits} bits", "a row" if treatment.group is None else f"g{treatment.group}"]
     if not treatment.symmetric:
         words.append("asymmetric")
@@ -72,9 +74,9 @@ def coverage(checkpoint: Checkpoint, treatments: Mapping[Unit, Treatment]) -> li
     for (component, treatment_text), members in groups.items():
         before = sum(unit.num_weights for unit, _ in members) * itemsize
         after = sum(
-            unit.num_weights * itemsize
-            if treatment.method == "keep"
-            else sum(code_bytes(shape, treatment.scheme) for shape in unit.shapes)
+            sum(code_bytes(shape, treatment.scheme) for shape in unit.shapes)
+            if treatment.makes_codes
+            else unit.num_weights * itemsize
             for unit, treatment in members
         )
         rows.append(
@@ -120,7 +122,7 @@ def estimate(
         operations += sum(2 * num_tokens * unit.num_inputs**2 for unit in watched)
         for unit, treatment in members:
             K = unit.num_inputs
-            if treatment.method == "gptq":
+            if treatment.method in ("gptq", "sparsegpt"):
                 operations += 2 * K**3 + 2 * unit.num_weights * K
             elif treatment.method == "awq":
                 operations += 2 * (_AWQ_TRIALS + 2) * unit.num_weights * K

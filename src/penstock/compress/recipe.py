@@ -24,12 +24,13 @@ from typing import Literal
 import msgspec
 import yaml
 
+from penstock.compress.methods.sparsity import Sparsity
 from penstock.compress.units import Unit
 from penstock.errors import InvalidRecipe
 from penstock.quant import Scheme
 
 COMPONENTS = ("decoder", "attention", "mlp")
-Method = Literal["keep", "rtn", "gptq", "awq"]
+Method = Literal["keep", "rtn", "gptq", "awq", "magnitude", "wanda", "sparsegpt"]
 
 
 class Treatment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -45,11 +46,32 @@ class Treatment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     act_order: bool = True
     """GPTQ: inputs that matter most go first"""
     damping: float = 0.01
-    """GPTQ: share of the mean second moment added to all. More: steadier with little data"""
+    """GPTQ and SparseGPT: share of the mean second moment added to all. More: steadier with little data"""
     activations: Literal["dynamic"] | None = None
     """``dynamic``: activations are rounded to 8 bits where the model runs, with a scale for each token"""
     smooth: float | None = None
     """SmoothQuant's strength, 0 to 1; null: not smoothed"""
+    sparsity: float | None = None
+    """Share of the weights that become zero, for magnitude, Wanda and SparseGPT"""
+    pattern: str | None = None
+    """In its place, ``2:4``: 2 of every 4 inputs stay"""
+
+    @property
+    def makes_codes(self) -> bool:
+        """Whether weights become codes of few bits."""
+        return self.method in ("rtn", "gptq", "awq")
+
+    @property
+    def makes_zeros(self) -> bool:
+        """Whether some weights become zero, the others staying floats."""
+        return self.method in ("magnitude", "wanda", "sparsegpt")
+
+    @property
+    def zeros(self) -> Sparsity:
+        """Which weights become zero, where some do."""
+        found = Sparsity(self.sparsity or 0.0) if self.pattern is None else Sparsity.read_pattern(self.pattern)
+        assert found is not None
+        return found
 
     @property
     def scheme(self) -> Scheme:
@@ -59,7 +81,7 @@ class Treatment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     @property
     def needs_statistics(self) -> bool:
         """Whether calibration inputs matter to it."""
-        return self.method in ("gptq", "awq") or self.smooth is not None
+        return self.method in ("gptq", "awq", "wanda", "sparsegpt") or self.smooth is not None
 
 
 class Step(Treatment, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -135,6 +157,7 @@ def resolve(recipe: Recipe, units: list[Unit]) -> dict[Unit, Treatment]:
             if not chosen:
                 raise InvalidRecipe(_nothing(f"step {number}", pattern, step, units))
             for unit in chosen:
+                _require_runs(step, unit, f"step {number}")
                 resolved[unit] = step
     return resolved
 
@@ -156,11 +179,45 @@ def _check(step: Step, where: str) -> None:
             step.activations is not None and step.group is not None,
             "rounded activations need one scale for each output; set group: null",
         ),
+        (
+            step.makes_zeros and (step.sparsity is None) == (step.pattern is None),
+            f"{step.method} takes either sparsity, such as 0.5, or pattern, such as '2:4'",
+        ),
+        (
+            not step.makes_zeros and (step.sparsity is not None or step.pattern is not None),
+            f"{step.method} makes no zeros; leave sparsity and pattern out, or take magnitude, wanda or sparsegpt",
+        ),
+        (
+            step.sparsity is not None and not 0 < step.sparsity < 1,
+            f"sparsity is {step.sparsity}; it is a share between 0 and 1",
+        ),
+        (
+            step.pattern is not None and Sparsity.read_pattern(step.pattern) is None,
+            f"pattern is {step.pattern!r}; it says how many of how many inputs stay, as '2:4' does",
+        ),
+        (
+            step.makes_zeros and _codes_of(step) != _codes_of(KEEP),
+            f"{step.method} leaves floats; leave bits, group, symmetric, activations and smooth out",
+        ),
         (step.smooth is not None and step.method == "awq", "AWQ finds scales of its own; leave smooth out"),
     ]
     for is_fault, message in faults:
         if is_fault:
             raise InvalidRecipe(f"{where}: {message}")
+
+
+def _codes_of(treatment: Treatment) -> tuple[object, ...]:
+    """Return what only matters where codes are made."""
+    return treatment.bits, treatment.group, treatment.symmetric, treatment.activations, treatment.smooth
+
+
+def _require_runs(step: Step, unit: Unit, where: str) -> None:
+    """Raise ``InvalidRecipe`` if the step's pattern does not divide the unit's inputs."""
+    run = step.zeros.run if step.makes_zeros else None
+    if run is not None and unit.num_inputs % run:
+        raise InvalidRecipe(
+            f"{where}: pattern {step.pattern} needs a multiple of {run} inputs, and {unit.label} has {unit.num_inputs}"
+        )
 
 
 def _matches(pattern: str, unit: Unit, where: str) -> bool:

@@ -97,13 +97,14 @@ class Compression:
         schemes = {
             module: treatment.scheme
             for unit, treatment in self.treatments.items()
-            if treatment.method != "keep"
+            if treatment.makes_codes
             for module in unit.modules
         }
-        if not schemes:
+        if all(treatment.method == "keep" for treatment in self.treatments.values()):
             raise InvalidRecipe("every unit is kept as it is: there is nothing to compress")
         self._schemes = schemes
-        _require_layout(options.layout, schemes, self.treatments)
+        if schemes:
+            _require_layout(options.layout, schemes, self.treatments)
         self.calibration: Calibration = read_calibration(
             options.calibration,
             Tokenizer.load(options.model),
@@ -286,7 +287,7 @@ def _require_layout(name: str, schemes: Mapping[str, Scheme], treatments: Mappin
     kinds = {
         (treatment.scheme, shape)
         for unit, treatment in treatments.items()
-        if treatment.method != "keep"
+        if treatment.makes_codes
         for shape in unit.shapes
     }
     for scheme, shape in kinds:

@@ -42,7 +42,7 @@ def gptq(
     wide = grid.per_input(group, num_inputs)
     scales, zeros = wide.scales[:, order].contiguous(), wide.zeros[:, order].contiguous()
     weight = weight[:, order].contiguous()
-    upper = _inverse_factor(hessian[order][:, order], damping)
+    upper = inverse_factor(hessian[order][:, order], damping)
     codes = torch.empty_like(weight)
     # A group that begins anew needs everything before it done.
     block = BLOCK if act_order or scheme.group is None else group
@@ -63,7 +63,7 @@ def gptq(
     return as_codes(codes[:, order.argsort()], grid, scheme)
 
 
-def _inverse_factor(hessian: Tensor, damping: float) -> Tensor:
+def inverse_factor(hessian: Tensor, damping: float) -> Tensor:
     """Return the upper Cholesky factor [K, K] of the damped inverse."""
     mean = hessian.diagonal().mean()
     share = damping
@@ -76,7 +76,7 @@ def _inverse_factor(hessian: Tensor, damping: float) -> Tensor:
             upper: Tensor = factor
             if not failed and upper.isfinite().all():
                 return upper
-        _log.warning("gptq_damped_more", damping=share, next=share * 10)
+        _log.warning("hessian_damped_more", damping=share, next=share * 10)
         share *= 10
     raise CalibrationUnfit(
         "the calibration data's second moments are not positive definite even when damped; give more, or more varied, "
