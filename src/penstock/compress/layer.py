@@ -112,7 +112,7 @@ def _compress_unit(
         codes = gptq(weight, hessian, treatment.scheme, act_order=treatment.act_order, damping=treatment.damping)
     else:
         codes = awq(weight, hessian, treatment.scheme)
-    error = None if hessian is None else _error(dequantize(codes), weight, hessian)
+    error = None if hessian is None else relative_error(dequantize(codes), weight, hessian)
     result.reports.append(UnitReport(unit.label, treatment.method, treatment.bits, error))
     start = 0
     for module, (num_outputs, _) in zip(unit.modules, unit.shapes, strict=True):
@@ -133,11 +133,11 @@ def _sparsify_unit(
             tensors[name] = wanda(tensors[name], seen.hessian, treatment.zeros)
         else:
             tensors[name] = sparsegpt(tensors[name], seen.hessian, treatment.zeros, damping=treatment.damping)
-    error = None if seen is None else _error(tensors.unit(unit), before, seen.hessian)
+    error = None if seen is None else relative_error(tensors.unit(unit), before, seen.hessian)
     result.reports.append(UnitReport(unit.label, treatment.method, None, error))
 
 
-def _error(changed: Tensor, weight: Tensor, hessian: Tensor) -> float:
+def relative_error(changed: Tensor, weight: Tensor, hessian: Tensor) -> float:
     """Return the norm of the products' change over the norm of the products."""
     size = product_error(weight, hessian)
     return (max(product_error(changed - weight, hessian), 0.0) / size) ** 0.5 if size else 0.0

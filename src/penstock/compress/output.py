@@ -6,6 +6,7 @@ codes, and tensors that changed, by their own names.
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -30,12 +31,20 @@ def tensors_of(layer: CompressedLayer) -> dict[str, Tensor]:
 
 
 def write_model(
-    directory: Path, checkpoint: Checkpoint, layers: list[Path], schemes: Mapping[str, Scheme], layout: str
+    directory: Path,
+    checkpoint: Checkpoint,
+    layers: Mapping[int, Path],
+    schemes: Mapping[str, Scheme],
+    layout: str,
+    changes: Mapping[str, Any],
 ) -> None:
     """Write the model to ``directory``, matrices of ``schemes``, by module, being in codes in the files ``layers``.
 
+    ``layers``, by number, follow each other in the model, which has no others; ``changes`` are those of config.json.
     Raises ``InvalidSetting`` for what the ``layout`` cannot say.
     """
+
+    numbers = {layer: number for number, layer in enumerate(sorted(layers))}
 
     def weights() -> Iterator[tuple[str, QuantizedWeight | Tensor]]:
         for name in checkpoint.names:
@@ -43,6 +52,8 @@ def write_model(
             module = name.removesuffix(".weight")
             if layer is None:
                 yield name, checkpoint.read(name)
+                continue
+            if layer not in layers:
                 continue
             with safe_open(layers[layer], framework="pt") as done:
                 there = set(done.keys())
@@ -57,9 +68,10 @@ def write_model(
                         ),
                     )
                 else:
-                    yield name, done.get_tensor(name) if name in there else checkpoint.read(name)
+                    written = name.replace(f"layers.{layer}.", f"layers.{numbers[layer]}.", 1)
+                    yield written, done.get_tensor(name) if name in there else checkpoint.read(name)
 
-    write_checkpoint(directory, checkpoint.path, weights(), layout, shard_bytes=_SHARD_BYTES)
+    write_checkpoint(directory, checkpoint.path, weights(), layout, shard_bytes=_SHARD_BYTES, changes=changes)
 
 
 def _own(tensor: Tensor) -> Tensor:

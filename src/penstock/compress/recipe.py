@@ -13,6 +13,12 @@
       - match: "*.self_attn.o_proj"
         method: keep
 
+In place of steps, ``remove`` takes parts out, by how much they matter:
+
+    remove:
+      layers: 2                   # so many
+      channels: 0.25              # so large a share of each feed-forward's
+
 What a later step says of a matrix counts. Components: ``decoder`` (every layer), ``attention``, ``mlp``.
 """
 
@@ -92,10 +98,20 @@ class Step(Treatment, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Numbers and ranges, such as ``0-3, 7``; null: all"""
 
 
-class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Steps, of which later ones count."""
+class Removal(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is taken out of a model, by its importance on calibration texts."""
 
-    steps: list[Step]
+    layers: int = 0
+    """How many; those that change what they read least"""
+    channels: float = 0.0
+    """Share of each feed-forward's; those that add least to its result"""
+
+
+class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Steps, of which later ones count; or what to remove."""
+
+    steps: list[Step] = []
+    remove: Removal | None = None
 
 
 KEEP = Treatment(method="keep")
@@ -135,8 +151,7 @@ def parse_recipe(text: str) -> Recipe:
         raise InvalidRecipe(f"{error}; see the steps that a recipe has in docs/compressing.md") from error
     for number, step in enumerate(recipe.steps, start=1):
         _check(step, f"step {number}")
-    if not recipe.steps:
-        raise InvalidRecipe("there are no steps")
+    _check_removal(recipe)
     return recipe
 
 
@@ -160,6 +175,22 @@ def resolve(recipe: Recipe, units: list[Unit]) -> dict[Unit, Treatment]:
                 _require_runs(step, unit, f"step {number}")
                 resolved[unit] = step
     return resolved
+
+
+def _check_removal(recipe: Recipe) -> None:
+    removal = recipe.remove
+    if removal is None:
+        if not recipe.steps:
+            raise InvalidRecipe("there are no steps")
+        return
+    if recipe.steps:
+        raise InvalidRecipe("remove stands alone: make the smaller model first, then follow the steps with that one")
+    if removal.layers < 0:
+        raise InvalidRecipe(f"remove.layers is {removal.layers}; it is a number of layers")
+    if not 0 <= removal.channels < 1:
+        raise InvalidRecipe(f"remove.channels is {removal.channels}; it is a share from 0 to below 1")
+    if not removal.layers and not removal.channels:
+        raise InvalidRecipe("remove takes nothing out: set layers, a number, or channels, a share")
 
 
 def _check(step: Step, where: str) -> None:

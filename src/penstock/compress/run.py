@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,12 @@ from penstock.compress.layer import UnitReport, compress_layer
 from penstock.compress.output import tensors_of, write_model
 from penstock.compress.plan import CoverageRow, Estimate, coverage, estimate
 from penstock.compress.recipe import Recipe, Treatment, resolve
+from penstock.compress.removal import Shape, layers_to_keep, remove_channels, smaller_config
 from penstock.compress.units import Unit, units_of
-from penstock.compress.work import WorkDirectory, keep, require_room, unfinished
+from penstock.compress.work import WorkDirectory, keep, require_room, unfinished, write_whole
 from penstock.errors import InternalError, InvalidRecipe, NotEnoughDisk
 from penstock.kernels import ops_for
+from penstock.models import read_config
 from penstock.models.weights import Weights
 from penstock.quant import QuantizedWeight, Scheme, layout_to_write
 from penstock.registry.provenance import MADE_BY
@@ -100,9 +102,11 @@ class Compression:
             if treatment.makes_codes
             for module in unit.modules
         }
-        if all(treatment.method == "keep" for treatment in self.treatments.values()):
+        if options.recipe.remove is None and all(treatment.method == "keep" for treatment in self.treatments.values()):
             raise InvalidRecipe("every unit is kept as it is: there is nothing to compress")
         self._schemes = schemes
+        removal = options.recipe.remove
+        self._shape = None if removal is None else Shape.plan(removal, checkpoint.config)
         if schemes:
             _require_layout(options.layout, schemes, self.treatments)
         self.calibration: Calibration = read_calibration(
@@ -112,12 +116,18 @@ class Compression:
             num_inputs=max(unit.num_inputs for unit in self.treatments),
         )
         sequences = self.calibration.sequences
-        if not any(treatment.needs_statistics for treatment in self.treatments.values()):
+        if self._shape is None and not any(treatment.needs_statistics for treatment in self.treatments.values()):
             sequences = sequences[:_NUM_PROBES]
         self._ops = ops_for(torch.float32)
         self._stream = LayerStream(checkpoint.config, checkpoint, sequences, self._ops)
+        # Runs layers as wide as they become.
+        width = checkpoint.config.intermediate_size if self._shape is None else self._shape.num_channels
+        narrow = replace(checkpoint.config, intermediate_size=width)
+        self._outcome = LayerStream(narrow, checkpoint, sequences, self._ops)
         self._probes = sequences[:_NUM_PROBES]
         self.coverage: list[CoverageRow] = coverage(checkpoint, self.treatments)
+        if self._shape is not None:
+            self.coverage = [self._shape.cover(row, checkpoint.config) for row in self.coverage]
         self._planned_bytes = sum(row.bytes_after for row in self.coverage)
         self.estimate: Estimate = estimate(
             checkpoint, self.treatments, self._stream.num_tokens, BATCH_TOKENS, self._planned_bytes
@@ -135,11 +145,13 @@ class Compression:
         work = WorkDirectory(self._options.out, self._plan(), restart=self._options.restart)
         with _full_disk_explained(work.path):
             before = self._probe(work, progress)
-            first = self._run_layers(work, progress)
+            kept = self._choose_layers(work, progress)
+            changes = {} if self._shape is None else smaller_config(self._checkpoint, kept, self._shape, work.path)
+            first = self._run_layers(work, kept, progress)
             result = work.path / "result"
             shutil.rmtree(result, ignore_errors=True)
-            layers = [work.layer(i) for i in range(self._checkpoint.config.num_layers)]
-            write_model(result, self._checkpoint, layers, self._schemes, self._options.layout)
+            layers = {i: work.layer(i) for i in kept}
+            write_model(result, self._checkpoint, layers, self._schemes, self._options.layout, changes)
             (result / MADE_BY).write_text(json.dumps(self._made_by(), indent=2) + "\n", encoding="utf-8")
             bytes_after = self._require_planned_size(result)
             kl, difference = self._prove(work, result, before, progress)
@@ -168,7 +180,25 @@ class Compression:
         require_likely(loss / count, self.calibration, self._options.calibration)
         return loss / count, logits
 
-    def _run_layers(self, work: WorkDirectory, progress: Progress) -> int:
+    def _choose_layers(self, work: WorkDirectory, progress: Progress) -> list[int]:
+        """Return the layers that stay, having measured them where some go."""
+        num_layers = self._checkpoint.config.num_layers
+        if self._shape is None or self._shape.num_layers == num_layers:
+            return list(range(num_layers))
+        measured = work.path / "similarities.json"
+        if not measured.is_file():
+            found: list[float] = []
+            self._run_through(
+                self._stream,
+                work.path / "measured",
+                "measuring layers",
+                progress,
+                lambda before, after: found.append(self._stream.similarity(before, after)),
+            ).unlink()
+            write_whole(measured, json.dumps(found).encode())
+        return layers_to_keep(json.loads(measured.read_text(encoding="utf-8")), self._shape.num_layers)
+
+    def _run_layers(self, work: WorkDirectory, kept: list[int], progress: Progress) -> int:
         """Compress the layers that are not done, and return the first of them."""
         num_layers, stream = self._checkpoint.config.num_layers, self._stream
         first = work.first_unfinished(num_layers)
@@ -176,7 +206,13 @@ class Compression:
             stream.embed(unfinished(work.hidden(0)))
             keep(work.hidden(0))
         for index in range(first, num_layers):
-            self._run_layer(work, index, progress)
+            if index in kept:
+                self._run_layer(work, index, progress)
+            else:
+                shutil.copyfile(work.hidden(index), unfinished(work.hidden(index + 1)))
+                keep(work.hidden(index + 1))
+                work.save_layer(index, {}, [])
+                work.hidden(index).unlink()
         return first
 
     def _run_layer(self, work: WorkDirectory, index: int, progress: Progress) -> None:
@@ -192,16 +228,24 @@ class Compression:
             if modules in watched:
                 watched[modules].add(x)
 
+        cuts = self._shape is not None and self._shape.num_channels < self._checkpoint.config.intermediate_size
+        if cuts:
+            watched |= {unit.modules: InputStatistics(unit.num_inputs) for unit in treatments if unit.role == "down"}
         name = f"layer {index + 1} of {num_layers}"
         counted = _counted(progress, f"{name}: watching", stream.num_tokens)
         if watched:
             stream.run_layer(index, work.hidden(index), None, observe=observe, progress=counted)
         progress(f"{name}: compressing", 0, 1)
         statistics = {unit: watched[unit.modules] for unit in treatments if unit.modules in watched}
-        layer = compress_layer(self._checkpoint, treatments, statistics)
+        if self._shape is not None and cuts:
+            layer = remove_channels(self._checkpoint, statistics, list(treatments), self._shape.num_channels)
+        else:
+            layer = compress_layer(self._checkpoint, treatments, statistics)
         counted = _counted(progress, f"{name}: running", stream.num_tokens)
         target = work.hidden(index + 1)
-        stream.run_layer(index, work.hidden(index), unfinished(target), replaced=layer.replaced(), progress=counted)
+        self._outcome.run_layer(
+            index, work.hidden(index), unfinished(target), replaced=layer.replaced(), progress=counted
+        )
         keep(target)
         work.save_layer(index, tensors_of(layer), [asdict(report) for report in layer.reports])
         work.hidden(index).unlink()
@@ -216,7 +260,7 @@ class Compression:
         config = self._checkpoint.config
         with Weights(result) as reopened:
             pass
-        stream = LayerStream(config, reopened, self._probes, self._ops)
+        stream = LayerStream(read_config(result), reopened, self._probes, self._ops)
         final = self._run_through(stream, work.path / "proof", "reading it back", progress)
         kl, largest, difference, count = 0.0, 0.0, 0.0, 0
         made = islice(self._stream.finished(work.hidden(config.num_layers)), len(self._probes))
@@ -241,13 +285,24 @@ class Compression:
             )
         return num_bytes
 
-    def _run_through(self, stream: LayerStream, path: Path, what: str, progress: Progress) -> Path:
-        """Run all layers of ``stream`` and return the file with what the last one left."""
-        num_layers = self._checkpoint.config.num_layers
+    def _run_through(
+        self,
+        stream: LayerStream,
+        path: Path,
+        what: str,
+        progress: Progress,
+        compare: Callable[[Path, Path], None] = lambda before, after: None,
+    ) -> Path:
+        """Run all layers of ``stream`` and return the file with what the last one left.
+
+        ``compare`` is given the files of what each layer read and left.
+        """
+        num_layers = stream.num_layers
         here, there = path.with_suffix(".0"), path.with_suffix(".1")
         stream.embed(here)
         for index in range(num_layers):
             stream.run_layer(index, here, there)
+            compare(here, there)
             here, there = there, here
             progress(what, index + 1, num_layers)
         there.unlink()

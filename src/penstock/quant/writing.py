@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,14 @@ def write_checkpoint(
     layout: str = "compressed-tensors",
     *,
     shard_bytes: int = _SHARD_BYTES,
+    changes: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the model in directory ``source`` with other ``weights`` to ``directory``, which must not have one.
 
     ``weights`` are, by name and one at a time, projections in codes (``model.layers.0.mlp.up_proj``) and other tensors
     as they are (``model.norm.weight``). ``layout`` is one of ``LAYOUTS``; without any codes it says nothing. No more
-    than ``shard_bytes`` and a tensor are held. config.json comes last: a directory with one is whole.
+    than ``shard_bytes`` and a tensor are held. ``changes`` are those to make in config.json, which comes last: a
+    directory with one is whole.
     Raises ``InvalidSetting`` for what the layout cannot say.
     """
     if directory.exists() and any(directory.iterdir()):
@@ -54,7 +56,7 @@ def write_checkpoint(
                 yield name, weight
 
     _write_shards(directory, tensors(), shard_bytes)
-    config = _read_config(source)
+    config = _read_config(source) | dict(changes or {})
     config.pop("quantization_config", None)
     if not schemes and untouched:
         config.pop("torch_dtype", None)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from penstock.compress.units import NamedTensors, Observer, WatchedOps
@@ -33,6 +34,7 @@ class LayerStream:
         self, config: ModelConfig, weights: TensorSource, sequences: Sequence[Sequence[int]], ops: Ops
     ) -> None:
         self.num_tokens = sum(map(len, sequences))
+        self.num_layers = config.num_layers
         self._config = config
         self._weights = weights
         self._sequences = sequences
@@ -90,6 +92,15 @@ class LayerStream:
             rows = hidden[start : start + len(sequence)]
             yield torch.tensor(sequence), ends.logits(ends.finish(torch.from_numpy(rows.copy())))
             start += len(sequence)
+
+    def similarity(self, before: Path, after: Path) -> float:
+        """Return the mean cosine between a token's hidden states in two files."""
+        x, y, total = self.read(before), self.read(after), 0.0
+        for _, rows in self._rows():
+            total += (
+                F.cosine_similarity(torch.from_numpy(x[rows].copy()), torch.from_numpy(y[rows].copy())).sum().item()
+            )
+        return total / self.num_tokens
 
     def read(self, path: Path) -> np.memmap[tuple[int, int], np.dtype[np.float32]]:
         """Return the hidden states [T, E] in file ``path``."""
