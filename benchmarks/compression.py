@@ -48,7 +48,7 @@ RECIPES: dict[str, Recipe] = {
     },
     **{f"{n} layers fewer": parse_recipe(f"remove: {{layers: {n}}}") for n in (1, 2)},
     **{
-        f"{share:.0%} of channels fewer": parse_recipe(f"remove: {{channels: {share}}}") for share in (0.125, 0.25, 0.5)
+        f"{share:.1%} of channels fewer": parse_recipe(f"remove: {{channels: {share}}}") for share in (0.125, 0.25, 0.5)
     },
     "int8": NAMED["int8"],
     "w8a8-smooth": NAMED["w8a8-smooth"],
