@@ -3,19 +3,23 @@
 Each recipe is run as `penstock compress` runs it, with the built-in calibration set; what was written is read back and
 read the held-out modules of the running Python's standard library, as `training/` splits them, in windows of 512
 tokens, in float32. Intervals are 95% paired bootstrap intervals over windows: of the increase over the original, and of
-the difference from rounding to nearest with the same bits, group and symmetry, or from zeros by magnitude.
+the difference from rounding to nearest with the same bits, group and symmetry, or from zeros by magnitude. ``auto at
+NAME`` is the recipe found for the size of the recipe NAME, which has to be measured before it, and its difference is that
+from NAME.
 """
 
 import argparse
 import json
 import math
 import tempfile
-from dataclasses import asdict, dataclass
+import time
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from penstock.compress.auto.search import Goal, Search
 from penstock.compress.calibration.texts import CalibrationOptions
 from penstock.compress.recipe import NAMED, Recipe, Step, parse_recipe
 from penstock.compress.run import Compression, CompressOptions
@@ -53,6 +57,8 @@ RECIPES: dict[str, Recipe] = {
     "int8": NAMED["int8"],
     "w8a8-smooth": NAMED["w8a8-smooth"],
 }
+AUTO = "auto at "
+NAMES = (*RECIPES, *(f"{AUTO}{name}" for name in RECIPES if name.startswith("gptq")))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,8 +69,8 @@ class Row:
     perplexity: float
     increase: Estimate | None
     """Over the original, as a share"""
-    over_simplest: Estimate | None
-    """Over rounding to nearest, or zeros by magnitude"""
+    over_baseline: Estimate | None
+    """Over rounding with the same bits, zeros by magnitude, or what a found recipe is as large as"""
     weights_bytes: int
     seconds: float
 
@@ -91,32 +97,40 @@ def measure(num_windows: int, num_samples: int, names: list[str]) -> list[Row]:
             recipe="none",
             perplexity=_perplexity(reference),
             increase=None,
-            over_simplest=None,
+            over_baseline=None,
             weights_bytes=size,
             seconds=0,
         )
     ]
-    simplest: dict[str, Table] = {}
+    measured: dict[str, tuple[Table, int]] = {}
     for name in names:
         with tempfile.TemporaryDirectory() as scratch:
             out = Path(scratch) / "model"
+            like = name.removeprefix(AUTO)
             options = CompressOptions(
-                model=original, out=out, recipe=RECIPES[name], calibration=CalibrationOptions(num_samples=num_samples)
+                model=original, out=out, recipe=RECIPES[like], calibration=CalibrationOptions(num_samples=num_samples)
             )
+            start = time.perf_counter()
+            if like != name:
+                found = Search(options, Goal(target_bytes=measured[like][1])).run()
+                options = replace(options, recipe=found.recipe)
             report = Compression(options).run()
+            seconds = time.perf_counter() - start
             table = _nats(out, num_windows)
+        measured[name] = table, report.bytes_after
         method, _, kind = name.partition(" ")
-        if method in ("rtn", "magnitude"):
-            simplest[kind] = table
-        baseline = simplest.get(kind) if simplest.get(kind) is not table else None
+        zeros = method in ("magnitude", "wanda", "sparsegpt")
+        baseline = like if like != name else f"{'magnitude' if zeros else 'rtn'} {kind}"
         rows.append(
             Row(
                 recipe=name,
                 perplexity=_perplexity(table),
                 increase=paired_increase(table, reference, PERPLEXITY),
-                over_simplest=None if baseline is None else paired_increase(table, baseline, PERPLEXITY),
+                over_baseline=paired_increase(table, measured[baseline][0], PERPLEXITY)
+                if baseline in measured and baseline != name
+                else None,
                 weights_bytes=report.bytes_after,
-                seconds=report.seconds,
+                seconds=seconds,
             )
         )
         print(_line(rows[-1]), flush=True)
@@ -129,7 +143,7 @@ def _line(row: Row) -> str:
 
     megabytes = row.weights_bytes / 1e6
     return (
-        f"| {row.recipe} | {row.perplexity:.3f} | {share(row.increase)} | {share(row.over_simplest)} | "
+        f"| {row.recipe} | {row.perplexity:.3f} | {share(row.increase)} | {share(row.over_baseline)} | "
         f"{megabytes:.2f} | {row.seconds:.0f} |"
     )
 
@@ -139,10 +153,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--windows", type=int, default=256)
     parser.add_argument("--samples", type=int, default=128)
-    parser.add_argument("--recipes", nargs="*", default=list(RECIPES), choices=list(RECIPES))
+    parser.add_argument("--recipes", nargs="*", default=list(NAMES), choices=NAMES)
     parser.add_argument("--json", type=Path, help="also write the rows here")
     options = parser.parse_args()
-    print("| recipe | perplexity | increase | over the simplest | MB | seconds |\n|---|---|---|---|---|---|")
+    print("| recipe | perplexity | increase | over baseline | MB | seconds |\n|---|---|---|---|---|---|")
     rows = measure(options.windows, options.samples, options.recipes)
     if options.json is not None:
         options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from penstock.units import format_bytes, format_duration, parse_bytes, parse_duration
+from penstock.units import format_bytes, format_duration, parse_bytes, parse_duration, parse_share
 
 
 @pytest.mark.parametrize(
@@ -36,3 +36,10 @@ def test_what_is_no_duration(text: str) -> None:
 def test_printing() -> None:
     assert format_bytes(12.3 * 1024**2) == "12.3 MiB"
     assert format_duration(0.00085) == "850 µs"
+
+
+def test_percentages() -> None:
+    assert [parse_share(text) for text in ("1%", " 0.5 % ", "100%")] == [0.01, 0.005, 1]
+    for text in ("1", "0.01", "%", "-1%", "1%%", "1 kB%"):
+        with pytest.raises(ValueError, match="not a percentage"):
+            parse_share(text)

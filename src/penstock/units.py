@@ -4,6 +4,8 @@ import re
 
 _AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zµ]*)\s*", re.IGNORECASE)
 
+_PERCENT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*")
+
 _BYTE_UNITS = {
     "": 1,
     "b": 1,
@@ -20,6 +22,14 @@ def parse_bytes(text: str) -> int:
     if match is None or match[2].lower() not in _BYTE_UNITS:
         raise ValueError(f"{text!r} is not a size; write bytes or use KiB, MiB, GiB, TiB, kB, MB, GB, TB")
     return int(float(match[1]) * _BYTE_UNITS[match[2].lower()])
+
+
+def parse_share(text: str) -> float:
+    """Return the share that ``text`` names in percent: ``1%``, ``0.5 %``. Raises ValueError for other text."""
+    match = _PERCENT.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r} is not a percentage; write one such as 1%")
+    return float(match[1]) / 100
 
 
 def parse_duration(text: str) -> float:

@@ -46,3 +46,41 @@ def test_what_cannot_be_done_is_said_in_a_line(
     assert complaint in result.stderr
     assert result.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_recipe_is_found_for_a_size(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    model, out = checkpoint("llama"), tmp_path / "out"
+    command = ["compress", str(model), *FEW]
+    planned = run(*command, "-o", str(out), "--max-loss", "1%", "--dry-run", "--json")
+    assert planned.returncode == 0, planned.stderr
+    reach = json.loads(planned.stdout)
+    target = (reach["smallest_bytes"] + reach["largest_bytes"]) // 2
+    result = run(*command, "-o", str(out), "--target-size", f"{target / 1000}kB", "--json")
+    assert result.returncode == 0, result.stderr
+    answer = json.loads(result.stdout)
+    assert answer["report"]["bytes_after"] <= target
+    assert "rank correlation with the KL" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    # The recipe is one like any other.
+    again = run(*command, "-o", str(tmp_path / "again"), "--recipe", str(out / "recipe.yaml"))
+    assert again.returncode == 0, again.stderr
+    first, second = ((path / "model.safetensors").read_bytes() for path in (out, tmp_path / "again"))
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "complaint"),
+    [
+        (["--target-size", "1kB"], 1, "1,000 bytes cannot be reached"),
+        (["--target-size", "small"], 2, "is not a size"),
+        (["--max-loss", "0.01"], 2, "is not a percentage"),
+        (["--max-loss", "1%", "--recipe", "int8"], 2, "exclude each other"),
+    ],
+)
+def test_goals_that_cannot_be_reached_are_refused(
+    arguments: list[str], status: int, complaint: str, checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    result = run("compress", str(checkpoint("llama")), "-o", str(tmp_path / "out"), *FEW, *arguments)
+    assert result.returncode == status
+    assert complaint in " ".join(result.stderr.replace("│", " ").split())
+    assert list(tmp_path.iterdir()) == []

@@ -348,8 +348,17 @@ def compress(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Directory to make; must not exist.")],
     recipe: Annotated[
-        str, typer.Option(help="int8, w4a16-gptq, w4a16-awq, w8a8-smooth, or a YAML file.")
-    ] = "w4a16-gptq",
+        Optional[str],  # noqa: UP045
+        typer.Option(help="int8, w4a16-gptq, w4a16-awq, w8a8-smooth, or a YAML file.  [default: w4a16-gptq]"),
+    ] = None,
+    target_size: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Find the recipe that loses least at this size, such as 1.2GB, instead of --recipe."),
+    ] = None,
+    max_loss: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Find the smallest model whose perplexity rises no more, such as 1%, instead of --recipe."),
+    ] = None,
     layout: Annotated[
         str, typer.Option(help="compressed-tensors, gptq, gptq_v2 or awq: how the codes are packed.")
     ] = "compressed-tensors",
@@ -367,23 +376,24 @@ def compress(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON to stdout, tables to stderr.")] = False,
 ) -> None:
     """Make a smaller model, layer by layer; interrupted, the same command goes on at its last layer."""
-    from penstock.cli.compress import run_compress
+    from penstock.cli.compress import read_goal, run_compress
     from penstock.compress.calibration.texts import CalibrationOptions
     from penstock.compress.recipe import read_recipe
     from penstock.compress.run import CompressOptions
     from penstock.models import resolve_model
 
+    goal = read_goal(recipe, target_size, max_loss)
     options = CompressOptions(
         model=resolve_model(model, revision),
         out=out.expanduser(),
-        recipe=read_recipe(recipe),
+        recipe=read_recipe(recipe or "w4a16-gptq"),
         layout=layout,
         calibration=CalibrationOptions(
             path=calibration, num_samples=samples, length=sample_tokens, seed=seed, force=force
         ),
         restart=restart,
     )
-    raise typer.Exit(run_compress(options, dry_run=dry_run, as_json=as_json))
+    raise typer.Exit(run_compress(options, goal, dry_run=dry_run, as_json=as_json))
 
 
 @config_app.command("show")

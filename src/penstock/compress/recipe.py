@@ -19,7 +19,8 @@ In place of steps, ``remove`` takes parts out, by how much they matter:
       layers: 2                   # so many
       channels: 0.25              # so large a share of each feed-forward's
 
-What a later step says of a matrix counts. Components: ``decoder`` (every layer), ``attention``, ``mlp``.
+What a later step says of a matrix counts. Components: ``decoder`` (every layer), ``attention``, ``mlp``. A unit's label
+names just that unit.
 """
 
 import re
@@ -155,6 +156,12 @@ def parse_recipe(text: str) -> Recipe:
     return recipe
 
 
+def format_recipe(recipe: Recipe) -> str:
+    """Return the YAML of ``recipe``."""
+    text: str = yaml.safe_dump(msgspec.to_builtins(recipe), sort_keys=False, width=120)
+    return text
+
+
 def resolve(recipe: Recipe, units: list[Unit]) -> dict[Unit, Treatment]:
     """Return what each unit gets.
 
@@ -254,6 +261,8 @@ def _require_runs(step: Step, unit: Unit, where: str) -> None:
 def _matches(pattern: str, unit: Unit, where: str) -> bool:
     if pattern in COMPONENTS:
         return pattern in ("decoder", unit.component)
+    if pattern == unit.label:
+        return True
     hits = [fnmatchcase(module, pattern) for module in unit.modules]
     if any(hits) and not all(hits):
         raise InvalidRecipe(

@@ -9,7 +9,8 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,8 @@ class CompressOptions:
     calibration: CalibrationOptions
     restart: bool = False
     """Discard unfinished work"""
+    beside: Mapping[str, str] = field(default_factory=dict)
+    """Texts to put beside the weights, by file name"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +145,8 @@ class Compression:
         """
         start = time.perf_counter()
         require_room(self._options.out, self.estimate.disk_bytes)
-        work = WorkDirectory(self._options.out, self._plan(), restart=self._options.restart)
-        with _full_disk_explained(work.path):
+        work = WorkDirectory(self._options.out, self.plan(), restart=self._options.restart)
+        with full_disk_explained(work.path):
             before = self._probe(work, progress)
             kept = self._choose_layers(work, progress)
             changes = {} if self._shape is None else smaller_config(self._checkpoint, kept, self._shape, work.path)
@@ -153,6 +156,8 @@ class Compression:
             layers = {i: work.layer(i) for i in kept}
             write_model(result, self._checkpoint, layers, self._schemes, self._options.layout, changes)
             (result / MADE_BY).write_text(json.dumps(self._made_by(), indent=2) + "\n", encoding="utf-8")
+            for name, text in self._options.beside.items():
+                (result / name).write_text(text, encoding="utf-8")
             bytes_after = self._require_planned_size(result)
             kl, difference = self._prove(work, result, before, progress)
             reports = [UnitReport(**unit) for i in range(self._checkpoint.config.num_layers) for unit in work.report(i)]
@@ -171,7 +176,7 @@ class Compression:
     def _probe(self, work: WorkDirectory, progress: Progress) -> tuple[float, list[torch.Tensor]]:
         """Return the model's loss, and logits, on a few sequences as it is. Raises ``CalibrationUnfit``."""
         stream = LayerStream(self._checkpoint.config, self._checkpoint, self._probes, self._ops)
-        final = self._run_through(stream, work.path / "probe", "reading the texts", progress)
+        final = stream.run_through(work.path / "probe", partial(progress, "reading the texts"))
         logits, loss, count = [], 0.0, 0
         for ids, sequence_logits in stream.finished(final):
             loss += F.cross_entropy(sequence_logits[:-1], ids[1:], reduction="sum").item()
@@ -188,11 +193,9 @@ class Compression:
         measured = work.path / "similarities.json"
         if not measured.is_file():
             found: list[float] = []
-            self._run_through(
-                self._stream,
+            self._stream.run_through(
                 work.path / "measured",
-                "measuring layers",
-                progress,
+                partial(progress, "measuring layers"),
                 lambda before, after: found.append(self._stream.similarity(before, after)),
             ).unlink()
             write_whole(measured, json.dumps(found).encode())
@@ -261,7 +264,7 @@ class Compression:
         with Weights(result) as reopened:
             pass
         stream = LayerStream(read_config(result), reopened, self._probes, self._ops)
-        final = self._run_through(stream, work.path / "proof", "reading it back", progress)
+        final = stream.run_through(work.path / "proof", partial(progress, "reading it back"))
         kl, largest, difference, count = 0.0, 0.0, 0.0, 0
         made = islice(self._stream.finished(work.hidden(config.num_layers)), len(self._probes))
         for (ids, ours), (_, written), original in zip(made, stream.finished(final), before[1], strict=True):
@@ -285,29 +288,6 @@ class Compression:
             )
         return num_bytes
 
-    def _run_through(
-        self,
-        stream: LayerStream,
-        path: Path,
-        what: str,
-        progress: Progress,
-        compare: Callable[[Path, Path], None] = lambda before, after: None,
-    ) -> Path:
-        """Run all layers of ``stream`` and return the file with what the last one left.
-
-        ``compare`` is given the files of what each layer read and left.
-        """
-        num_layers = stream.num_layers
-        here, there = path.with_suffix(".0"), path.with_suffix(".1")
-        stream.embed(here)
-        for index in range(num_layers):
-            stream.run_layer(index, here, there)
-            compare(here, there)
-            here, there = there, here
-            progress(what, index + 1, num_layers)
-        there.unlink()
-        return here
-
     def _made_by(self) -> dict[str, Any]:
         """Return what whoever has the result may want to know of how it came about."""
         calibration = self.calibration
@@ -323,7 +303,7 @@ class Compression:
             },
         }
 
-    def _plan(self) -> dict[str, Any]:
+    def plan(self) -> dict[str, Any]:
         """Return what has to be the same for unfinished work to be gone on with."""
         checkpoint = self._checkpoint
         stats = {file.name: file.stat() for file in sorted(checkpoint.path.iterdir())}
@@ -365,7 +345,7 @@ def _counted(progress: Progress, what: str, total: int) -> Callable[[int], None]
 
 
 @contextmanager
-def _full_disk_explained(path: Path) -> Iterator[None]:
+def full_disk_explained(path: Path) -> Iterator[None]:
     """Turn what libraries raise on a full disk into ``NotEnoughDisk``."""
     try:
         yield

@@ -31,8 +31,7 @@ class WorkDirectory:
         """
         self.out = out
         self.path = out.with_name(f"{out.name}.partial")
-        if out.exists():
-            raise InvalidSetting(f"{out} exists; give another directory, or remove it", param="output")
+        require_absent(out)
         if restart:
             shutil.rmtree(self.path, ignore_errors=True)
         file = self.path / "plan.json"
@@ -82,6 +81,12 @@ class WorkDirectory:
         result.rename(self.out)
         _sync(self.out.parent)
         shutil.rmtree(self.path)
+
+
+def require_absent(out: Path) -> None:
+    """Raise ``InvalidSetting`` if ``out`` exists."""
+    if out.exists():
+        raise InvalidSetting(f"{out} exists; give another directory, or remove it", param="output")
 
 
 def require_room(path: Path, num_bytes: int) -> None:

@@ -85,6 +85,26 @@ class LayerStream:
                     out.write(x.numpy().tobytes())
                 progress(sum(lengths))
 
+    def run_through(
+        self,
+        path: Path,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+        compare: Callable[[Path, Path], None] = lambda before, after: None,
+    ) -> Path:
+        """Run all layers, by way of files called as ``path``, and return the file with what the last one left.
+
+        ``compare`` is given the files of what each layer read and left.
+        """
+        here, there = path.with_suffix(".0"), path.with_suffix(".1")
+        self.embed(here)
+        for index in range(self._config.num_layers):
+            self.run_layer(index, here, there)
+            compare(here, there)
+            here, there = there, here
+            progress(index + 1, self._config.num_layers)
+        there.unlink()
+        return here
+
     def finished(self, source: Path) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the token ids [t] and logits [t, V] of one sequence after another, from what the last layer left."""
         ends, hidden, start = self.ends(), self.read(source), 0
