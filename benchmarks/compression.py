@@ -4,8 +4,8 @@ Each recipe is run as `penstock compress` runs it, with the built-in calibration
 read the held-out modules of the running Python's standard library, as `training/` splits them, in windows of 512
 tokens, in float32. Intervals are 95% paired bootstrap intervals over windows: of the increase over the original, and of
 the difference from rounding to nearest with the same bits, group and symmetry, or from zeros by magnitude. ``auto at
-NAME`` is the recipe found for the size of the recipe NAME, which has to be measured before it, and its difference is that
-from NAME.
+NAME`` is the recipe found for the size of the recipe NAME, which has to be measured before it, and its difference is
+that from NAME.
 """
 
 import argparse
