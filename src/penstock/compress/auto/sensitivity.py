@@ -184,6 +184,7 @@ def _row(checkpoint: Checkpoint, unit: Unit, layer: CompressedLayer, kl: float) 
         size += float(weight.square().sum())
     (report,) = layer.reports
     assert report.error is not None
+    assert report.bits is not None, "every candidate is codes"
     return Sensitivity(unit.label, report.bits, kl, (change / size) ** 0.5 if size else 0.0, report.error)
 
 
