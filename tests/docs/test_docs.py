@@ -223,7 +223,15 @@ def test_models(checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize("text", [text for _, text in SNIPPETS if text.startswith("#yaml") and "steps:" in text])
 def test_a_recipe(text: str) -> None:
     units = units_of(read_config(resolve_model("penstock-mini")))
-    assert {treatment.method for treatment in resolve(parse_recipe(text), units).values()} == {"gptq", "rtn", "keep"}
+    named = set(re.findall(r"method: (\w+)", text))
+    assert {treatment.method for treatment in resolve(parse_recipe(text), units).values()} == named
+
+
+@pytest.mark.parametrize("text", [text for _, text in SNIPPETS if text.startswith("#yaml") and "remove:" in text])
+def test_a_recipe_that_removes(text: str) -> None:
+    removal = parse_recipe(text).remove
+    assert removal is not None
+    assert (removal.layers, removal.channels) == (2, 0.25)
 
 
 @pytest.mark.parametrize("text", [text for _, text in SNIPPETS if text.startswith("#yaml") and "kind:" in text])
