@@ -10,6 +10,9 @@ from penstock.engine.scheduler import ScheduledBatch
 from penstock.engine.speculative.adaptive import DraftLengths
 from penstock.engine.speculative.drafter import Drafter
 
+_LEAST_REST = 3
+"""Steps that a single stream lets pass as well, after a few in which nothing was guessed"""
+
 
 @dataclass(slots=True)
 class SpeculationCounters:
@@ -67,7 +70,7 @@ class Speculator:
             decoding = [sequence for sequence in running if sequence.is_decoding]
             drafts = self._drafts(decoding, most_tokens, num_possible)
             # Looking costs as much for each sequence as for one, and among many there is less to gain.
-            self._rest = 0 if drafts else min(2 * self._rest + 1, len(decoding) // 2)
+            self._rest = 0 if drafts else min(2 * self._rest + 1, max(_LEAST_REST, len(decoding) // 2))
             self._num_resting = self._rest
         self._drafting_s = self._clock() - self._began_s
         return drafts
