@@ -109,7 +109,7 @@ class Registry:
                 f"{self.shown_url} needs a driver that is not installed ({error}); install it, such as "
                 "pip install 'psycopg[binary]' for postgresql+psycopg:"
             ) from error
-        self._prepare(is_sqlite)
+        self._prepare()
 
     def add(
         self,
@@ -225,11 +225,11 @@ class Registry:
             highest = connection.scalar(select(func.max(_models.c.version)).where(_models.c.name == name))
         return (highest or 0) + 1
 
-    def _prepare(self, is_sqlite: bool) -> None:
+    def _prepare(self) -> None:
         with self._transaction() as connection:
             is_there = inspect(connection).has_table(_models.name)
         if not is_there:
-            self._make_tables(is_sqlite)
+            self._make_tables()
         with self._transaction() as connection:
             version = connection.scalar(select(func.max(_registry.c.schema_version)))
         if version != SCHEMA_VERSION:
@@ -238,15 +238,11 @@ class Registry:
                 f"{SCHEMA_VERSION}; use a Penstock that is as new as the one that made it"
             )
 
-    def _make_tables(self, is_sqlite: bool) -> None:
-        if is_sqlite:
-            with self._transaction() as connection:
-                # Readers and a writer do not wait for each other. The file remembers it.
-                connection.exec_driver_sql("PRAGMA journal_mode=WAL")
-        with suppress(IntegrityError):
+    def _make_tables(self) -> None:
+        # PostgreSQL's IF NOT EXISTS fails where another process makes the same table, with one of two errors.
+        with suppress(IntegrityError, InvalidSetting):
             self._make_tables_once()
             return
-        # Another process made them in the meantime.
         self._make_tables_once()
 
     def _make_tables_once(self) -> None:
