@@ -97,6 +97,30 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     complete; where nothing may follow, the output ends by itself."""
 
 
+class Picture(msgspec.Struct, frozen=True, kw_only=True):
+    """What a vision encoder reads as one: an image, a tile of one, or a video; and where its features go.
+
+    An image may be cut into several.
+    """
+
+    key: bytes
+    """Digest of all that its features depend on; pictures of one key are encoded once."""
+    offset: int
+    """Where in the prompt its placeholder tokens begin; they come one after another."""
+    num_tokens: int
+    """Placeholder tokens, and rows of features."""
+    pixels: bytes
+    """uint8 [frames, height, width, 3], resized as the family wants them; its encoder normalizes them."""
+    shape: tuple[int, int, int]
+    """Frames or tiles, their height and width."""
+    size: tuple[int, int]
+    """Height and width of the image that tiles were cut from."""
+    grid: tuple[int, int, int] | None = None
+    """(time, rows, columns) of its tokens, for families whose positions have three axes."""
+    time_step: float = 1.0
+    """What one step of the grid's time adds to positions."""
+
+
 class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A tokenized prompt and how to go on from it."""
 
@@ -115,6 +139,8 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The loaded LoRA adapter to run with; None: the model as it is."""
     pooling: Pooling | None = None
     """Return the prompt's hidden states, pooled so; only where ``max_tokens`` is 0."""
+    pictures: tuple[Picture, ...] = ()
+    """By offset."""
 
 
 class Candidate(msgspec.Struct, frozen=True, array_like=True):

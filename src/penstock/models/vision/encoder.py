@@ -1,0 +1,39 @@
+"""Seeing: what every loaded vision encoder offers, and how its features get into a decoder.
+
+E hidden width of the decoder, K placeholder tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from penstock.protocol import Picture
+
+
+@dataclass(frozen=True, slots=True)
+class Inserted:
+    """Features that take the place of placeholder tokens' embeddings in one forward pass."""
+
+    rows: Tensor
+    """[K] int64, which of the pass's tokens"""
+    features: Tensor
+    """[K, E] in the dtype of activations"""
+
+
+class VisionEncoder(Protocol):
+    """A loaded vision tower with its projector."""
+
+    num_parameters: int
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of all parameters in the dtype they run in."""
+
+    def encode(self, pictures: Sequence[Picture]) -> list[Tensor]:
+        """Return the features [num_tokens, E] of each, in the dtype of the decoder's activations.
+
+        Pictures of any shapes; those of one shape are computed together, and none is padded. What is returned of a
+        picture does not depend on the others.
+        """
