@@ -1,7 +1,8 @@
 """What speculation gains and costs on penstock-mini: `python -m benchmarks.speculation`.
 
-Two engines, one of which guesses, answer the same requests by turns; ratios are of the seconds of one request (or of
-one crowd of them), taken within a pair that ran one after the other. Both must say the same tokens. Workloads:
+One engine answers the same requests by turns guessing and not (two engines differ by some percent in speed by where
+their memory lies); ratios are of the seconds of one request (or of one crowd of them), taken within a pair that ran one
+after the other. Both must say the same tokens. Workloads:
 
 edit      the prompt holds a function of the standard library and asks for one of its names to be changed; the answer is
           the edited function. Penstock-mini cannot edit: the tokens are dictated, by raising the logit of the next one,
@@ -37,6 +38,7 @@ from penstock.engine.config import RunnerConfig, SpeculationConfig
 from penstock.engine.engine import Engine
 from penstock.engine.runner.base import StepResult
 from penstock.engine.scheduler import ScheduledBatch
+from penstock.engine.speculative.speculator import Speculator
 from penstock.launch.engine import build_engine
 from penstock.launch.settings import ModelSettings, Settings
 from penstock.launch.text import load_template, load_tokenizer
@@ -69,7 +71,7 @@ class Task:
 
 
 class Dictated:
-    """Has every sequence of an engine say what is dictated, by its runner's own work and a higher logit."""
+    """Has every sequence of the engine say what is dictated, by its runner's own work and a higher logit."""
 
     def __init__(self, engine: Engine) -> None:
         self.token_ids: Sequence[int] = ()
@@ -98,9 +100,6 @@ class Dictated:
             if position + 1 < len(self.token_ids):
                 logits[row, self.token_ids[position + 1]] += 1000
         return self._sample(logits, *others)
-
-
-dictated: dict[Engine, Dictated] = {}
 
 
 def rename(source: str) -> tuple[str, str, str]:
@@ -139,43 +138,50 @@ def workloads(num_tokens: int) -> dict[str, list[Task]]:
     }
 
 
-def run(engine: Engine, task: Task, num_streams: int, clock: Callable[[], float]) -> tuple[float, list[list[int]]]:
-    """Return the seconds that ``num_streams`` at once take, and what they say."""
-    dictated[engine].token_ids = [*task.prompt, *task.answer] if task.answer else ()
-    said: list[list[int]] = [[] for _ in range(num_streams)]
-    began = clock()
-    for stream in range(num_streams):
-        sampling = SamplingParams(
-            max_tokens=task.max_tokens, temperature=task.temperature, seed=stream, ignore_eos=True
-        )
-        engine.add(GenerateRequest(request_id=str(stream), prompt_token_ids=task.prompt, sampling=sampling))
-    while engine.has_work:
-        for delta in engine.step():
-            assert delta.error is None, delta.error
-            said[int(delta.request_id)].extend(delta.token_ids)
-    return clock() - began, said
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """One engine, and what turns its guessing off and dictates what it says."""
+
+    engine: Engine
+    speculator: Speculator
+    dictated: Dictated
+    clock: Callable[[], float]
+
+    def run(self, task: Task, num_streams: int, *, guesses: bool) -> tuple[float, list[list[int]]]:
+        """Return the seconds that ``num_streams`` at once take, and what they say."""
+        self.engine._speculator = self.speculator if guesses else None
+        self.dictated.token_ids = [*task.prompt, *task.answer] if task.answer else ()
+        said: list[list[int]] = [[] for _ in range(num_streams)]
+        began = self.clock()
+        for stream in range(num_streams):
+            sampling = SamplingParams(
+                max_tokens=task.max_tokens, temperature=task.temperature, seed=stream, ignore_eos=True
+            )
+            self.engine.add(GenerateRequest(request_id=str(stream), prompt_token_ids=task.prompt, sampling=sampling))
+        while self.engine.has_work:
+            for delta in self.engine.step():
+                assert delta.error is None, delta.error
+                said[int(delta.request_id)].extend(delta.token_ids)
+        return self.clock() - began, said
 
 
 def measure(
     name: str,
     tasks: list[Task],
-    plain: Engine,
-    guessing: Engine,
+    bench: Bench,
     *,
     pairs: int,
     num_streams: int,
-    clock: Callable[[], float],
 ) -> None:
     """Print a line on one workload."""
-    assert guessing._speculator is not None
-    counters = guessing._speculator.counters
+    counters = bench.speculator.counters
     before = (counters.num_draft_tokens, counters.num_accepted_tokens, counters.decode_s, counters.undrafted_decode_s)
     ratios, plain_rates, guessing_rates = [], [], []
     for pair in range(-1, pairs):
         for place, task in enumerate(tasks):
-            engines = [plain, guessing] if (pair + place) % 2 else [guessing, plain]
-            outcomes = {engine: run(engine, task, num_streams, clock) for engine in engines}
-            (plain_s, expected), (guessing_s, found) = outcomes[plain], outcomes[guessing]
+            turns = (False, True) if (pair + place) % 2 else (True, False)
+            outcomes = {guesses: bench.run(task, num_streams, guesses=guesses) for guesses in turns}
+            (plain_s, expected), (guessing_s, found) = outcomes[False], outcomes[True]
             assert found == expected, f"{name}: speculation changed what was said"
             assert not task.answer or tuple(found[0]) == task.answer
             if pair >= 0:
@@ -216,28 +222,19 @@ def main() -> None:
     parser.add_argument("--workloads", default="edit,free,question,random,sampled")
     parser.add_argument("--streams", default="1,32")
     options = parser.parse_args()
-    engines = []
-    for method in ("off", options.method):
-        runner = RunnerConfig(threads=options.threads, quantize=options.quantize)
-        speculation = SpeculationConfig(method=method, max_tokens=options.most)
-        engine = build_engine(Settings(runner=runner, speculation=speculation))
-        dictated[engine] = Dictated(engine)
-        engines.append(engine)
+    runner = RunnerConfig(threads=options.threads, quantize=options.quantize)
+    speculation = SpeculationConfig(method=options.method, max_tokens=options.most)
+    engine = build_engine(Settings(runner=runner, speculation=speculation))
+    assert engine._speculator is not None
+    clock = time.process_time if options.clock == "cpu" else time.perf_counter
+    bench = Bench(engine, engine._speculator, Dictated(engine), clock)
     print("| workload | streams | tokens/s without | with | ratio (quartiles) | accepted | measured by the engine |")
     print("|---|---|---|---|---|---|---|")
     tasks = workloads(options.tokens)
-    clock = time.process_time if options.clock == "cpu" else time.perf_counter
     with torch.inference_mode():
         for num_streams in map(int, options.streams.split(",")):
             for name in options.workloads.split(","):
-                measure(
-                    name,
-                    tasks[name][: options.tasks],
-                    *engines,
-                    pairs=options.pairs,
-                    num_streams=num_streams,
-                    clock=clock,
-                )
+                measure(name, tasks[name][: options.tasks], bench, pairs=options.pairs, num_streams=num_streams)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from penstock.engine.scheduler import ScheduledBatch
 from penstock.engine.speculative.adaptive import DraftLengths
 from penstock.engine.speculative.drafter import Drafter
 
-_LEAST_REST = 3
+_LEAST_REST = 7
 """Steps that a single stream lets pass as well, after a few in which nothing was guessed"""
 
 
@@ -47,6 +47,8 @@ class Speculator:
         self._rest = 0
         """Steps to let pass after one in which nothing was guessed"""
         self._num_resting = 0
+        self._is_resting = False
+        """In the step that runs"""
         self._drafting_s = 0.0
         self._began_s = 0.0
 
@@ -62,16 +64,17 @@ class Speculator:
         num_possible  how many tokens of a draft can follow a sequence
         """
         self._began_s = self._clock()
-        self._grades.clear()
-        drafts: dict[int, SequenceOf[int]] = {}
-        if self._num_resting:
+        self._is_resting = self._num_resting > 0
+        if self._is_resting:
             self._num_resting -= 1
-        else:
-            decoding = [sequence for sequence in running if sequence.is_decoding]
-            drafts = self._drafts(decoding, most_tokens, num_possible)
-            # Looking costs as much for each sequence as for one, and among many there is less to gain.
-            self._rest = 0 if drafts else min(2 * self._rest + 1, max(_LEAST_REST, len(decoding) // 2))
-            self._num_resting = self._rest
+            self._drafting_s = 0.0
+            return {}
+        self._grades.clear()
+        decoding = [sequence for sequence in running if sequence.is_decoding]
+        drafts = self._drafts(decoding, most_tokens, num_possible)
+        # Looking costs as much for each sequence as for one, and among many there is less to gain.
+        self._rest = 0 if drafts else min(2 * self._rest + 1, max(_LEAST_REST, len(decoding) // 2))
+        self._num_resting = self._rest
         self._drafting_s = self._clock() - self._began_s
         return drafts
 
@@ -116,8 +119,14 @@ class Speculator:
     def stepped(self, batch: ScheduledBatch, num_new_tokens: int) -> None:
         """Take note of a step's end, if all its sequences decoded; ``num_new_tokens`` came of it."""
         costs, counters = self.lengths.costs, self.counters
+        seconds = self._clock() - self._began_s - self._drafting_s
+        if self._is_resting:
+            # The steps in between teach enough, and learning takes its time as well.
+            counters.decode_s += seconds
+            counters.undrafted_decode_s += seconds
+            return
         num_sequences = len(batch.sequence_ids)
-        seconds = costs.observe(batch.num_tokens, self._clock() - self._began_s - self._drafting_s)
+        seconds = costs.observe(batch.num_tokens, seconds)
         counters.decode_s += seconds + self._drafting_s
         if batch.drafts and costs.is_known(num_sequences):
             seconds = num_new_tokens / num_sequences * costs.seconds(num_sequences)
