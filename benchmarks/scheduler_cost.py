@@ -51,6 +51,9 @@ class NullRunner:
         """Nothing is ruled out."""
         return len(draft)
 
+    def matcher(self, sequence_id: int) -> None:
+        """Nobody is held to anything."""
+
     def commit(self, sequence_id: int, token_id: int) -> bool:
         """Nothing to remember."""
         return False

@@ -107,16 +107,33 @@ def test_every_kind_on_both_endpoints(client: openai.OpenAI, wanted: dict[str, A
     assert re.fullmatch(pattern, completion.choices[0].text)
 
 
-def test_an_answer_that_was_cut_says_so(client: openai.OpenAI) -> None:
+def test_an_answer_that_was_cut_says_so_and_matches_all_the_same(client: openai.OpenAI) -> None:
     whole = chat(client, response_format=FORMAT, temperature=0).choices[0]
     assert whole.finish_reason == "stop"
-    num_tokens = len((whole.message.content or "").encode())
-    for max_tokens in (1, num_tokens // 2, num_tokens - 1):
-        cut = chat(client, response_format=FORMAT, temperature=0, max_tokens=max_tokens).choices[0]
+    text = whole.message.content or ""
+    num_tokens = len(text.encode())
+    for max_tokens in (1, num_tokens // 3, num_tokens // 2, num_tokens - 1):
+        answer = chat(client, response_format=FORMAT, temperature=0, max_tokens=max_tokens)
+        cut = answer.choices[0]
         assert cut.finish_reason == "length"
-        assert (whole.message.content or "").startswith((cut.message.content or "").rstrip("\ufffd"))
+        assert answer.usage is not None
+        assert answer.usage.completion_tokens == max_tokens
+        Dish.model_validate_json(cut.message.content or "", strict=True)
+        said = text.encode()[:max_tokens].decode(errors="ignore")
+        assert (cut.message.content or "").startswith(said)
     exact = chat(client, response_format=FORMAT, temperature=0, max_tokens=num_tokens).choices[0]
-    assert (exact.message.content, exact.finish_reason) == (whole.message.content, "stop")
+    assert (exact.message.content, exact.finish_reason) == (text, "stop")
+
+
+def test_what_was_cut_is_ended_in_a_stream_too(client: openai.OpenAI) -> None:
+    request: dict[str, Any] = {"model": "tiny", "messages": HELLO, "response_format": FORMAT, "max_tokens": 20, "n": 3}
+    stream = client.chat.completions.create(**request, temperature=1, seed=2, stream=True)
+    texts = ["", "", ""]
+    for chunk in stream:
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+    for text in texts:
+        Dish.model_validate_json(text, strict=True)
 
 
 def test_end_of_sequence_only_where_the_grammar_may_end(client: openai.OpenAI) -> None:
@@ -124,7 +141,7 @@ def test_end_of_sequence_only_where_the_grammar_may_end(client: openai.OpenAI) -
     # Everything speaks for the end from the first token on.
     assert ask(client, wanted, logit_bias={"258": 100}) == [("ab", "stop")]
     # And everything against it.
-    assert ask(client, wanted, logit_bias={"258": -100}, max_tokens=9) == [("abcdcdcdc", "length")]
+    assert ask(client, wanted, logit_bias={"258": -100}, max_tokens=9) == [("abcdcdcdcd", "length")]
 
 
 def test_min_tokens_lengthens_what_can_be_longer(client: openai.OpenAI) -> None:

@@ -267,9 +267,9 @@ class Engine:
                 assert kept[0].logprobs is not None, "beams are asked for proposals"
                 self._proposals[sequence_id] = kept[0].logprobs
             else:
-                take = partial(self._runner.commit, sequence_id)
+                take, ending = partial(self._runner.commit, sequence_id), partial(self._ending, sequence_id)
                 try:
-                    steps = self._outputs[sequence_id].extend([token.token_id for token in kept], take)
+                    steps = self._outputs[sequence_id].extend([token.token_id for token in kept], take, ending)
                 except InvalidRequest as error:  # a grammar that cannot be followed any further
                     failures[sequence_id] = error
                 else:
@@ -284,6 +284,14 @@ class Engine:
                 deltas.append(self._reading(self._scheduler.sequence(sequence_id), now_s))
             except StepFailed as error:
                 failures[sequence_id] = error
+
+    def _ending(self, sequence_id: int) -> SequenceOf[int]:
+        """Return tokens with which the text of a sequence that may not go on matches its grammar, if it is to."""
+        if not self._scheduler.sequence(sequence_id).request.sampling.completes_grammar:
+            return ()
+        matcher = self._runner.matcher(sequence_id)
+        assert matcher is not None, "there is a grammar to complete"
+        return self.grammars.ending(matcher)
 
     # ---- beams
 

@@ -28,19 +28,24 @@ class ChoiceOutput:
         self._eos_token_ids = frozenset() if params.ignore_eos else eos_token_ids
         self._num_tokens = 0
 
-    def extend(self, token_ids: Sequence[int], take: Callable[[int], bool]) -> list[OutputStep]:
+    def extend(
+        self, token_ids: Sequence[int], take: Callable[[int], bool], ending: Callable[[], Sequence[int]] = tuple
+    ) -> list[OutputStep]:
         """Add tokens up to the one that ends the choice, if one does: what is behind it never was.
 
-        ``take`` is told of each before and returns whether the grammar lets nothing follow.
+        ``take`` is told of each before and returns whether the grammar lets nothing follow; ``ending`` returns tokens
+        whose text completes a choice that has come to its most tokens.
         """
         steps = []
         for token_id in token_ids:
-            steps.append(self.push(token_id, is_complete=take(token_id)))
+            steps.append(self.push(token_id, is_complete=take(token_id), ending=ending))
             if steps[-1].finish_reason is not None:
                 break
         return steps
 
-    def push(self, token_id: int, *, is_complete: bool = False) -> OutputStep:
+    def push(
+        self, token_id: int, *, is_complete: bool = False, ending: Callable[[], Sequence[int]] = tuple
+    ) -> OutputStep:
         """Add a token; the first step with a ``finish_reason`` is the last.
 
         ``is_complete`` says that the grammar lets nothing follow, which ends the choice as end of sequence would.
@@ -56,6 +61,8 @@ class ChoiceOutput:
         text = self._detokenizer.push(token_id)
         is_last = is_complete or self._num_tokens >= params.max_tokens
         if is_last:
+            if not is_complete:
+                text += "".join(map(self._detokenizer.push, ending()))
             text += self._detokenizer.flush()
         if self._stop is not None:
             text, matched = self._stop.push(text, may_match=may_stop)

@@ -190,6 +190,9 @@ class _Runner:
     def commit(self, sequence_id: int, token_id: int) -> bool:
         return self._runner.commit(sequence_id, token_id)
 
+    def matcher(self, sequence_id: int) -> "LLMatcher | None":
+        return self._runner.matcher(sequence_id)
+
     def num_possible(self, sequence_id: int, draft: Sequence[int]) -> int:
         return self._runner.num_possible(sequence_id, draft)
 

@@ -95,6 +95,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     grammar: str | None = None
     """What the output must match, as ``text.grammar`` writes it. End of sequence is possible only where the grammar is
     complete; where nothing may follow, the output ends by itself."""
+    completes_grammar: bool = False
+    """Bring an output that came to its most tokens to a short end that the grammar allows, in text that no token stands
+    for."""
 
 
 class Picture(msgspec.Struct, frozen=True, kw_only=True):

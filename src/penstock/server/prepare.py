@@ -189,6 +189,8 @@ def _sampling(
         prompt_logprobs=prompt_logprobs,
         skip_special_tokens=body.skip_special_tokens and not keeps_special_tokens,
         grammar=grammar,
+        # Somebody may run a call that was cut, so nothing is made up for it: it stays one that cannot be read.
+        completes_grammar=grammar is not None and not (isinstance(body, ChatCompletionRequest) and body.may_call),
     )
 
 

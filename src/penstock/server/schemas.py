@@ -383,6 +383,11 @@ class ChatCompletionRequest(_Conversation, _Sampling):
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
 
+    @property
+    def may_call(self) -> bool:
+        """Whether the answer may be calls of tools."""
+        return bool(self.tools) and self.tool_choice != "none"
+
 
 class TokenizeTextRequest(Strict):
     """POST /tokenize with a prompt."""

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from penstock.errors import InvalidRequest, MissingExtra
+from penstock.text.ending import find_ending
 from penstock.text.tokenizer import Tokenizer
 from penstock.threads import WorkThread
 
@@ -121,6 +122,10 @@ class GrammarCompiler:
             raise InvalidRequest(_plain(matcher.get_error()))
         return matcher
 
+    def ending(self, matcher: "LLMatcher") -> list[int]:
+        """Return tokens that bring a text at ``matcher`` to an end of its grammar; see ``find_ending``."""
+        return find_ending(matcher, self._vocabulary.by_byte)
+
     def is_wrong(self, schema: Mapping[str, Any]) -> bool:
         """Whether ``schema`` cannot be compiled by itself."""
         return self._matcher(json_schema_grammar(schema)).is_error()
@@ -206,6 +211,11 @@ class _Vocabulary:
             token_ids.append(token_id)
             first = last
         return token_ids
+
+    @cached_property
+    def by_byte(self) -> dict[int, int]:
+        """The tokens of one byte."""
+        return {data[0]: token_id for data, token_id in self._by_bytes.items() if len(data) == 1}
 
     @cached_property
     def _by_bytes(self) -> dict[bytes, int]:

@@ -59,6 +59,9 @@ class Runner(Protocol):
     def num_possible(self, sequence_id: int, draft: Sequence[int]) -> int:
         """Return how many tokens of ``draft`` the sequence's grammar lets follow; all if it has none."""
 
+    def matcher(self, sequence_id: int) -> "LLMatcher | None":
+        """Return what holds a sequence to its grammar, at its last token; for reading. None if it has no grammar."""
+
     def commit(self, sequence_id: int, token_id: int) -> bool:
         """Take a sampled token into the sequence's history; return whether its grammar lets nothing follow.
 

@@ -84,6 +84,10 @@ class CPURunner:
         """Return how many tokens of ``draft`` may follow; see ``Runner.num_possible``."""
         return self._masks.num_possible(sequence_id, draft)
 
+    def matcher(self, sequence_id: int) -> "LLMatcher | None":
+        """Return what holds a sequence to its grammar; see ``Runner.matcher``."""
+        return self._masks.matcher(sequence_id)
+
     def commit(self, sequence_id: int, token_id: int) -> bool:
         """Take a sampled token into the sequence's history; see ``Runner.commit``."""
         self._sampler.commit(sequence_id, token_id)

@@ -113,6 +113,10 @@ class GrammarMasks:
             raise InvalidRequest(f"the grammar is too complex to go on with: {matcher.get_error().splitlines()[0]}")
         return matcher.is_stopped()
 
+    def matcher(self, sequence_id: int) -> "LLMatcher | None":
+        """Return what holds a sequence to its grammar; None if it has none."""
+        return self._matchers.get(sequence_id)
+
     def num_possible(self, sequence_id: int, draft: Sequence[int]) -> int:
         """Return how many tokens of ``draft`` the sequence's grammar lets follow."""
         matcher = self._matchers.get(sequence_id)
