@@ -15,8 +15,8 @@ from penstock.compress.plan import CoverageRow
 from penstock.compress.recipe import Removal
 from penstock.compress.units import Unit
 from penstock.errors import InvalidRecipe
+from penstock.json_objects import read_json_object
 from penstock.models import ModelConfig, read_config
-from penstock.models.config_json import read_json
 
 _CHANNELS_TOGETHER = 16
 """The number of channels that stay is a multiple: the vectors that kernels read, and no odd shapes"""
@@ -109,7 +109,7 @@ def smaller_config(checkpoint: Checkpoint, kept: list[int], shape: Shape, scratc
     Raises ``InvalidRecipe`` where a layer's kind follows from its number, and would change with it.
     """
     config = checkpoint.config
-    values = read_json(checkpoint.path / "config.json", required=True)
+    values = read_json_object(checkpoint.path / "config.json", required=True)
     changes: dict[str, Any] = {"num_hidden_layers": len(kept), "intermediate_size": shape.num_channels}
     if len(kept) < config.num_layers:
         changes |= {name: [values[name][i] for i in kept] for name in _BY_LAYER if values.get(name) is not None}

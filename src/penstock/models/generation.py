@@ -6,8 +6,8 @@ import msgspec
 
 from penstock.errors import ModelUnreadable
 from penstock.gguf import is_gguf, read_gguf
+from penstock.json_objects import read_json_object
 from penstock.protocol import SamplingDefaults
-from penstock.text.special_tokens import read_json_object
 
 _GGUF_NAMES = {
     "temperature": "temp",

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from penstock.errors import ModelUnreadable
+from penstock.json_objects import read_json_object
 from penstock.protocol import Pooling
-from penstock.text.special_tokens import read_json_object
 
 _MODES: dict[str, Pooling] = {
     "pooling_mode_mean_tokens": "mean",

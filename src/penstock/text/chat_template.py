@@ -14,8 +14,9 @@ import jinja2.sandbox
 
 from penstock.errors import InvalidRequest, ModelUnreadable, OverLimit
 from penstock.gguf import is_gguf
+from penstock.json_objects import read_json_object
 from penstock.text.gguf_tokenizer import gguf_chat_templates, gguf_special_tokens
-from penstock.text.special_tokens import read_json_object, read_special_tokens
+from penstock.text.special_tokens import read_special_tokens
 
 _RESERVED = frozenset({"messages", "tools", "documents", "add_generation_prompt", "self"})
 _END_MARK = "\ue000penstock-continues-here\ue001"
