@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.seeing_models import make_seeing_checkpoint
 from tests.tiny_models import make_checkpoint
 
 # Tiny tensors gain nothing from threads, and threads that wait for each other on a busy machine lose minutes.
@@ -20,6 +21,19 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
     def make(family: str) -> Path:
         if family not in made:
             made[family] = make_checkpoint(tmp_path_factory.mktemp(family), family)
+        return made[family]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def seeing_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return a function from the name of a family that sees to its tiny checkpoint."""
+    made: dict[str, Path] = {}
+
+    def make(family: str) -> Path:
+        if family not in made:
+            made[family] = make_seeing_checkpoint(tmp_path_factory.mktemp(family), family)
         return made[family]
 
     return make

@@ -71,6 +71,20 @@ class Norms:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class VisionConfig:
+    """What the engine has to know of a model that sees; what its encoder looks like is the encoder's."""
+
+    image_token_id: int
+    """The placeholder where a row of an image's features goes"""
+    video_token_id: int | None = None
+    """And of a video's, where that is another or there are any"""
+    sees_both_ways: bool = False
+    """A picture's tokens see each other whatever their order, so that none may be computed without the others."""
+    has_three_axes: bool = False
+    """Positions are in time, row and column: ``vision.RotaryPositions``."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
     """A decoder's shape. Defaults are Llama's; ``families`` says what each architecture changes."""
 
@@ -111,6 +125,8 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...] = ()
     dtype: str = "float32"
     """The checkpoint's own."""
+    vision: VisionConfig | None = None
+    """None: text is all it reads."""
 
     @property
     def num_layers(self) -> int:

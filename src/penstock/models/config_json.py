@@ -1,7 +1,6 @@
 """A checkpoint's config.json, read key by key: every complaint names file, key and what was wanted."""
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +11,25 @@ _ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
 
-def read_json(path: Path, *, required: bool) -> dict[str, Any]:
-    """Return the JSON object in ``path``; empty if it is not there and not required. Raises ``ModelUnreadable``."""
-    if not path.is_file():
-        if not required:
-            return {}
-        raise ModelUnreadable(f"{path} does not exist: a model directory in Hugging Face layout has one")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelUnreadable(f"{path} cannot be read: {error}; fetch the file again") from error
-    if not isinstance(value, dict):
-        raise ModelUnreadable(f"{path} holds {type(value).__name__}, not an object; fetch the file again")
-    return value
-
-
 class ConfigJson:
     """The values of one config.json. Methods raise ``ModelUnreadable`` for what cannot be run."""
 
-    def __init__(self, values: dict[str, Any], path: Path, generation: dict[str, Any]) -> None:
-        """Take ``values`` of the file ``path``, and those of generation_config.json."""
+    def __init__(self, values: dict[str, Any], path: Path, generation: dict[str, Any], *, prefix: str = "") -> None:
+        """Take ``values`` of the file ``path``, and those of generation_config.json.
+
+        ``prefix`` comes before their keys in complaints, for values that are not the file's outermost.
+        """
         self.values = values
         self.path = path
         self._generation = generation
+        self._prefix = prefix
+
+    def part(self, key: str, defaults: Mapping[str, Any] | None = None) -> "ConfigJson":
+        """Return the object under ``key`` over ``defaults``."""
+        values = self.values.get(key)
+        if not isinstance(values, dict):
+            raise self.bad(key, values, "an object of settings")
+        return ConfigJson({**(defaults or {}), **values}, self.path, self._generation, prefix=f"{self._prefix}{key}.")
 
     def integer(self, key: str, default: int | None = None, *, most: int | None = None) -> int:
         """Return a positive integer, of at most ``most``."""
@@ -176,4 +171,4 @@ class ConfigJson:
 
     def bad(self, key: str, value: object, wanted: str) -> ModelUnreadable:
         """Return the error that says ``key`` cannot be ``value``."""
-        return ModelUnreadable(f"{self.path}: {key} is {value!r}, and Penstock needs {wanted}")
+        return ModelUnreadable(f"{self.path}: {self._prefix}{key} is {value!r}, and Penstock needs {wanted}")

@@ -20,7 +20,8 @@ from penstock.models.frame import DecoderBody, DecoderEnds, DecoderLayer
 from penstock.models.lora import Adapted, Adapter, read_adapter
 from penstock.models.model import LanguageModel, new_cache
 from penstock.models.parts import Loader
-from penstock.models.weights import TensorSource, open_weights
+from penstock.models.vision.encoder import Inserted
+from penstock.models.weights import TensorSource, is_of_seeing, open_weights, plain_name
 from penstock.quant import Scheme
 
 _log = structlog.get_logger(__name__)
@@ -75,16 +76,30 @@ class DecoderModel:
         with torch.inference_mode():
             return read_adapter(path, self.config, self._ops, self.dtype)
 
-    def forward(self, token_ids: Tensor, layout: BatchLayout, cache: list[KVBlocks], adapted: Adapted = ()) -> Tensor:
+    def forward(
+        self,
+        token_ids: Tensor,
+        layout: BatchLayout,
+        cache: list[KVBlocks],
+        adapted: Adapted = (),
+        inserted: Inserted | None = None,
+    ) -> Tensor:
         """Return the final normed hidden states [T, E] of ``token_ids`` [T] int64; writes keys and values."""
-        return deque(self.hidden_states(token_ids, layout, cache, adapted), maxlen=1)[0]
+        return deque(self.hidden_states(token_ids, layout, cache, adapted, inserted), maxlen=1)[0]
 
     def hidden_states(
-        self, token_ids: Tensor, layout: BatchLayout, cache: list[KVBlocks], adapted: Adapted = ()
+        self,
+        token_ids: Tensor,
+        layout: BatchLayout,
+        cache: list[KVBlocks],
+        adapted: Adapted = (),
+        inserted: Inserted | None = None,
     ) -> Iterator[Tensor]:
         """Yield what ``forward`` computes on its way; see ``LanguageModel.hidden_states``."""
         step = self._body.begin(layout, adapted)
         x_TE = self._ends.embed(token_ids)
+        if inserted is not None:
+            x_TE[inserted.rows] = inserted.features
         for layer, kv in zip(self._layers, cache, strict=True):
             x_TE = self._body.run_layer(layer, x_TE, kv, step)
             yield x_TE
@@ -135,7 +150,7 @@ def load_model(
         )
         ignored = list(weights.unused())
     for name in ignored:
-        if name.startswith(f"model.layers.{config.num_layers}."):
+        if plain_name(name).startswith(f"model.layers.{config.num_layers}."):
             raise ModelUnreadable(
                 f"{path} has tensors of a layer {config.num_layers} ({name}), and its config says that there are "
                 f"{config.num_layers} layers; the two do not belong together"
@@ -148,12 +163,15 @@ def load_model(
 def count_parameters(path: Path, config: ModelConfig) -> dict[Scheme | None, int]:
     """Return how many parameters ``load_model`` will hold, by how they are quantized, from the files' headers alone.
 
-    The embedding is a table of floats, and counts twice if it is kept in codes that are the tied head's as well.
+    Those of a vision encoder are ``count_vision_parameters``'. The embedding is a table of floats, and counts twice if
+    it is kept in codes that are the tied head's as well.
     """
     counts: Counter[Scheme | None] = Counter()
     with open_weights(path) as weights:
         for name, num_parameters, scheme in weights.sizes():
             is_tied = config.tie_word_embeddings
+            if is_of_seeing(name):
+                continue
             if name in _EMBEDDING_NAMES:
                 counts[None] += num_parameters
                 if is_tied and scheme is not None:

@@ -7,11 +7,13 @@ setting that changes the computation and that is not implemented is refused by n
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from penstock.errors import ModelUnreadable
 from penstock.gguf import is_gguf
-from penstock.models.config import Experts, LayerConfig, ModelConfig, Norms
-from penstock.models.config_json import ConfigJson, read_json
+from penstock.json_objects import read_json_object
+from penstock.models.config import Experts, LayerConfig, ModelConfig, Norms, VisionConfig
+from penstock.models.config_json import ConfigJson
 from penstock.models.gguf_config import gguf_config
 
 _SANDWICH = Norms(
@@ -167,6 +169,11 @@ def qwen3_moe(raw: ConfigJson) -> ModelConfig:
     return _with_experts(raw, config, experts, lambda layer: layer not in dense and (layer + 1) % step == 0)
 
 
+def llava(raw: ConfigJson) -> ModelConfig:
+    """LLaVA 1.5: any text family, before which images become tokens."""
+    return replace(_text(raw), vision=VisionConfig(image_token_id=_placeholder(raw, "image_token_index")))
+
+
 FAMILIES: dict[str, Callable[[ConfigJson], ModelConfig]] = {
     "LlamaForCausalLM": llama,
     "MistralForCausalLM": mistral,
@@ -180,6 +187,7 @@ FAMILIES: dict[str, Callable[[ConfigJson], ModelConfig]] = {
     "GraniteForCausalLM": granite,
     "SmolLM3ForCausalLM": smollm3,
     "Olmo2ForCausalLM": olmo2,
+    "LlavaForConditionalGeneration": llava,
 }
 """By the name in config.json's ``architectures``."""
 
@@ -195,8 +203,8 @@ def read_config(path: Path) -> ModelConfig:
         if is_gguf(path):
             config = _config_of(gguf_config(path))
             return replace(config, norms=replace(config.norms, offset=0.0))  # added already
-        generation = read_json(path / "generation_config.json", required=False)
-        return _config_of(ConfigJson(read_json(file, required=True), file, generation))
+        generation = read_json_object(path / "generation_config.json")
+        return _config_of(ConfigJson(read_json_object(file, required=True), file, generation))
     except (TypeError, ValueError, AttributeError, ArithmeticError, KeyError) as error:
         raise ModelUnreadable(f"{file} holds a value of the wrong kind ({error}); fetch the file again") from error
 
@@ -225,6 +233,48 @@ def _config_of(raw: ConfigJson) -> ModelConfig:
 
 
 # ---- what several families have in common
+
+
+_LLAMA_7B = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 2048,
+}
+_MISTRAL_7B = {**_LLAMA_7B, "intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 131072}
+_QWEN2_7B = {**_LLAMA_7B, "vocab_size": 151936, "intermediate_size": 22016, "max_position_embeddings": 32768}
+_TEXT_MODELS: dict[str, tuple[Callable[[ConfigJson], ModelConfig], dict[str, Any]]] = {
+    "llama": (llama, _LLAMA_7B),
+    "mistral": (mistral, {**_MISTRAL_7B, "sliding_window": 4096}),
+    "qwen2": (qwen2, _QWEN2_7B),
+    "qwen3": (qwen3, {}),
+}
+"""By a text_config's ``model_type``: its family, and the values of upstream's class where they are not written down.
+Before version 5 transformers wrote only what differs from those."""
+
+
+def _text(raw: ConfigJson) -> ModelConfig:
+    """Return the decoder's configuration, which is under ``text_config``."""
+    kind = raw.part("text_config").values.get("model_type", "llama")
+    if kind not in _TEXT_MODELS:
+        raise raw.bad("text_config.model_type", kind, f"one of {', '.join(_TEXT_MODELS)}")
+    family, defaults = _TEXT_MODELS[kind]
+    outer: dict[str, Any] = {
+        key: raw.values[key] for key in ("dtype", "torch_dtype", "eos_token_id") if key in raw.values
+    }
+    text = raw.part("text_config", {**defaults, **outer})
+    # Either may say so, and the other may have the value of a class that does not matter.
+    is_tied = raw.flag("tie_word_embeddings")
+    config = family(text)
+    return replace(config, tie_word_embeddings=config.tie_word_embeddings or is_tied)
+
+
+def _placeholder(raw: ConfigJson, *keys: str) -> int:
+    """Return the id of the token that stands for features, under the first of ``keys`` that is there."""
+    key = next((key for key in keys if key in raw.values), keys[0])
+    return raw.integer(key)
 
 
 def _windowed(raw: ConfigJson, config: ModelConfig, slides: Callable[[int], bool]) -> ModelConfig:

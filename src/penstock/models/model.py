@@ -12,6 +12,7 @@ from torch import Tensor
 from penstock.kernels import BatchLayout, KVBlocks, Ops, Replay
 from penstock.models.config import ModelConfig
 from penstock.models.lora import Adapted, Adapter
+from penstock.models.vision.encoder import Inserted
 
 
 class LanguageModel(Protocol):
@@ -37,17 +38,29 @@ class LanguageModel(Protocol):
         Raises ``ModelUnreadable``.
         """
 
-    def forward(self, token_ids: Tensor, layout: BatchLayout, cache: list[KVBlocks], adapted: Adapted = ()) -> Tensor:
+    def forward(
+        self,
+        token_ids: Tensor,
+        layout: BatchLayout,
+        cache: list[KVBlocks],
+        adapted: Adapted = (),
+        inserted: Inserted | None = None,
+    ) -> Tensor:
         """Return the final hidden states [T, E] of ``token_ids`` [T] int64; writes keys and values.
 
-        Rows in ``adapted`` run with their adapters.
+        Rows in ``adapted`` run with their adapters; features that are ``inserted`` stand in for tokens' embeddings.
         """
 
     def replay(self, cache: list[KVBlocks], block_size: int) -> Replay | None:
         """Return a faster ``forward`` over ``cache``, for steps without adapters; None where there is none."""
 
     def hidden_states(
-        self, token_ids: Tensor, layout: BatchLayout, cache: list[KVBlocks], adapted: Adapted = ()
+        self,
+        token_ids: Tensor,
+        layout: BatchLayout,
+        cache: list[KVBlocks],
+        adapted: Adapted = (),
+        inserted: Inserted | None = None,
     ) -> Iterator[Tensor]:
         """Yield the hidden states [T, E] after each layer and at last what ``forward`` returns.
 

@@ -27,6 +27,7 @@ from penstock.models.config import LayerConfig, ModelConfig
 from penstock.models.config_json import ConfigJson
 from penstock.models.lora import Adapted, Adapter
 from penstock.models.model import new_cache
+from penstock.models.vision.encoder import Inserted
 
 _NAME = "penstock"
 _STRETCHED = ("dynamic", "longrope")
@@ -159,7 +160,14 @@ class UpstreamModel:
         """Never asked for: such a model is not loaded to be adaptable."""
         raise NotImplementedError(path)
 
-    def forward(self, token_ids: Tensor, layout: BatchLayout, cache: list[KVBlocks], adapted: Adapted = ()) -> Tensor:
+    def forward(
+        self,
+        token_ids: Tensor,
+        layout: BatchLayout,
+        cache: list[KVBlocks],
+        adapted: Adapted = (),
+        inserted: Inserted | None = None,
+    ) -> Tensor:
         """Return the final hidden states [T, E] of ``token_ids`` [T] int64; writes keys and values."""
         hidden: Tensor = self._run(token_ids, layout, cache).last_hidden_state[0]
         return hidden
@@ -168,7 +176,12 @@ class UpstreamModel:
         """Return nothing: what transformers' code does between native ops cannot be recorded."""
 
     def hidden_states(
-        self, token_ids: Tensor, layout: BatchLayout, cache: list[KVBlocks], adapted: Adapted = ()
+        self,
+        token_ids: Tensor,
+        layout: BatchLayout,
+        cache: list[KVBlocks],
+        adapted: Adapted = (),
+        inserted: Inserted | None = None,
     ) -> Iterator[Tensor]:
         """Yield what upstream keeps: after each layer but the last, and the final ones."""
         output = self._run(token_ids, layout, cache, output_hidden_states=True)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from penstock.errors import ModelUnreadable
 from penstock.gguf import is_gguf
-from penstock.models.config_json import read_json
+from penstock.json_objects import read_json_object
 from penstock.models.gguf_weights import GGUFWeights
 from penstock.quant import QuantizedModules, QuantizedWeight, Scheme, dequantize, read_layout
 
@@ -44,6 +45,33 @@ def weight_files(path: Path) -> list[Path]:
     raise ModelUnreadable(f"{path} holds neither {_SINGLE} nor {_INDEX}: there are {hint}")
 
 
+_SEEING = ("vision_tower", "vision_model", "multi_modal_projector", "connector", "visual", "image_newline")
+_RENAMES = (
+    (re.compile(rf"model\.(?=({'|'.join(('language_model', 'text_model', *_SEEING))})\b)"), ""),
+    (re.compile(r"(language_model|text_model)\.lm_head\."), "lm_head."),
+    (re.compile(r"(language_model\.model|language_model|text_model)\."), "model."),
+    (re.compile(r"(vision_tower\.vision_model|vision_tower|vision_model)\."), "vision_tower."),
+)
+
+
+def plain_name(name: str) -> str:
+    """Return what models ask for as what a checkpoint calls ``name``.
+
+    Where a decoder is part of a larger model, versions of transformers have put different prefixes before its tensors'
+    names, and before the others'. Without them a decoder's are those of a model that is text alone.
+    """
+    for pattern, prefix in _RENAMES:
+        match = pattern.match(name)
+        if match is not None:
+            name = prefix + name[match.end() :]
+    return name
+
+
+def is_of_seeing(name: str) -> bool:
+    """Return whether the tensor of this plain name belongs to a vision encoder."""
+    return name.split(".", 1)[0] in _SEEING
+
+
 class TensorSource(Protocol):
     """Where a model gets its tensors."""
 
@@ -67,7 +95,10 @@ class StoredTensors(TensorSource, Protocol):
         """Names that nobody took."""
 
     def sizes(self) -> Iterator[tuple[str, int, Scheme | None]]:
-        """Yield all tensors, weights in codes as one: name, weights, and how they are quantized. Nothing is read."""
+        """Yield all tensors, weights in codes as one: the name models ask for, weights, and how they are quantized.
+
+        Nothing is read.
+        """
 
 
 def open_weights(path: Path) -> AbstractContextManager[StoredTensors]:
@@ -78,6 +109,8 @@ def open_weights(path: Path) -> AbstractContextManager[StoredTensors]:
 class Weights:
     """All tensors of a checkpoint by name. A context manager; tensors taken from it stay valid after.
 
+    They are taken by the names models ask for, ``plain_name``'s; whatever else is done with them goes by stored names.
+
     Every tensor has a mapping of its own, so that what was read and packed stops being this process's memory at once.
     """
 
@@ -86,8 +119,10 @@ class Weights:
         self._files: dict[str, Path] = {}
         self._num_elements: dict[str, int] = {}
         self._unused: set[str] = set()
+        self._stored_names: dict[str, str] = {}
+        """Of tensors and modules, by plain names"""
         file = path / "config.json"
-        quantization = read_json(file, required=False).get("quantization_config")
+        quantization = read_json_object(file).get("quantization_config")
         self.quantized = QuantizedModules(read_layout(quantization, str(file)), self) if quantization else None
 
     def __enter__(self) -> Self:
@@ -100,6 +135,7 @@ class Weights:
             except (SafetensorError, OSError) as error:
                 raise ModelUnreadable(f"{file} is broken or cut short ({error}); fetch the file again") from error
         self._unused = set(self._files)
+        self._stored_names = {plain_name(name): name for name in (*self._files, *(self.quantized or ()))}
         return self
 
     def __exit__(
@@ -124,12 +160,13 @@ class Weights:
             assert self.quantized is not None
             scheme, names = self.quantized.scheme(module), self.quantized.parts(module)
             # The first part has the codes, a byte each or in words.
-            num_bits = self._num_elements[names[0]] * (8 if names[0].endswith(".weight") else 32)
-            yield f"{module}.weight", num_bits // (8 if names[0].endswith(".weight") else scheme.bits), scheme
+            has_bytes = names[0].endswith(".weight")
+            num_bits = self._num_elements[names[0]] * (8 if has_bytes else 32)
+            yield plain_name(f"{module}.weight"), num_bits // (8 if has_bytes else scheme.bits), scheme
             parts.update(names)
         for name, num_elements in self._num_elements.items():
             if name not in parts:
-                yield name, num_elements, None
+                yield plain_name(name), num_elements, None
 
     def read(self, name: str) -> Tensor:
         """Return a tensor that is there, as it is stored; mapped, not copied."""
@@ -147,26 +184,28 @@ class Weights:
             codes = self.take_codes(name.removesuffix(".weight"), (shape[0], shape[1]))
             if codes is not None:
                 return dequantize(codes).to(dtype)
-        if name not in self._files:
+        stored = self._stored_names.get(name)
+        if stored is None:
             raise ModelUnreadable(
                 f"{self._path} has no tensor {name}: the checkpoint is incomplete, or of another "
                 "architecture than its config.json says"
             )
-        tensor = self.read(name)
-        self._check_shape(name, tensor, shape)
+        tensor = self.read(stored)
+        self._check_shape(stored, tensor, shape)
         if not tensor.dtype.is_floating_point:
             raise ModelUnreadable(
-                f"{self._files[name]}: {name} is {tensor.dtype}; weights must be bf16, fp16 or fp32, or have a "
+                f"{self._files[stored]}: {stored} is {tensor.dtype}; weights must be bf16, fp16 or fp32, or have a "
                 "quantization_config in config.json"
             )
         return tensor.to(dtype)
 
     def take_codes(self, module: str, shape: tuple[int, int]) -> QuantizedWeight | None:
         """Return the weight of ``module`` if it is kept in codes; see ``TensorSource``."""
-        if self.quantized is None or module not in self.quantized:
+        stored = self._stored_names.get(module)
+        if self.quantized is None or stored is None or stored not in self.quantized:
             return None
-        weight = self.quantized.weight(module)
-        self._check_shape(f"{module}.weight", weight.codes, shape)
+        weight = self.quantized.weight(stored)
+        self._check_shape(f"{stored}.weight", weight.codes, shape)
         return weight
 
     def _check_shape(self, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
@@ -181,5 +220,6 @@ class Weights:
 
         One that was converted, or widened from codes, is returned as it is.
         """
+        name = self._stored_names.get(name, "")
         stored = self.read(name) if name in self._files else tensor
         return stored if stored.dtype is tensor.dtype else tensor

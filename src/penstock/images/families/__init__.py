@@ -1,0 +1,34 @@
+"""How each family prepares images: one module a family, and the table that finds it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from penstock.errors import ModelUnreadable
+from penstock.images.families.llava import LlavaProcessor
+from penstock.images.processor import Processor
+from penstock.images.settings import SeeingFiles, read_seeing_files
+
+FAMILIES: dict[str, Callable[[SeeingFiles], Processor]] = {
+    "LlavaForConditionalGeneration": LlavaProcessor,
+}
+"""By the name in config.json's ``architectures``"""
+
+
+def load_processor(path: Path) -> Processor | None:
+    """Return how the model in directory or GGUF file ``path`` wants images; None: it sees none.
+
+    Raises ``ModelUnreadable`` if a file is broken, or asks for what is not implemented.
+    """
+    files = read_seeing_files(path)
+    if files is None:
+        return None
+    names = files.model.values.get("architectures")
+    family = next((FAMILIES[name] for name in names if name in FAMILIES), None) if isinstance(names, list) else None
+    if family is None:
+        return None
+    try:
+        return family(files)
+    except (TypeError, ValueError, AttributeError, ArithmeticError, KeyError) as error:
+        raise ModelUnreadable(
+            f"{path}: what it says about images holds a value of the wrong kind ({error}); fetch its files again"
+        ) from error

@@ -1,0 +1,54 @@
+"""LLaVA 1.5: a tower's features of each patch, brought to the decoder's width by two projections.
+
+Liu et al., "Improved Baselines with Visual Instruction Tuning" (2023).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from penstock.images.settings import Normalization
+from penstock.models.config_json import ConfigJson
+from penstock.models.parts import Loader
+from penstock.models.vision.patches import Patches, by_shape
+from penstock.models.vision.tower import MLP, VisionTower, read_tower
+from penstock.protocol import Picture
+
+
+class LlavaEncoder:
+    """See ``encoder.VisionEncoder``."""
+
+    def __init__(self, raw: ConfigJson, loader: Loader, normalization: Normalization) -> None:
+        """Load. Raises ``ModelUnreadable``."""
+        chosen = raw.values.get("vision_feature_layer", -2)
+        wanted = chosen if isinstance(chosen, list) else [chosen]
+        config = read_tower(raw.part("vision_config"))
+        if not all(isinstance(index, int) and -config.num_layers - 1 <= index <= config.num_layers for index in wanted):
+            raise raw.bad("vision_feature_layer", chosen, f"of the {config.num_layers} layers there are")
+        strategy = raw.values.get("vision_feature_select_strategy", "default")
+        if strategy not in ("default", "full"):
+            raise raw.bad("vision_feature_select_strategy", strategy, "default or full")
+        self._first = int(strategy == "default")
+        self._tower = VisionTower(loader, config, wanted)
+        self._patches = Patches(config.patch_size, normalization, loader.ops.activation_dtype(loader.dtype))
+        E, prefix = loader.config.hidden_size, "multi_modal_projector"
+        self._projector = MLP(
+            loader,
+            f"{prefix}.linear_1",
+            f"{prefix}.linear_2",
+            (config.hidden_size * len(wanted), E, E),
+            str(raw.values.get("projector_hidden_act", "gelu")),
+            bias=raw.flag("multimodal_projector_bias", True),
+        )
+        self.num_parameters = loader.num_parameters
+        self.weights_bytes = loader.num_parameters * loader.dtype.itemsize
+
+    @torch.inference_mode()
+    def encode(self, pictures: Sequence[Picture]) -> list[Tensor]:
+        """See ``encoder.VisionEncoder``."""
+        return by_shape(pictures, self._encode)
+
+    def _encode(self, pictures: list[Picture]) -> Sequence[Tensor]:
+        features = self._tower(self._patches(pictures))[:, self._first :]
+        return torch.split(self._projector(features.flatten(0, 1)), features.shape[1])

@@ -1,0 +1,44 @@
+"""How a model's vision encoder is found and loaded."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from penstock.images.settings import Normalization, read_seeing_files
+from penstock.kernels import Ops, ops_for
+from penstock.models.config_json import ConfigJson
+from penstock.models.families import read_config
+from penstock.models.parts import Loader
+from penstock.models.vision.encoder import VisionEncoder
+from penstock.models.vision.llava import LlavaEncoder
+from penstock.models.weights import is_of_seeing, open_weights
+
+ENCODERS: dict[str, Callable[[ConfigJson, Loader, Normalization], VisionEncoder]] = {
+    "LlavaForConditionalGeneration": LlavaEncoder,
+}
+"""By the name in config.json's ``architectures``"""
+
+
+def load_vision(path: Path, dtype: torch.dtype, ops: Ops | None = None) -> VisionEncoder | None:
+    """Load what the model in directory or GGUF file ``path`` sees with; None if it sees nothing.
+
+    Weights run in ``dtype``, the decoder's; features come in the dtype that ``ops`` compute activations in. Give
+    ``ops`` that quantize, and the encoder is quantized; the default is exact.
+
+    Raises ``ModelUnreadable`` if the checkpoint is incomplete or broken.
+    """
+    config, files = read_config(path), read_seeing_files(path)
+    if config.vision is None or files is None:
+        return None
+    ops = ops or ops_for(dtype)
+    raw = ConfigJson(dict(files.model.values), path / "config.json", {})
+    with torch.inference_mode(), open_weights(path) as weights:
+        loader = Loader(config, weights, dtype, ops, adaptable=False)
+        return ENCODERS[config.architecture](raw, loader, files.image.normalization())
+
+
+def count_vision_parameters(path: Path) -> int:
+    """Return how many parameters the checkpoint in directory ``path`` has for seeing, from the files' headers alone."""
+    with open_weights(path) as weights:
+        return sum(num_parameters for name, num_parameters, _ in weights.sizes() if is_of_seeing(name))

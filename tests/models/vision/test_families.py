@@ -1,0 +1,140 @@
+"""Every family that sees against transformers on tiny random weights."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from penstock.images import load_processor
+from penstock.models.decoder import count_parameters, load_model
+from penstock.models.families import read_config
+from penstock.models.vision import Inserted
+from penstock.models.vision.load import count_vision_parameters, load_vision
+from penstock.protocol import Picture
+from tests.packing import layout_of
+from tests.seeing_models import (
+    SEEING,
+    drawing,
+    make_seeing_checkpoint,
+    upstream_image_processor,
+    upstream_model,
+    with_images,
+)
+
+BLOCK = 4
+SIZES = [(80, 60), (33, 200), (56, 56)]
+
+
+def _prompt(path: Path, sizes: list[tuple[int, int]]) -> tuple[list[int], list[Picture]]:
+    processor = load_processor(path)
+    assert processor is not None
+    images = [drawing(*size, seed=i) for i, size in enumerate(sizes)]
+    return with_images(path, processor, "What is " + "@ and " * len(images) + "?", images)
+
+
+def _upstream_inputs(family: str, sizes: list[tuple[int, int]]) -> dict[str, Tensor]:
+    images = [drawing(*size, seed=i) for i, size in enumerate(sizes)]
+    processed = upstream_image_processor(family)(images, return_tensors="pt")
+    return {name: processed[name] for name in ("pixel_values", "image_sizes") if name in processed}
+
+
+def _inserted(pictures: list[Picture], features: list[Tensor]) -> Inserted:
+    rows = [torch.arange(picture.offset, picture.offset + picture.num_tokens) for picture in pictures]
+    return Inserted(torch.cat(rows), torch.cat(features))
+
+
+@pytest.mark.parametrize("family", SEEING)
+@torch.inference_mode()
+def test_features_equal_transformers(family: str, seeing_checkpoint: Callable[[str], Path]) -> None:
+    path = seeing_checkpoint(family)
+    encoder = load_vision(path, torch.float32)
+    assert encoder is not None
+    _, pictures = _prompt(path, SIZES)
+    found = torch.cat(encoder.encode(pictures))
+    expected = upstream_model(path).get_image_features(**_upstream_inputs(family, SIZES)).pooler_output
+    torch.testing.assert_close(found, torch.cat([rows.flatten(0, -2) for rows in expected]), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("family", SEEING)
+@torch.inference_mode()
+def test_logits_and_greedy_tokens_equal_transformers(family: str, seeing_checkpoint: Callable[[str], Path]) -> None:
+    path = seeing_checkpoint(family)
+    model, encoder = load_model(path, dtype="float32"), load_vision(path, torch.float32)
+    assert encoder is not None
+    token_ids, pictures = _prompt(path, SIZES)
+    upstream, inputs = upstream_model(path), _upstream_inputs(family, SIZES)
+    expected = upstream(input_ids=torch.tensor([token_ids]), **inputs).logits[0]
+    T, num_new = len(token_ids), 8
+    blocks = list(range(-(-(T + num_new) // BLOCK)))
+    cache = model.new_cache(len(blocks), BLOCK)
+    layout = layout_of([T], [T], [blocks[: -(-T // BLOCK)]], BLOCK)
+    inserted = _inserted(pictures, encoder.encode(pictures))
+    logits = model.logits(model.forward(torch.tensor(token_ids), layout, cache, inserted=inserted))
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
+    generated: list[int] = []
+    for end in range(T + 1, T + 1 + num_new):
+        generated.append(int(logits[-1].argmax()))
+        layout = layout_of([1], [end], [blocks[: -(-end // BLOCK)]], BLOCK)
+        logits = model.logits(model.forward(torch.tensor(generated[-1:]), layout, cache))
+    output = upstream.generate(
+        input_ids=torch.tensor([token_ids]),
+        attention_mask=torch.ones(1, T, dtype=torch.int64),
+        **inputs,
+        do_sample=False,
+        max_new_tokens=num_new,
+        min_new_tokens=num_new,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    assert generated == output[0, T:].tolist()
+
+
+@pytest.mark.parametrize("family", SEEING)
+@torch.inference_mode()
+def test_no_bit_of_a_picture_depends_on_its_neighbours(family: str, seeing_checkpoint: Callable[[str], Path]) -> None:
+    path = seeing_checkpoint(family)
+    encoder = load_vision(path, torch.float32)
+    assert encoder is not None
+    _, pictures = _prompt(path, [*SIZES, (200, 33), (80, 60), (1, 1)])
+    for picture, together in zip(pictures, encoder.encode(pictures), strict=True):
+        (alone,) = encoder.encode([picture])
+        assert together.shape == (picture.num_tokens, encoder.encode([picture])[0].shape[1])
+        assert torch.equal(alone, together)
+
+
+@pytest.mark.parametrize("family", SEEING)
+def test_every_parameter_is_counted_on_one_side(family: str, seeing_checkpoint: Callable[[str], Path]) -> None:
+    path = seeing_checkpoint(family)
+    config, encoder = read_config(path), load_vision(path, torch.float32)
+    assert encoder is not None
+    assert sum(count_parameters(path, config).values()) == load_model(path).num_parameters
+    # Layers after the last that is wanted are not loaded.
+    assert encoder.num_parameters <= count_vision_parameters(path)
+    assert encoder.weights_bytes == 4 * encoder.num_parameters
+
+
+def _as_version_4(name: str) -> str:
+    if name.startswith("language_model.lm_head."):
+        return name.removeprefix("language_model.")
+    name = name.replace("language_model.model.", "language_model.").replace(
+        "vision_tower.", "vision_tower.vision_model."
+    )
+    return f"model.{name}"
+
+
+@pytest.mark.parametrize(
+    "rename", [_as_version_4, lambda name: name.replace("vision_tower.", "vision_tower.vision_model.")]
+)
+def test_older_names_of_tensors_are_known(rename: Callable[[str], str], tmp_path: Path) -> None:
+    path, older = make_seeing_checkpoint(tmp_path / "5"), make_seeing_checkpoint(tmp_path / "4", rename=rename)
+    _, pictures = _prompt(path, SIZES)
+    encoders = [load_vision(each, torch.float32) for each in (path, older)]
+    features = [torch.cat(encoder.encode(pictures)) for encoder in encoders if encoder is not None]
+    assert torch.equal(*features)
+    assert load_model(older).num_parameters == load_model(path).num_parameters
+
+
+def test_a_model_that_reads_text_has_no_encoder(checkpoint: Callable[[str], Path]) -> None:
+    assert load_vision(checkpoint("llama"), torch.float32) is None
