@@ -4,16 +4,16 @@ import heapq
 import math
 from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from penstock.engine.config import SchedulerConfig
 from penstock.engine.kv import CacheManager
-from penstock.engine.kv.manager import BlockCopy
 from penstock.engine.request import Request, Sequence, SequenceState
 from penstock.engine.scheduler.admission import AdmissionPolicy, ExpectedGrowth
 from penstock.engine.scheduler.batch import ScheduledBatch
 from penstock.engine.scheduler.fairness import TokenFairness
 from penstock.engine.scheduler.ordering import EarliestDeadlineFirst, OrderingPolicy
+from penstock.engine.scheduler.plan import Plan
 from penstock.engine.scheduler.preemption import CheapestToRecompute, VictimPolicy
 from penstock.engine.scheduler.rates import PrefillRate
 from penstock.engine.scheduler.waiting import WaitingQueue
@@ -32,21 +32,6 @@ class SchedulerCounters:
     num_prefix_hits: int = 0
     num_preemptions: int = 0
     num_recomputed_tokens: int = 0
-
-
-@dataclass(slots=True)
-class _Plan:
-    """What the step being put together holds so far."""
-
-    entries: dict[int, tuple[Sequence, int, list[BlockCopy]]] = field(default_factory=dict)
-    """By sequence id: who, how many new tokens, which copies first"""
-    drafts: dict[int, SequenceOf[int]] = field(default_factory=dict)
-    """By sequence id: of those tokens, the last ones, which are guesses"""
-    tokens_left: int = 0
-    draft_tokens_left: int = 0
-    """Of those, how many may be guesses"""
-    has_preempted: bool = False
-    """Blocks are short, so nobody else is let in"""
 
 
 class Scheduler:
@@ -198,10 +183,10 @@ class Scheduler:
         if self._last_schedule_s is not None:
             self._wait_totals[self._wait_reason] += now_s - self._last_schedule_s
         self._last_schedule_s = now_s
-        plan = _Plan(tokens_left=self._config.step_tokens, draft_tokens_left=self.most_draft_tokens)
+        plan = Plan(tokens_left=self._config.step_tokens, draft_tokens_left=self.most_draft_tokens)
         self._plan_running(plan, now_s, drafts)
         self._admit(plan, now_s)
-        return self._batch(plan)
+        return plan.batch(self.cache.block_size)
 
     def commit(self, batch: ScheduledBatch, sampled: Mapping[int, SequenceOf[int]], now_s: float) -> None:
         """Take the results of a batch in: ``sampled`` holds the new tokens of each sequence that got any.
@@ -259,7 +244,7 @@ class Scheduler:
 
     # ---- running sequences
 
-    def _plan_running(self, plan: _Plan, now_s: float, drafts: Mapping[int, SequenceOf[int]]) -> None:
+    def _plan_running(self, plan: Plan, now_s: float, drafts: Mapping[int, SequenceOf[int]]) -> None:
         """Give every decoding sequence its token and draft, then the prompts their chunks, most urgent first.
 
         A prompt lets those in that wait in a more urgent class: it may be long, and fill many steps.
@@ -284,7 +269,7 @@ class Scheduler:
             num_new = min(sequence.num_tokens - sequence.num_computed_tokens, plan.tokens_left)
             self._plan_sequence(plan, sequence, num_new, now_s)
 
-    def _draft_that_fits(self, plan: _Plan, sequence: Sequence, draft: SequenceOf[int]) -> SequenceOf[int]:
+    def _draft_that_fits(self, plan: Plan, sequence: Sequence, draft: SequenceOf[int]) -> SequenceOf[int]:
         """Return as much of ``draft`` as there is room for, and as could come true before the output's end."""
         if not sequence.is_decoding:
             return ()
@@ -298,7 +283,7 @@ class Scheduler:
         return self.cache.has_room(sequence.table, sequence.num_tokens + num_drafted, spare=spare)
 
     def _plan_sequence(
-        self, plan: _Plan, sequence: Sequence, num_new: int, now_s: float, draft: SequenceOf[int] = ()
+        self, plan: Plan, sequence: Sequence, num_new: int, now_s: float, draft: SequenceOf[int] = ()
     ) -> None:
         """Add a running sequence to the step, preempting others, or at last itself, if blocks are short."""
         num_new += len(draft)
@@ -309,19 +294,12 @@ class Scheduler:
                 break
             victim = self._victims.choose(self._less_urgent(sequence), self.cache) or sequence
             for gone in self._preempt(victim, now_s):
-                dropped = plan.entries.pop(gone.id, None)
-                plan.drafts.pop(gone.id, None)
-                if dropped is not None:
-                    plan.tokens_left += dropped[1]
+                plan.remove(gone)
             plan.has_preempted = True
             if sequence.state is not SequenceState.RUNNING:
                 return
         self._account_growth(sequence)
-        plan.entries[sequence.id] = (sequence, num_new, copies)
-        plan.tokens_left -= num_new
-        if draft:
-            plan.drafts[sequence.id] = draft
-            plan.draft_tokens_left -= len(draft)
+        plan.add(sequence, num_new, copies, draft)
 
     def _less_urgent(self, sequence: Sequence) -> list[Sequence]:
         """Return the running sequences that may be preempted for ``sequence``: of no more urgent class."""
@@ -363,7 +341,7 @@ class Scheduler:
 
     # ---- admission
 
-    def _admit(self, plan: _Plan, now_s: float, *, before: Priority | None = None) -> None:
+    def _admit(self, plan: Plan, now_s: float, *, before: Priority | None = None) -> None:
         """Move waiting sequences in while places, blocks and the step's tokens last. Nobody overtakes the first.
 
         With ``before``, only those of classes more urgent than that.
@@ -384,7 +362,7 @@ class Scheduler:
                 self._wait_reason = "blocks"
                 return
 
-    def _admit_sequence(self, plan: _Plan, sequence: Sequence, now_s: float) -> bool:
+    def _admit_sequence(self, plan: Plan, sequence: Sequence, now_s: float) -> bool:
         request = sequence.request
         reserved = self._blocks_to_reserve(sequence)
         most_shared = self.cache.blocks_for(sequence.num_tokens)
@@ -418,8 +396,7 @@ class Scheduler:
             self.counters.num_prefix_queries += sequence.num_tokens
             self.counters.num_prefix_hits += num_cached
             self._fairness.charge(request.tenant, num_input_tokens=sequence.num_tokens - num_cached)
-        plan.entries[sequence.id] = (sequence, num_new, copies)
-        plan.tokens_left -= num_new
+        plan.add(sequence, num_new, copies)
         return True
 
     def _fits(self, num_blocks: int) -> bool:
@@ -444,45 +421,6 @@ class Scheduler:
         if outgrown > 0 and not sequence.is_leader:
             sequence.reserved_blocks += outgrown
             self._num_reserved_blocks += outgrown
-
-    # ---- the batch and what follows it
-
-    def _batch(self, plan: _Plan) -> ScheduledBatch:
-        batch = ScheduledBatch(drafts=plan.drafts)
-        size = self.cache.block_size
-        num_rows = 0
-        for sequence, num_new, copies in plan.entries.values():
-            start = sequence.num_computed_tokens
-            end = start + num_new
-            table = sequence.table
-            batch.sequence_ids.append(sequence.id)
-            if num_new == 1:
-                batch.token_ids.append(sequence.token_ids[start])
-            else:
-                batch.token_ids.extend(sequence.token_ids[start:end])
-            draft = plan.drafts.get(sequence.id, ())
-            batch.token_ids.extend(draft)
-            batch.query_lens.append(num_new)
-            batch.context_lens.append(end)
-            batch.block_tables.append(table.block_ids)
-            batch.table_starts.append(table.num_dropped * size)
-            batch.block_copies.extend(copies)
-            if sequence.num_scored_tokens < sequence.num_to_score:
-                _read_prompt(batch, sequence, start, end, num_rows)
-            num_rows += num_new
-            if end == sequence.num_tokens and not sequence.request.sampling.max_tokens:
-                batch.ended_ids.append(sequence.id)
-            elif draft:
-                batch.sample_rows.extend(range(num_rows - 1 - len(draft), num_rows))
-                batch.sample_ids.extend([sequence.id] * (1 + len(draft)))
-                batch.sample_owners.extend([len(batch.sequence_ids) - 1] * (1 + len(draft)))
-            elif end == sequence.num_tokens:
-                samples: SequenceOf[Sequence] = sequence.request.sequences if sequence.is_leader else (sequence,)
-                for sampled in samples:
-                    batch.sample_rows.append(num_rows - 1)
-                    batch.sample_ids.append(sampled.id)
-                    batch.sample_owners.append(len(batch.sequence_ids) - 1)
-        return batch
 
     def _fork(self, leader: Sequence) -> None:
         """Let the other choices of a request share the computed prompt and go their own ways."""
@@ -588,17 +526,3 @@ class Scheduler:
                 f"with {ahead} tokens ahead: retry later, or ask for a later one",
                 retry_after_s=max(1.0, self.prefill_rate.seconds_for(ahead)),
             )
-
-
-def _read_prompt(batch: ScheduledBatch, sequence: Sequence, start: int, end: int, row: int) -> None:
-    """Ask of the tokens from ``start`` to ``end``, the first of them in ``row``, what is wanted and not had yet."""
-    owner = len(batch.sequence_ids) - 1
-    first, last = max(start, sequence.num_scored_tokens), min(end, sequence.num_to_score)
-    if sequence.request.pooling is None:
-        for position in range(first, last):
-            batch.score_rows.append(row + position - start)
-            batch.score_targets.append(sequence.token_ids[position + 1])
-            batch.score_owners.append(owner)
-    elif first < last:
-        batch.pool_rows.append((row + first - start, row + last - start))
-        batch.pool_owners.append(owner)
