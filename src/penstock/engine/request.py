@@ -3,6 +3,7 @@
 import enum
 import math
 
+from penstock.engine.encoding import PictureCursor
 from penstock.engine.kv import BlockTable
 from penstock.protocol import GenerateRequest, Preemption, Priority, Timeline
 
@@ -58,7 +59,7 @@ class Request:
         num_sequences = request.sampling.n if beam is None else beam.width
         self.has_forked = num_sequences == 1
         """Whether the other choices have been split off the first, which computes the prompt for all."""
-        self.sequences = [Sequence(self, index, request.prompt_token_ids) for index in range(num_sequences)]
+        self.sequences = [Sequence(self, index, request) for index in range(num_sequences)]
         """Choices, or beams, which all grow in the same steps"""
 
     @property
@@ -88,6 +89,7 @@ class Sequence:
         "num_shared_blocks",
         "num_steps",
         "num_to_score",
+        "pictures",
         "preemptions",
         "request",
         "reserved_blocks",
@@ -98,7 +100,8 @@ class Sequence:
         "waited_s",
     )
 
-    def __init__(self, request: Request, index: int, prompt_token_ids: list[int]) -> None:
+    def __init__(self, request: Request, index: int, asked: GenerateRequest) -> None:
+        prompt_token_ids = asked.prompt_token_ids
         self.request = request
         self.index = index
         self.id = -1
@@ -109,6 +112,8 @@ class Sequence:
         self.most_computed_tokens = 0
         """High-water mark; computing below it again is recomputation."""
         self.table = BlockTable()
+        # Features depend on no adapter, but who shares them could be probed by their timing.
+        self.pictures = PictureCursor(asked.pictures, asked.cache_salt)
         self.state = SequenceState.WAITING
         self.reserved_blocks = 0
         """Blocks that admission set aside for it, grown when it outgrows them."""

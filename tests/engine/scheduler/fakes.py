@@ -4,10 +4,11 @@ import random
 from dataclasses import dataclass, field
 
 from penstock.engine.config import SchedulerConfig
+from penstock.engine.encoding import EncodePlanner, FeatureCache
 from penstock.engine.kv import BlockPool, CacheManager
 from penstock.engine.request import Request, SequenceState
 from penstock.engine.scheduler import AdmissionPolicy, ScheduledBatch, Scheduler
-from penstock.protocol import BeamParams, GenerateRequest, Priority, SamplingParams
+from penstock.protocol import BeamParams, GenerateRequest, Picture, Priority, SamplingParams
 
 
 def request_of(
@@ -20,6 +21,7 @@ def request_of(
     priority: Priority = Priority.P3,
     deadline_s: float | None = None,
     width: int | None = None,
+    pictures: list[Picture] | None = None,
 ) -> GenerateRequest:
     """Return a request; a number as prompt means that many tokens nobody shares."""
     tokens = prompt if isinstance(prompt, list) else [hash((name, i)) % 1000 for i in range(prompt)]
@@ -32,7 +34,13 @@ def request_of(
         tenant=tenant,
         priority=priority,
         deadline_s=deadline_s,
+        pictures=tuple(pictures or ()),
     )
+
+
+def picture_of(key: str, offset: int, num_tokens: int) -> Picture:
+    """Return a picture without pixels."""
+    return Picture(key=key.encode(), offset=offset, num_tokens=num_tokens, pixels=b"", shape=(1, 0, 0), size=(0, 0))
 
 
 @dataclass
@@ -44,11 +52,28 @@ class Driver:
     config: SchedulerConfig = field(default_factory=lambda: SchedulerConfig(step_tokens=16, max_running=6))
     window: int | None = None
     admission: AdmissionPolicy | None = None
+    feature_tokens: int = 40
+    """Of pictures, whose features fit"""
+    encoder_tokens: int = 10
+    encodes_in_step: bool = True
+    sees_both_ways: bool = False
 
     def __post_init__(self) -> None:
         self.pool = BlockPool(self.num_blocks)
         self.cache = CacheManager(self.pool, block_size=self.block_size, window=self.window)
-        self.scheduler = Scheduler(self.config, self.cache, admission=self.admission)
+        self.features = FeatureCache(most_bytes=self.feature_tokens, token_bytes=1)
+        encoding = EncodePlanner(
+            self.features,
+            encoder_tokens=self.encoder_tokens,
+            step_tokens=self.config.step_tokens,
+            in_step=self.encodes_in_step,
+            sees_both_ways=self.sees_both_ways,
+        )
+        self.scheduler = Scheduler(self.config, self.cache, admission=self.admission, encoding=encoding)
+        self.under_way: list[int] = []
+        """Ids of features that encoders elsewhere are at work on"""
+        self.there: set[int] = set()
+        """Ids of features that could be inserted"""
         self.now_s = 0.0
         self.random = random.Random(0)
         self.requests: dict[str, Request] = {}
@@ -85,6 +110,8 @@ class Driver:
         num_preemptions = self.scheduler.counters.num_preemptions
         batch = self.scheduler.schedule(self.now_s, drafts)
         assert not batch.drafts or self.scheduler.counters.num_preemptions == num_preemptions, "preempted for a guess"
+        self._encode(batch)
+        self._check_pictures(batch)
         for sequence_id, num_new in zip(batch.sequence_ids, batch.query_lens, strict=True):
             tenant = self.scheduler.sequence(sequence_id).request.tenant
             self.served[tenant] = self.served.get(tenant, 0) + num_new
@@ -110,6 +137,38 @@ class Driver:
                 if sequence.request.is_finished:
                     del self.requests[sequence.request.request_id]
         return batch
+
+    def _encode(self, batch: ScheduledBatch) -> None:
+        num_tokens = [picture.num_tokens for _, picture in batch.encode]
+        if self.encodes_in_step:
+            assert sum(num_tokens) <= self.encoder_tokens or len(num_tokens) == 1
+        self.there -= set(self.features.take_evicted())
+        self.under_way += [feature_id for feature_id, _ in batch.encode]
+        if self.encodes_in_step:
+            self.encoded(len(self.under_way))
+
+    def encoded(self, count: int) -> None:
+        """Bring the first so many of the features that are under way."""
+        done, self.under_way = self.under_way[:count], self.under_way[count:]
+        for feature_id in done:
+            self.features.encoded(feature_id)
+        self.there |= set(done)
+
+    def _check_pictures(self, batch: ScheduledBatch) -> None:
+        """Assert that every token of a picture in the batch shows its own feature, and no other token any."""
+        expected = []
+        row = 0
+        for sequence_id, num_new, end in zip(batch.sequence_ids, batch.query_lens, batch.context_lens, strict=True):
+            pictures = self.scheduler.sequence(sequence_id).pictures.pictures
+            for position in range(end - num_new, end):
+                places = ((position - picture.offset, picture.num_tokens) for picture in pictures)
+                expected += [(row, place) for place, num_tokens in places if 0 <= place < num_tokens]
+                row += 1
+            split = [one for one in pictures if one.offset < end < one.offset + one.num_tokens]
+            assert not (split and self.sees_both_ways)
+        shown = [(one.row + i, one.first + i) for one in batch.pictures for i in range(one.num_rows)]
+        assert shown == expected
+        assert {one.feature_id for one in batch.pictures} <= self.there
 
     def _advance(self, sequence_ids: set[int]) -> None:
         """Let each search's beams go on from any of them; it ends at ``max_tokens``."""
@@ -146,6 +205,13 @@ class Driver:
         queued = [s for s in live if s.state is SequenceState.WAITING and (s.index == 0 or s.request.has_forked)]
         assert scheduler.num_waiting == len(queued)
         assert scheduler.num_waiting_tokens == sum(sequence.num_tokens for sequence in queued)
+        held = [features for sequence in live for features in sequence.pictures.held]
+        known = list(self.features._by_name.values())
+        assert all(features.num_holders == held.count(features) for features in known)
+        assert self.features.num_bytes == sum(features.num_bytes for features in known) <= self.feature_tokens
+        idle = [features.id for features in known if features.is_ready and not features.num_holders]
+        assert sorted(self.features._idle) == sorted(idle)
+        assert all(sequence in scheduler.running for sequence in live if sequence.pictures.held)
 
     def run_to_end(self, most_steps: int) -> None:
         """Step until nothing is left; fails if that takes more than ``most_steps``."""
@@ -153,6 +219,7 @@ class Driver:
             if not self.requests:
                 break
             self.step()
+            self.encoded(1)
             self.check()
         assert not self.requests, f"starved: {list(self.requests)}"
         assert not self.scheduler.has_work

@@ -11,7 +11,7 @@ from penstock.engine.config import SchedulerConfig
 from penstock.engine.scheduler import AdmissionPolicy, WorstCase
 from penstock.errors import ContextTooLong, DeadlineUnmeetable, Overloaded
 from penstock.protocol import Priority
-from tests.engine.scheduler.fakes import Driver, request_of
+from tests.engine.scheduler.fakes import Driver, picture_of, request_of
 
 SHARED = list(range(40))
 
@@ -21,6 +21,8 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     window: ClassVar[int | None] = None
     admission: ClassVar[AdmissionPolicy | None] = None
+    encodes_in_step: ClassVar[bool] = True
+    sees_both_ways: ClassVar[bool] = False
     requests = Bundle("requests")
 
     def __init__(self) -> None:
@@ -29,6 +31,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             config=SchedulerConfig(step_tokens=16, max_running=6, max_waiting=12, starvation_s=30),
             window=self.window,
             admission=self.admission,
+            encodes_in_step=self.encodes_in_step,
+            sees_both_ways=self.sees_both_ways,
         )
         self.num_made = 0
 
@@ -42,6 +46,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         priority=st.sampled_from(Priority),
         deadline_s=st.none() | st.floats(0.5, 50),
         width=st.none() | st.integers(1, 4),
+        seen=st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 6), st.integers(1, 16)), max_size=3),
     )
     def arrive(
         self,
@@ -53,10 +58,16 @@ class SchedulerMachine(RuleBasedStateMachine):
         priority: Priority,
         deadline_s: float | None,
         width: int | None,
+        seen: list[tuple[str, int, int]],
     ) -> str:
         self.num_made += 1
         name = f"r{self.num_made}"
-        prompt = SHARED[:shared] + [1000 + self.num_made] * own
+        prompt, pictures = [], []
+        for content, gap, num_tokens in seen:
+            prompt += [3] * gap
+            pictures.append(picture_of(f"{content}{num_tokens}", len(prompt), num_tokens))
+            prompt += [2] * num_tokens
+        prompt += SHARED[:shared] + [1000 + self.num_made] * own
         request = request_of(
             name,
             prompt=prompt,
@@ -66,9 +77,11 @@ class SchedulerMachine(RuleBasedStateMachine):
             priority=priority,
             deadline_s=deadline_s,
             width=width,
+            pictures=pictures,
         )
         # Refused or not, nothing may be left behind; that a refusal names a time is tested beside its cause.
-        with contextlib.suppress(Overloaded, DeadlineUnmeetable, *([] if width is None else [ContextTooLong])):
+        may_be_too_long = width is not None or seen
+        with contextlib.suppress(Overloaded, DeadlineUnmeetable, *([ContextTooLong] if may_be_too_long else [])):
             self.driver.add(request)
         return name
 
@@ -83,6 +96,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             batch = self.driver.step(drafted, accepted)
             assert batch.num_tokens <= 16
             assert batch.num_tokens == sum(batch.query_lens)
+            self.driver.encoded(1)
             self.driver.check()
 
     @rule(seconds=st.floats(0, 40))
@@ -117,15 +131,29 @@ class WindowMachine(SchedulerMachine):
     window = 9
 
 
+class ElsewhereMachine(SchedulerMachine):
+    """The same where encoders in other processes take their time."""
+
+    encodes_in_step = False
+
+
+class BothWaysMachine(SchedulerMachine):
+    """The same for a model that reads each picture whole."""
+
+    sees_both_ways = True
+
+
 class WorstCaseMachine(SchedulerMachine):
     """The same with the policy that sets aside all a sequence may need: choices aside, nothing is preempted."""
 
     admission = WorstCase()
 
 
-for machine in (SchedulerMachine, WindowMachine, WorstCaseMachine):
+for machine in (SchedulerMachine, WindowMachine, ElsewhereMachine, BothWaysMachine, WorstCaseMachine):
     machine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 TestScheduler = SchedulerMachine.TestCase
 TestWindow = WindowMachine.TestCase
+TestElsewhere = ElsewhereMachine.TestCase
+TestBothWays = BothWaysMachine.TestCase
 TestWorstCase = WorstCaseMachine.TestCase

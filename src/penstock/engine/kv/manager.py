@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from penstock.engine.kv.block_pool import BlockPool
 from penstock.engine.kv.block_table import BlockTable
-from penstock.engine.kv.prefix import PrefixHasher
+from penstock.engine.kv.prefix import PrefixHasher, seen_in
+from penstock.protocol import Picture
 
 BlockCopy = tuple[int, int]
 """(from, to): copy the whole block before the step writes."""
@@ -37,10 +38,13 @@ class CacheManager:
             return blocks
         return min(blocks, self.blocks_for(self.window + step_tokens) + 1)
 
-    def open(self, token_ids: Sequence[int], salt: str, *, most: int | None = None) -> tuple[BlockTable, int]:
+    def open(
+        self, token_ids: Sequence[int], salt: str, *, most: int | None = None, pictures: Sequence[Picture] = ()
+    ) -> tuple[BlockTable, int]:
         """Return a table that shares the cached blocks ``token_ids`` begins with, and how many tokens they hold.
 
         At least the last token is left to compute, since its logits are wanted, and no more than ``most`` are shared.
+        Where ``pictures`` are, the same ones have to be.
         """
         table = BlockTable()
         table.chain = self._hasher.root(salt)
@@ -49,7 +53,8 @@ class CacheManager:
         size = self.block_size
         most = len(token_ids) - 1 if most is None else min(most, len(token_ids) - 1)
         for start in range(0, most - size + 1, size):
-            name = self._hasher.block(table.chain, token_ids[start : start + size])
+            seen = seen_in(pictures, start, start + size) if pictures else b""
+            name = self._hasher.block(table.chain, token_ids[start : start + size], seen)
             block = self.pool.find(name)
             if block is None:
                 break
@@ -97,13 +102,16 @@ class CacheManager:
         while len(table) > self.blocks_for(num_tokens):
             self.pool.release(table.block_ids.pop())
 
-    def commit(self, table: BlockTable, token_ids: Sequence[int], num_computed: int) -> None:
+    def commit(
+        self, table: BlockTable, token_ids: Sequence[int], num_computed: int, pictures: Sequence[Picture] = ()
+    ) -> None:
         """Name the blocks that ``num_computed`` tokens have filled, and give back those outside the window."""
         size = self.block_size
         if self._prefix_caching:
             while (table.num_registered + 1) * size <= num_computed:
                 start = table.num_registered * size
-                name = self._hasher.block(table.chain, token_ids[start : start + size])
+                seen = seen_in(pictures, start, start + size) if pictures else b""
+                name = self._hasher.block(table.chain, token_ids[start : start + size], seen)
                 block = table.block_ids[table.num_registered - table.num_dropped]
                 self.pool.register(block, name, table.chain)
                 table.chain = name

@@ -5,6 +5,8 @@ import os
 from array import array
 from collections.abc import Sequence
 
+from penstock.protocol import Picture
+
 _DIGEST_BYTES = 16
 
 
@@ -21,7 +23,19 @@ class PrefixHasher:
         """Return the parent of a first block; chains of different salts never meet."""
         return hashlib.blake2b(salt.encode(), digest_size=_DIGEST_BYTES, key=self._key, person=b"root").digest()
 
-    def block(self, parent: bytes, token_ids: Sequence[int]) -> bytes:
-        """Return the name of the block that holds ``token_ids`` and follows ``parent``."""
+    def block(self, parent: bytes, token_ids: Sequence[int], seen: bytes = b"") -> bytes:
+        """Return the name of the block that holds ``token_ids``, shows what is ``seen`` and follows ``parent``."""
         tokens = array("q", token_ids).tobytes()
-        return hashlib.blake2b(parent + tokens, digest_size=_DIGEST_BYTES, key=self._key).digest()
+        return hashlib.blake2b(parent + tokens + seen, digest_size=_DIGEST_BYTES, key=self._key).digest()
+
+
+def seen_in(pictures: Sequence[Picture], start: int, end: int) -> bytes:
+    """Return which parts of which pictures tokens ``start`` to ``end`` stand for; nothing where it is all text.
+
+    Different for pictures that differ in content, in size, in their place, or in what they add to positions.
+    """
+    return b"".join(
+        repr((start - one.offset, one.num_tokens, one.grid, one.time_step, len(one.key))).encode() + one.key
+        for one in pictures
+        if one.offset < end and start < one.offset + one.num_tokens
+    )

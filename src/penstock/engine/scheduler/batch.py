@@ -3,6 +3,20 @@
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from penstock.protocol import Picture
+
+
+class PictureRows(NamedTuple):
+    """Rows of a step that show a part of a picture: they take its features in place of their tokens' embeddings."""
+
+    row: int
+    """The first of the T tokens"""
+    feature_id: int
+    first: int
+    """Which of the picture's features goes there"""
+    num_rows: int
 
 
 @dataclass(slots=True)
@@ -47,6 +61,12 @@ class ScheduledBatch:
     drafts: dict[int, Sequence[int]] = field(default_factory=dict)
     """By sequence id: guesses at what follows its tokens, which are the last of its new tokens here. Where there are d
     of them, its last 1 + d rows are sampled."""
+    encode: list[tuple[int, Picture]] = field(default_factory=list)
+    """Pictures to encode, by the id that their features will have; before the step, if it is this process that does"""
+    pictures: list[PictureRows] = field(default_factory=list)
+    """By row"""
+    picture_owners: list[int] = field(default_factory=list)
+    """Which of the S sequences each belongs to"""
 
     @property
     def num_tokens(self) -> int:
@@ -63,7 +83,10 @@ class ScheduledBatch:
         return self._select(range(len(self.sequence_ids)), drafts={})
 
     def select(self, sequences: Iterable[int]) -> "ScheduledBatch":
-        """Return the batch of only these of the S sequences, in the order given, with all block copies."""
+        """Return the batch of only these of the S sequences, in the order given, with all block copies.
+
+        Nothing is left to encode: that comes before a batch is cut.
+        """
         return self._select(sequences, drafts=self.drafts)
 
     def _select(self, sequences: Iterable[int], *, drafts: dict[int, Sequence[int]]) -> "ScheduledBatch":
@@ -100,6 +123,10 @@ class ScheduledBatch:
                 if owner == s:
                     part.pool_rows.append((first + offset, last + offset))
                     part.pool_owners.append(len(part.sequence_ids) - 1)
+            for shown, owner in zip(self.pictures, self.picture_owners, strict=True):
+                if owner == s:
+                    part.pictures.append(shown._replace(row=shown.row + offset))
+                    part.picture_owners.append(len(part.sequence_ids) - 1)
             if self.sequence_ids[s] in self.ended_ids:
                 part.ended_ids.append(self.sequence_ids[s])
         return part

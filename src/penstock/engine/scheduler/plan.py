@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 
 from penstock.engine.kv.manager import BlockCopy
 from penstock.engine.request import Sequence
-from penstock.engine.scheduler.batch import ScheduledBatch
+from penstock.engine.scheduler.batch import PictureRows, ScheduledBatch
+from penstock.protocol import Picture
 
 
 @dataclass(slots=True)
@@ -21,6 +22,8 @@ class Plan:
     """Of those, how many may be guesses"""
     has_preempted: bool = False
     """Blocks are short, so nobody else is let in"""
+    has_picture_first: bool = False
+    """A picture that is read whole was planned before those who decode"""
 
     def add(self, sequence: Sequence, num_new: int, copies: list[BlockCopy], draft: SequenceOf[int] = ()) -> None:
         """Take a sequence in with ``num_new`` tokens, the last of which are ``draft``."""
@@ -37,9 +40,9 @@ class Plan:
         if dropped is not None:
             self.tokens_left += dropped[1]
 
-    def batch(self, block_size: int) -> ScheduledBatch:
-        """Return the step's work."""
-        batch = ScheduledBatch(drafts=self.drafts)
+    def batch(self, block_size: int, encode: list[tuple[int, Picture]]) -> ScheduledBatch:
+        """Return the step's work, ``encode`` included."""
+        batch = ScheduledBatch(drafts=self.drafts, encode=encode)
         num_rows = 0
         for sequence, num_new, copies in self.entries.values():
             start = sequence.num_computed_tokens
@@ -59,6 +62,8 @@ class Plan:
             batch.block_copies.extend(copies)
             if sequence.num_scored_tokens < sequence.num_to_score:
                 _read_prompt(batch, sequence, start, end, num_rows)
+            if not sequence.pictures.is_done:
+                _show_pictures(batch, sequence, start, end, num_rows)
             num_rows += num_new
             if end == sequence.num_tokens and not sequence.request.sampling.max_tokens:
                 batch.ended_ids.append(sequence.id)
@@ -87,3 +92,13 @@ def _read_prompt(batch: ScheduledBatch, sequence: Sequence, start: int, end: int
     elif first < last:
         batch.pool_rows.append((row + first - start, row + last - start))
         batch.pool_owners.append(owner)
+
+
+def _show_pictures(batch: ScheduledBatch, sequence: Sequence, start: int, end: int, row: int) -> None:
+    """Have the tokens from ``start`` to ``end``, the first of them in ``row``, show what they stand for."""
+    cursor = sequence.pictures
+    for picture, features in zip(cursor.pictures[cursor.num_passed :], cursor.held, strict=False):
+        first, last = max(start, picture.offset), min(end, picture.offset + picture.num_tokens)
+        if first < last:
+            batch.pictures.append(PictureRows(row + first - start, features.id, first - picture.offset, last - first))
+            batch.picture_owners.append(len(batch.sequence_ids) - 1)

@@ -7,6 +7,7 @@ from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
 from penstock.engine.config import SchedulerConfig
+from penstock.engine.encoding import EncodePlanner
 from penstock.engine.kv import CacheManager
 from penstock.engine.request import Request, Sequence, SequenceState
 from penstock.engine.scheduler.admission import AdmissionPolicy, ExpectedGrowth
@@ -48,8 +49,10 @@ class Scheduler:
         ordering: OrderingPolicy | None = None,
         admission: AdmissionPolicy | None = None,
         victims: VictimPolicy | None = None,
+        encoding: EncodePlanner | None = None,
     ) -> None:
         self.cache = cache
+        self.encoding = encoding or EncodePlanner.blind()
         self.counters = SchedulerCounters()
         self.prefill_rate = PrefillRate()
         self.running: list[Sequence] = []
@@ -64,6 +67,8 @@ class Scheduler:
         self._waiting = WaitingQueue(self._ordering, self._fairness)
         self._sequences: dict[int, Sequence] = {}
         self._next_id = 0
+        self._unsplit: Sequence | None = None
+        """Goes first in the next step: decoding sequences left too little for a picture that must be read whole"""
         self._num_reserved_blocks = 0
         self._num_reserved_places = 0
         """Among the running, for choices that will be split off."""
@@ -97,11 +102,13 @@ class Scheduler:
     def add(self, request: Request, now_s: float) -> None:
         """Queue a request.
 
-        Raises ``ContextTooLong`` if the cache could never hold it, ``Overloaded`` if the queue is full,
-        ``DeadlineUnmeetable`` if its first token cannot come in time; then nothing has changed.
+        Raises ``ContextTooLong`` if the cache could never hold it, ``InvalidRequest`` if its pictures could never be
+        computed, ``Overloaded`` if the queue is full, ``DeadlineUnmeetable`` if its first token cannot come in time;
+        then nothing has changed.
         """
         leader = request.sequences[0]
         self._check_fits(request)
+        self.encoding.require_fits(leader.pictures.pictures)
         self._check_queue(leader)
         self._check_deadline(request, now_s)
         for sequence in request.sequences:
@@ -184,9 +191,10 @@ class Scheduler:
             self._wait_totals[self._wait_reason] += now_s - self._last_schedule_s
         self._last_schedule_s = now_s
         plan = Plan(tokens_left=self._config.step_tokens, draft_tokens_left=self.most_draft_tokens)
+        self.encoding.begin_step()
         self._plan_running(plan, now_s, drafts)
         self._admit(plan, now_s)
-        return plan.batch(self.cache.block_size)
+        return plan.batch(self.cache.block_size, self.encoding.take_work())
 
     def commit(self, batch: ScheduledBatch, sampled: Mapping[int, SequenceOf[int]], now_s: float) -> None:
         """Take the results of a batch in: ``sampled`` holds the new tokens of each sequence that got any.
@@ -213,7 +221,9 @@ class Scheduler:
             sequence.most_computed_tokens = max(end, sequence.most_computed_tokens)
             sequence.num_steps += 1
             if end // self.cache.block_size > sequence.table.num_registered or self.cache.window is not None:
-                self.cache.commit(sequence.table, sequence.token_ids, end)
+                self.cache.commit(sequence.table, sequence.token_ids, end, sequence.pictures.pictures)
+            if not sequence.pictures.is_done:
+                self.encoding.passed(sequence.pictures, end)
             if sequence.is_leader and end == sequence.num_tokens:
                 self._fork(sequence)
         for sequence_id, token_ids in sampled.items():
@@ -250,10 +260,16 @@ class Scheduler:
         A prompt lets those in that wait in a more urgent class: it may be long, and fill many steps.
         """
         prefilling = []
+        first, self._unsplit = self._unsplit, None
+        if first is not None and first.state is SequenceState.RUNNING:
+            plan.has_picture_first = True
+            self._plan_chunk(plan, first, now_s)
         for sequence in self.running[:]:
-            if sequence.state is not SequenceState.RUNNING:
-                continue  # preempted for one before it
-            if sequence.num_tokens - sequence.num_computed_tokens == 1:
+            if sequence.state is not SequenceState.RUNNING or sequence.id in plan.entries:
+                continue  # preempted for one before it, or first
+            if sequence.num_tokens - sequence.num_computed_tokens == 1 and sequence.pictures.is_done:
+                if not plan.tokens_left:
+                    continue  # for once, since nobody goes first in the next step
                 draft = self._draft_that_fits(plan, sequence, drafts[sequence.id]) if sequence.id in drafts else ()
                 self._plan_sequence(plan, sequence, 1, now_s, draft)
             else:
@@ -266,8 +282,24 @@ class Scheduler:
                 break
             if sequence.state is not SequenceState.RUNNING:
                 continue
-            num_new = min(sequence.num_tokens - sequence.num_computed_tokens, plan.tokens_left)
+            self._plan_chunk(plan, sequence, now_s)
+
+    def _plan_chunk(self, plan: Plan, sequence: Sequence, now_s: float) -> None:
+        num_new = self._chunk(plan, sequence, sequence.num_computed_tokens)
+        if num_new:
             self._plan_sequence(plan, sequence, num_new, now_s)
+
+    def _chunk(self, plan: Plan, sequence: Sequence, start: int) -> int:
+        """Return how many tokens from ``start`` on a prompt can compute now; it holds the features that they take."""
+        end = min(sequence.num_tokens, start + plan.tokens_left)
+        cursor = sequence.pictures
+        if cursor.is_done:
+            return end - start
+        reached = self.encoding.reach(cursor, start, end)
+        is_cut = reached == start and end < self.encoding.whole_end(cursor, start)
+        if is_cut and self._unsplit is None and not plan.has_picture_first:
+            self._unsplit = sequence
+        return reached - start
 
     def _draft_that_fits(self, plan: Plan, sequence: Sequence, draft: SequenceOf[int]) -> SequenceOf[int]:
         """Return as much of ``draft`` as there is room for, and as could come true before the output's end."""
@@ -368,12 +400,18 @@ class Scheduler:
         most_shared = self.cache.blocks_for(sequence.num_tokens)
         if not self._fits(reserved - most_shared):
             return False  # spares the search for a prefix that could not help
-        table, num_cached = self.cache.open(sequence.token_ids, request.salt, most=sequence.most_reusable_tokens)
+        pictures = sequence.pictures
+        table, num_cached = self.cache.open(
+            sequence.token_ids, request.salt, most=sequence.most_reusable_tokens, pictures=pictures.pictures
+        )
         num_shared = sum(1 for block in table.block_ids if self.cache.pool.references(block) > 1)
-        num_new = min(sequence.num_tokens - num_cached, plan.tokens_left)
-        fits = self._fits(reserved - num_shared)
-        copies = self.cache.grow(table, num_cached, num_cached + num_new) if fits else None
+        copies = None
+        if self._fits(reserved - num_shared):
+            pictures.begin(num_cached)
+            num_new = self._chunk(plan, sequence, num_cached)
+            copies = self.cache.grow(table, num_cached, num_cached + num_new)
         if copies is None:
+            self.encoding.release(pictures)
             self.cache.close(table)
             return False
         self._waiting.remove(sequence)
@@ -396,7 +434,8 @@ class Scheduler:
             self.counters.num_prefix_queries += sequence.num_tokens
             self.counters.num_prefix_hits += num_cached
             self._fairness.charge(request.tenant, num_input_tokens=sequence.num_tokens - num_cached)
-        plan.add(sequence, num_new, copies)
+        if num_new:
+            plan.add(sequence, num_new, copies)
         return True
 
     def _fits(self, num_blocks: int) -> bool:
@@ -433,6 +472,7 @@ class Scheduler:
         for twin in request.sequences[1:]:
             twin.table = self.cache.fork(leader.table)
             twin.num_computed_tokens = leader.num_computed_tokens
+            twin.pictures.begin(leader.num_computed_tokens)
             twin.most_computed_tokens = max(twin.most_computed_tokens, leader.num_computed_tokens)
             twin.num_cached_tokens = leader.num_cached_tokens
             twin.first_admitted_at_s = leader.first_admitted_at_s
@@ -459,6 +499,7 @@ class Scheduler:
         self.running.remove(sequence)
         self._num_reserved_blocks -= sequence.reserved_blocks
         sequence.reserved_blocks = 0
+        self.encoding.release(sequence.pictures)
         self.cache.close(sequence.table)
 
     def _forget(self, sequence: Sequence) -> None:

@@ -1,0 +1,37 @@
+"""How far a sequence has come through its pictures."""
+
+from collections.abc import Sequence
+
+from penstock.engine.encoding.features import Features
+from penstock.protocol import Picture
+
+
+class PictureCursor:
+    """One sequence's pictures, by offset: those whose tokens are all computed, then those it holds features of."""
+
+    __slots__ = ("held", "num_passed", "pictures", "salt")
+
+    def __init__(self, pictures: Sequence[Picture], salt: str) -> None:
+        self.pictures = pictures
+        self.salt = salt
+        self.num_passed = 0
+        self.held: list[Features] = []
+        """Of the pictures that come next, in order"""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing of a picture is left to compute."""
+        return self.num_passed == len(self.pictures)
+
+    def begin(self, num_computed: int) -> None:
+        """Go to where ``num_computed`` tokens lead. Only while nothing is held."""
+        assert not self.held, "features are held by who runs"
+        self.num_passed = 0
+        while not self.is_done and self.end_of_next <= num_computed:
+            self.num_passed += 1
+
+    @property
+    def end_of_next(self) -> int:
+        """Position behind the first picture that is not done."""
+        picture = self.pictures[self.num_passed]
+        return picture.offset + picture.num_tokens

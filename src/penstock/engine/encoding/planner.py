@@ -1,0 +1,140 @@
+"""Which pictures a step encodes, and how far that lets each prompt go."""
+
+from collections.abc import Sequence
+
+from penstock.engine.encoding.cursor import PictureCursor
+from penstock.engine.encoding.features import FeatureCache, Features
+from penstock.errors import InvalidRequest
+from penstock.protocol import Picture
+
+_MOST_AWAITED_STEPS = 2
+"""Steps' budgets that may be on their way to encoders in other processes, so that none waits for the next step"""
+
+
+class EncodePlanner:
+    """Gives features to sequences in the order of their pictures, so that whoever holds any can go on.
+
+    Where encoding is part of the step (``in_step``), nobody waits for more than ``encoder_tokens`` of it, or for one
+    picture that has more. Elsewhere that bounds what is under way.
+    """
+
+    def __init__(
+        self,
+        features: FeatureCache,
+        *,
+        encoder_tokens: int,
+        step_tokens: int,
+        in_step: bool = True,
+        sees_both_ways: bool = False,
+    ) -> None:
+        """``sees_both_ways``: a picture's tokens see those behind them too, so all are computed in one step."""
+        self.features = features
+        self._encoder_tokens = encoder_tokens
+        self._step_tokens = step_tokens
+        self._in_step = in_step
+        self._sees_both_ways = sees_both_ways
+        self._work: list[tuple[int, Picture]] = []
+        self._coming: set[int] = set()
+        """Features that this step will have before its forward pass"""
+        self._tokens_left = 0
+        self._may_exceed = False
+
+    @classmethod
+    def blind(cls) -> "EncodePlanner":
+        """Return what models have that see nothing."""
+        return cls(FeatureCache(most_bytes=0, token_bytes=1), encoder_tokens=0, step_tokens=0)
+
+    def require_fits(self, pictures: Sequence[Picture]) -> None:
+        """Raise ``InvalidRequest`` for pictures that could never be computed."""
+        if not pictures:
+            return
+        if not self.features.most_bytes:
+            raise InvalidRequest("this model sees no images; ask one that does, or leave them out", param="messages")
+        largest = max(picture.num_tokens for picture in pictures)
+        num_bytes = largest * self.features.token_bytes
+        if num_bytes > self.features.most_bytes:
+            raise InvalidRequest(
+                f"an image becomes {largest} tokens, whose features take {num_bytes} bytes; the server keeps "
+                f"{self.features.most_bytes} for all: send a smaller one, or raise --encoder-cache-memory",
+                param="messages",
+            )
+        if self._sees_both_ways and largest > self._step_tokens:
+            raise InvalidRequest(
+                f"an image becomes {largest} tokens, which this model has to read in one step, and a step has "
+                f"{self._step_tokens}: send a smaller one, or raise --step-tokens",
+                param="messages",
+            )
+
+    def begin_step(self) -> None:
+        """Renew the budget."""
+        self._coming.clear()
+        num_awaited = self.features.num_awaited_tokens
+        most = self._encoder_tokens if self._in_step else _MOST_AWAITED_STEPS * self._encoder_tokens
+        self._tokens_left = most - num_awaited
+        self._may_exceed = not num_awaited
+
+    def take_work(self) -> list[tuple[int, Picture]]:
+        """Return the pictures to encode, with the ids of their features, in the order in which they are needed."""
+        work, self._work = self._work, []
+        return work
+
+    def reach(self, cursor: PictureCursor, start: int, end: int) -> int:
+        """Return how far, ``end`` at most, a chunk from ``start`` can go; holds the features that it needs.
+
+        Where other processes encode, features behind the chunk are asked for as well.
+        """
+        coming = cursor.pictures[cursor.num_passed :]
+        num_wanted = sum(picture.offset < end for picture in coming) if self._in_step else len(coming)
+        while len(cursor.held) < num_wanted and self._hold_next(cursor):
+            pass
+        for place, picture in enumerate(coming):
+            if picture.offset >= end:
+                break
+            is_there = place < len(cursor.held) and self._is_there(cursor.held[place])
+            is_split = self._sees_both_ways and end < picture.offset + picture.num_tokens
+            if is_split or not is_there:
+                return max(start, picture.offset)
+        return end
+
+    def whole_end(self, cursor: PictureCursor, start: int) -> int:
+        """Return where a chunk from ``start`` has to end at least, so as not to split a picture."""
+        if not self._sees_both_ways or cursor.is_done or cursor.pictures[cursor.num_passed].offset > start:
+            return start + 1
+        return cursor.end_of_next
+
+    def passed(self, cursor: PictureCursor, num_computed: int) -> None:
+        """Release the features of pictures whose tokens are all computed."""
+        while not cursor.is_done and cursor.end_of_next <= num_computed:
+            cursor.num_passed += 1
+            self.features.release(cursor.held.pop(0))
+
+    def release(self, cursor: PictureCursor) -> None:
+        """Release all that a sequence holds, which no longer runs."""
+        for features in cursor.held:
+            self.features.release(features)
+        cursor.held.clear()
+
+    def _is_there(self, features: Features) -> bool:
+        return features.is_ready or features.id in self._coming
+
+    def _hold_next(self, cursor: PictureCursor) -> bool:
+        """Hold the features of the first picture that a sequence does not hold yet; False where that cannot be now."""
+        picture = cursor.pictures[cursor.num_passed + len(cursor.held)]
+        features = self.features.find(cursor.salt, picture)
+        is_hit = features is not None
+        if features is None:
+            if picture.num_tokens > self._tokens_left and not self._may_exceed:
+                return False
+            features = self.features.add(cursor.salt, picture)
+            if features is None:
+                return False
+            self._tokens_left -= picture.num_tokens
+            self._may_exceed = False
+            self._work.append((features.id, picture))
+            if self._in_step:
+                self._coming.add(features.id)
+        self.features.counters.num_queries += 1
+        self.features.counters.num_hits += is_hit
+        self.features.hold(features)
+        cursor.held.append(features)
+        return True
