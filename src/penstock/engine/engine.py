@@ -23,6 +23,7 @@ from penstock.engine.messages import error_info
 from penstock.engine.output import ChoiceOutput, OutputStep
 from penstock.engine.request import Request, Sequence
 from penstock.engine.runner.base import Runner, StepResult
+from penstock.engine.runner.halving import execute_or_halve
 from penstock.engine.sampling import SampledToken
 from penstock.engine.scheduler import ScheduledBatch, Scheduler
 from penstock.engine.speculative import SpeculationCounters, Speculator, kept_tokens
@@ -49,9 +50,6 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher
 
 _log = structlog.get_logger(__name__)
-
-Results = list[tuple[ScheduledBatch, StepResult]]
-"""Batches that ran, and what each gave"""
 
 
 class Engine:
@@ -153,7 +151,7 @@ class Engine:
         batch = self._scheduler.schedule(started_s, self._draft())
         if not batch.sequence_ids:
             return deltas
-        results, failures = self._execute(batch)
+        results, failures = execute_or_halve(self._runner, batch)
         now_s = self._clock()
         self._last_step_s = now_s
         self._num_steps += 1
@@ -216,27 +214,6 @@ class Engine:
             _log.exception("speculation_failed")
             self._speculator = None
             return {}
-
-    def _execute(self, batch: ScheduledBatch) -> tuple[Results, dict[int, PenstockError]]:
-        """Run a batch; if that raises, run halves of it, down to the sequence that breaks the step alone."""
-        try:
-            return [(batch, self._runner.execute(batch))], {}
-        except Exception as error:  # whatever a model step can raise is one request's failure, never the engine's
-            if batch.drafts:
-                # A guess can break a step that what the model says would not.
-                return self._execute(batch.without_drafts())
-            num_sequences = len(batch.sequence_ids)
-            if num_sequences == 1:
-                _log.exception("step_failed", sequence_id=batch.sequence_ids[0], num_tokens=batch.num_tokens)
-                failure = StepFailed(
-                    f"the model step failed for this request: {type(error).__name__}: {error}; the server goes on, and "
-                    "its log has the details"
-                )
-                return [], {batch.sequence_ids[0]: failure}
-        middle = num_sequences // 2
-        results, failures = self._execute(batch.select(range(middle)))
-        more_results, more_failures = self._execute(batch.select(range(middle, num_sequences)))
-        return results + more_results, failures | more_failures
 
     def _commit(
         self,
