@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from penstock.kernels import CPUOps
+from penstock.kernels.reference import ReferenceOps
 from penstock.kernels.rms_norm.reference import rms_norm
 from penstock.kernels.rope_write_kv.reference import apply_rope
-from tests.kernels.backends import instruction_sets, using
+from tests.kernels.backends import instruction_sets, needs_native, using
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}
@@ -64,3 +65,25 @@ def test_rope_turns_pairs_by_their_angles(head_dim: int, dtype: torch.dtype) -> 
     out = apply_rope(x, torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1))
     assert out.dtype is dtype
     torch.testing.assert_close(out.double(), expected, atol=TOLERANCE[dtype], rtol=0)
+
+
+@needs_native
+@pytest.mark.parametrize("num_tokens", [1, 700])
+def test_native_angles_on_three_axes(num_tokens: int) -> None:
+    torch.manual_seed(0)
+    sections, head_dim = torch.tensor([2, 0, 5]), 16
+    axes, inverse = torch.arange(3).repeat_interleave(sections), 1 / 10 ** torch.rand(7)
+    positions = torch.randint(0, 2000, (3, num_tokens))
+    expected = ReferenceOps().rope_angles(positions, inverse, head_dim, factor=0.5, axes=axes)
+    for i, axis in enumerate(axes):
+        torch.testing.assert_close(expected[0][:, 0, i], (positions[axis].float() * inverse[i]).cos() * 0.5)
+    ops = CPUOps()
+    for num_threads in (1, 3):
+        with using(None, num_threads):
+            angles = ops.rope_angles(positions, inverse, head_dim, factor=0.5, axes=axes)
+            torch.testing.assert_close(angles, expected, atol=1e-6, rtol=0)
+    # Text has one position on all axes, and the same bits as in a pass that has no pictures.
+    text = positions[:1].expand(3, -1).contiguous()
+    alone = ops.rope_angles(positions[0], inverse, head_dim, factor=0.5)
+    for with_axes, without in zip(ops.rope_angles(text, inverse, head_dim, factor=0.5, axes=axes), alone, strict=True):
+        assert torch.equal(with_axes, without)

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from array import array
+from dataclasses import replace
 from typing import NamedTuple
 
 import pytest
@@ -54,10 +55,14 @@ class Step(NamedTuple):
     context_lens: list[int]
     tables: "list[array[int]]"
     table_starts: list[int]
+    position_offsets: list[int] | None = None
 
     def of(self, forward: Pass) -> Tensor:
         """Return what the pass itself gives."""
         layout = BatchLayout.pack(self.query_lens, self.context_lens, self.tables, BLOCK, self.table_starts)
+        if self.position_offsets is not None:
+            offsets = torch.tensor(self.position_offsets).repeat_interleave(torch.tensor(self.query_lens))
+            layout = replace(layout, positions=layout.positions + offsets)
         return forward(torch.tensor(self.token_ids), layout)
 
 
@@ -89,6 +94,21 @@ def test_every_step_has_the_bits_of_the_pass_itself(isa: str) -> None:
             assert torch.equal(hidden, step.of(plain))
         # Once for each table width: 700 tokens take more blocks than were prepared for.
         assert recorded.num_runs == 2
+
+
+@needs_native
+@torch.inference_mode()
+def test_positions_may_lie_elsewhere_than_tokens_in_their_sequences() -> None:
+    recorded = OPS.record(Pass(), BLOCK)
+    step = random_step(0, [5, 1, 1], [0, 9, 30])
+    moved = step._replace(position_offsets=[0, -4, 1000])
+    plain, elsewhere = step.of(Pass()), moved.of(Pass())
+    for expected, asked in ((plain, step), (elsewhere, moved), (plain, step)):
+        hidden = recorded(*asked)
+        assert hidden is not None
+        assert torch.equal(hidden, expected)
+    assert torch.equal(plain[:5], elsewhere[:5])
+    assert not torch.equal(plain[5:], elsewhere[5:])
 
 
 @needs_native
@@ -163,6 +183,7 @@ def test_blocks_that_slid_out_of_a_window_are_not_in_the_table() -> None:
         {"tables": [array("q", [1]), array("i", [1])]},
         {"table_starts": [-4, 0]},
         {"table_starts": [4, 0]},
+        {"position_offsets": [0]},
     ],
 )
 @torch.inference_mode()

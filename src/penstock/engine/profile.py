@@ -316,10 +316,10 @@ class _Ops:
         return out
 
     def rope_angles(
-        self, positions: Tensor, inverse: Tensor, head_dim: int, *, factor: float = 1.0
+        self, positions: Tensor, inverse: Tensor, head_dim: int, *, factor: float = 1.0, axes: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         self._profiler.lap("between ops")
-        angles = self._ops.rope_angles(positions, inverse, head_dim, factor=factor)
+        angles = self._ops.rope_angles(positions, inverse, head_dim, factor=factor, axes=axes)
         self._profiler.lap("rope_angles")
         return angles
 

@@ -118,18 +118,21 @@ class CPUOps:
         return out
 
     @staticmethod
-    def rope_angles(positions: Tensor, inverse: Tensor, head_dim: int, *, factor: float = 1.0) -> tuple[Tensor, Tensor]:
+    def rope_angles(
+        positions: Tensor, inverse: Tensor, head_dim: int, *, factor: float = 1.0, axes: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """See ``rope_angles/reference.py``."""
         assert NATIVE is not None
         if inverse.ndim == 2:  # as dynamic scaling has it
-            return reference_angles(positions, inverse, head_dim, factor=factor)
-        (num_tokens,), (num_pairs,) = positions.shape, inverse.shape
+            return reference_angles(positions, inverse, head_dim, factor=factor, axes=axes)
+        num_tokens, (num_pairs,) = positions.shape[-1], inverse.shape
         if head_dim % 2 or 2 * num_pairs > head_dim:
             raise KernelUnsupported(f"{num_pairs} pairs do not fit in a head of {head_dim}")
         cos, sin = empty(num_tokens, head_dim), empty(num_tokens, head_dim)
         NATIVE.rope_angles(
-            checked(positions, torch.int64, num_tokens),
+            checked(positions, torch.int64, *(() if axes is None else (-1,)), num_tokens),
             num_tokens,
+            0 if axes is None else checked(axes, torch.int64, num_pairs),
             checked(inverse, torch.float32, num_pairs),
             num_pairs,
             head_dim,

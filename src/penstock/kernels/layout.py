@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -40,7 +41,8 @@ class BatchLayout:
     """
 
     positions: Tensor
-    """[T] int64, of each token in its own sequence"""
+    """[T] int64, of each token in its own sequence; or [3, T], its time, row and column, where angles have three axes.
+    Only angles read them"""
     slots: Tensor
     """[T] int64, where each token's key and value go: block * P + offset"""
     query_starts: Tensor
@@ -66,10 +68,11 @@ class BatchLayout:
         tables: Sequence[Sequence[int]],
         block_size: int,
         table_starts: Sequence[int] | None = None,
+        positions: npt.NDArray[np.int64] | None = None,
     ) -> Self:
         """Return the layout of sequences with these new tokens, tokens in all, blocks and first tokens in their tables.
 
-        ``table_starts`` are zeros by default.
+        ``table_starts`` are zeros by default, ``positions`` those of tokens in their own sequences.
         """
         query_array, context_array = np.array(query_lens, np.int32), np.array(context_lens, np.int32)
         starts = np.array(table_starts or [0] * len(query_lens), dtype=np.int32)
@@ -80,11 +83,11 @@ class BatchLayout:
         np.cumsum(query_array, out=query_starts[1:])
         owners = np.repeat(np.arange(len(query_lens)), query_array)
         first_positions = context_array - query_array
-        positions = np.arange(query_starts[-1]) - query_starts[owners] + first_positions[owners]
-        offsets = positions - starts[owners]
+        indices = np.arange(query_starts[-1]) - query_starts[owners] + first_positions[owners]
+        offsets = indices - starts[owners]
         slots = table_array[owners, offsets // block_size].astype(np.int64) * block_size + offsets % block_size
         return cls(
-            positions=torch.from_numpy(positions),
+            positions=torch.from_numpy(indices if positions is None else positions),
             slots=torch.from_numpy(slots),
             query_starts=torch.from_numpy(query_starts),
             context_lens=torch.from_numpy(context_array),

@@ -46,11 +46,13 @@ class Replay(Protocol):
         context_lens: list[int],
         tables: "list[array[int]]",
         table_starts: list[int],
+        position_offsets: list[int] | None = None,
     ) -> Tensor | None:
         """Return the hidden states [T, E] of ``token_ids``, valid until the next call; writes the cache.
 
-        The others are what ``BatchLayout.pack`` takes. To the last bit they are what the pass itself gives. None, and
-        nothing done, for a step or a pass that cannot be repeated.
+        ``position_offsets`` are what each sequence's new tokens, all of them text, add to their places in it to get
+        their positions, on every axis; None: nothing. The others are what ``BatchLayout.pack`` takes. To the last bit
+        they are what the pass itself gives. None, and nothing done, for a step or a pass that cannot be repeated.
         """
 
 
@@ -126,7 +128,7 @@ class Ops(Protocol):
         """See ``rms_norm/reference.py``."""
 
     def rope_angles(
-        self, positions: Tensor, inverse: Tensor, head_dim: int, *, factor: float = 1.0
+        self, positions: Tensor, inverse: Tensor, head_dim: int, *, factor: float = 1.0, axes: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """See ``rope_angles/reference.py``."""
 

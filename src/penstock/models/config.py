@@ -12,6 +12,8 @@ class Rope:
     theta: float
     rotary_dim: int
     """How many of a head's first elements are rotated."""
+    sections: tuple[int, ...] = ()
+    """How many of its pairs turn with a token's time, its row and its column, where positions have three axes."""
     kind: str = "default"
     """default, linear, dynamic, llama3, yarn or longrope"""
     factor: float = 1.0

@@ -1,6 +1,7 @@
 """A checkpoint's config.json, read key by key: every complaint names file, key and what was wanted."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,9 +120,11 @@ class ConfigJson:
         if (share != 1.0 and not partial) or rotary_dim % 2 or not 0 < rotary_dim <= head_dim:
             raise self.bad("partial_rotary_factor", share, "1.0" if not partial else "an even part of each head")
         kind = scaling.get("rope_type", scaling.get("type", "default"))
+        kind = "default" if kind == "mrope" else kind  # an older name, which says nothing but that there are sections
         if kind not in _ROPE_TYPES:
             raise self.bad("rope_scaling.rope_type", kind, f"one of {', '.join(_ROPE_TYPES)}")
-        return self._scaled(kind, scaling, theta, rotary_dim)
+        sections = self._sections(scaling, kind, rotary_dim)
+        return replace(self._scaled(kind, scaling, theta, rotary_dim), sections=sections)
 
     def _scaled(self, kind: str, scaling: dict[str, Any], theta: float, rotary_dim: int) -> Rope:
         if kind == "default":
@@ -158,6 +161,16 @@ class ConfigJson:
             short_factors=self._divisors(scaling, "short_factor", rotary_dim) if kind == "longrope" else (),
             long_factors=self._divisors(scaling, "long_factor", rotary_dim) if kind == "longrope" else (),
         )
+
+    def _sections(self, scaling: dict[str, Any], kind: str, rotary_dim: int) -> tuple[int, ...]:
+        sections = scaling.get("mrope_section")
+        if sections is None:
+            return ()
+        if not isinstance(sections, list) or len(sections) != 3 or sum(map(int, sections)) != rotary_dim // 2:
+            raise self.bad("rope_scaling.mrope_section", sections, f"three numbers that sum to {rotary_dim // 2}")
+        if kind == "dynamic" or min(map(int, sections)) < 0:
+            raise self.bad("rope_scaling", scaling, "sections of zero pairs or more, and angles that keep their base")
+        return tuple(map(int, sections))
 
     def _divisors(self, scaling: dict[str, Any], key: str, rotary_dim: int) -> tuple[float, ...]:
         divisors = scaling.get(key)

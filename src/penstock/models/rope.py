@@ -23,15 +23,18 @@ class RotaryEmbedding:
         self._rope = rope
         self._head_dim = head_dim
         self._ops = ops
+        sections = rope.sections if rope is not None else ()
+        self._axes = torch.arange(len(sections)).repeat_interleave(torch.tensor(sections, dtype=torch.int64))
         self._inverse, self._attention_factor = (
             _inverse_frequencies(rope, max_tokens) if rope is not None else (torch.empty(0), 1.0)
         )
 
     def __call__(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (cos, sin), each [T, 1, D] float32, for ``positions`` [T] int64."""
+        """Return (cos, sin), each [T, 1, D] float32, for ``positions`` [T] int64; or [3, T], if there are sections."""
         is_dynamic = self._rope is not None and self._rope.kind == "dynamic"
         inverse = self._dynamic(positions) if is_dynamic else self._inverse
-        return self._ops.rope_angles(positions, inverse, self._head_dim, factor=self._attention_factor)
+        axes = None if positions.ndim == 1 else self._axes
+        return self._ops.rope_angles(positions, inverse, self._head_dim, factor=self._attention_factor, axes=axes)
 
     def _dynamic(self, positions: Tensor) -> Tensor:
         """Return [T, R/2]: NTK-aware bases that grow with the length reached (as transformers computes them)."""

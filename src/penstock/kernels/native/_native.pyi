@@ -36,6 +36,7 @@ class StepInputs:
         context_lens: list[int],
         tables: list[array[int]],
         table_starts: list[int],
+        position_offsets: list[int] | None,
         /,
     ) -> None: ...
 
@@ -101,7 +102,16 @@ def embed(
     token_ids: int, num_rows: int, kind: int, table: int, vocab_size: int, width: int, scale: float, out: int, /
 ) -> None: ...
 def rope_angles(
-    positions: int, num_rows: int, inverse: int, num_pairs: int, head_dim: int, factor: float, cos: int, sin: int, /
+    positions: int,
+    num_rows: int,
+    axes: int,
+    inverse: int,
+    num_pairs: int,
+    head_dim: int,
+    factor: float,
+    cos: int,
+    sin: int,
+    /,
 ) -> None: ...
 def rope_write_kv(
     qkv: int,

@@ -60,23 +60,25 @@ StepInputs::StepInputs(int64_t max_tokens, int64_t table_width, int64_t block_si
       table_starts_(at<int32_t>(table_starts)) {}
 
 void StepInputs::load(nb::list token_ids, nb::list query_lens, nb::list context_lens, nb::list tables,
-                      nb::list table_starts) const {
+                      nb::list table_starts, std::optional<nb::list> position_offsets) const {
     const size_t num_tokens = token_ids.size(), num_sequences = query_lens.size();
     check(num_tokens <= static_cast<size_t>(max_tokens_) && num_sequences <= num_tokens);
     check(context_lens.size() == num_sequences && tables.size() == num_sequences && table_starts.size() == num_sequences);
+    check(!position_offsets || position_offsets->size() == num_sequences);
     for (size_t t = 0; t < num_tokens; ++t) token_ids_[t] = integer(token_ids, t);
     int64_t row = 0;
     query_starts_[0] = 0;
     for (size_t s = 0; s < num_sequences; ++s) {
         const int64_t num_queries = integer(query_lens, s), context = integer(context_lens, s);
         const int64_t start = integer(table_starts, s), end = row + num_queries;
+        const int64_t position_offset = position_offsets ? integer(*position_offsets, s) : 0;
         const Table table(PyList_GET_ITEM(tables.ptr(), static_cast<Py_ssize_t>(s)));
         check(num_queries > 0 && start >= 0 && context - num_queries >= start && end <= static_cast<int64_t>(num_tokens));
         check(table.size() <= table_width_ && context - start <= table.size() * block_size_);
         std::copy_n(table.ids(), table.size(), tables_ + s * table_width_);
         for (int64_t position = context - num_queries; row < end; ++row, ++position) {
             const int64_t offset = position - start;
-            positions_[row] = position;
+            positions_[row] = position + position_offset;
             slots_[row] = int64_t{table.ids()[offset / block_size_]} * block_size_ + offset % block_size_;
         }
         query_starts_[s + 1] = static_cast<int32_t>(row);

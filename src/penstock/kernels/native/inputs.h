@@ -4,6 +4,7 @@
 #include <nanobind/nanobind.h>
 
 #include <cstdint>
+#include <optional>
 
 namespace penstock {
 
@@ -13,10 +14,11 @@ class StepInputs {
     StepInputs(int64_t max_tokens, int64_t table_width, int64_t block_size, uintptr_t token_ids, uintptr_t positions,
                uintptr_t slots, uintptr_t query_starts, uintptr_t context_lens, uintptr_t tables, uintptr_t table_starts);
 
-    // Writes what `BatchLayout.pack` would make of the same; `tables` are arrays of 32-bit integers. Throws
-    // std::invalid_argument if they do not fit together or into the room.
+    // Writes what `BatchLayout.pack` would make of the same; `tables` are arrays of 32-bit integers. A sequence's positions
+    // are its tokens' places in it plus its offset, if there are `position_offsets`. Throws std::invalid_argument if they
+    // do not fit together or into the room.
     void load(nanobind::list token_ids, nanobind::list query_lens, nanobind::list context_lens, nanobind::list tables,
-              nanobind::list table_starts) const;
+              nanobind::list table_starts, std::optional<nanobind::list> position_offsets) const;
 
    private:
     int64_t max_tokens_, table_width_, block_size_;

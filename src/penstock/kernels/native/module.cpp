@@ -1,6 +1,7 @@
 // What Python sees. Addresses come as integers, because asking a tensor for its address takes a twentieth of the time
 // of handing it over; `native/__init__.py` and the modules beside each kernel check what they point to.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <sys/mman.h>
 
@@ -490,15 +491,17 @@ void embed(Address token_ids, int64_t num_rows, int kind, Address table, int64_t
     });
 }
 
-// cos, sin [T, head_dim], see rope_angles/reference.py; `inverse` has `num_pairs` of the head_dim / 2 pairs' frequencies.
-void rope_angles(Address positions, int64_t num_rows, Address inverse, int64_t num_pairs, int64_t head_dim, float factor,
+// cos, sin [T, head_dim], see rope_angles/reference.py; `inverse` has `num_pairs` of the head_dim / 2 pairs' frequencies,
+// and `axes` which of the positions [A, T] turn each; null: there is one axis.
+void rope_angles(Address positions, int64_t num_rows, Address axes, Address inverse, int64_t num_pairs, int64_t head_dim, float factor,
                  Address cos, Address sin) {
     for_rows(num_rows, [=](int64_t num_rows) {
         by_rows(num_rows, head_dim * 16, [&](int64_t first, int64_t end) {
             const int64_t half = head_dim / 2;
             for (int64_t row = first; row < end; ++row)
                 for (int64_t i = 0; i < half; ++i) {
-                    const float position = static_cast<float>(at<const int64_t>(positions)[row]);
+                    const int64_t axis = axes && i < num_pairs ? at<const int64_t>(axes)[i] : 0;
+                    const float position = static_cast<float>(at<const int64_t>(positions)[axis * num_rows + row]);
                     const float angle = i < num_pairs ? position * at<const float>(inverse)[i] : 0.0f;
                     float* const to_cos = at<float>(cos) + row * head_dim + i;
                     float* const to_sin = at<float>(sin) + row * head_dim + i;
@@ -610,7 +613,7 @@ NB_MODULE(_native, m) {
         .def("run", &Tape::run, Unlocked());
     nb::class_<StepInputs>(m, "StepInputs")
         .def(nb::init<int64_t, int64_t, int64_t, Address, Address, Address, Address, Address, Address, Address>())
-        .def("load", &StepInputs::load);
+        .def("load", &StepInputs::load, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none());
     m.def("isa", [] { return std::string(Machine::get().kernels().name); });
     m.def("choose", [](const std::string& isa) { Machine::get().choose(isa); }, nb::arg("isa"));
     m.def("runs", [](const std::string& isa) { return find(isa) && find(isa)->runs; }, nb::arg("isa"));

@@ -47,6 +47,7 @@ class NativeReplay:
         context_lens: list[int],
         tables: "list[array[int]]",
         table_starts: list[int],
+        position_offsets: list[int] | None = None,
     ) -> Tensor | None:
         """See ``ops.Replay``."""
         if not self._is_recordable or len(token_ids) > MAX_TOKENS:
@@ -61,7 +62,7 @@ class NativeReplay:
                 self._is_recordable = False
                 return None
         recording = self._recording
-        recording.inputs.load(token_ids, query_lens, context_lens, tables, table_starts)
+        recording.inputs.load(token_ids, query_lens, context_lens, tables, table_starts, position_offsets)
         recording.tape.run(len(token_ids), len(query_lens))
         return recording.hidden[: len(token_ids)]
 

@@ -50,7 +50,7 @@ class CPUAttention:
             )
         num_sequences, table_width = layout.tables.shape
         self._layout = layout  # the plan reads its tables
-        self._shape = (len(layout.positions), num_heads, head_dim)
+        self._shape = (len(layout.slots), num_heads, head_dim)
         self._cache_shape = (num_kv_heads, head_dim, layout.block_size)
         self._plan = NATIVE.AttentionPlan(
             num_sequences,
