@@ -1,7 +1,7 @@
 """Paged attention of every backend against attention written out, over odd sizes, with poison where nobody wrote."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -99,7 +99,8 @@ def written_out(case: Case, window: int | None, scale: float, cap: float | None 
         ):
             group_size = case.q.shape[1] // k.shape[1]
             for position in range(context - query, context):
-                seen = slice(0 if window is None else max(0, position + 1 - window), position + 1)
+                end = position + 1 if case.layout.visible is None else int(case.layout.visible[row])
+                seen = slice(0 if window is None else max(0, position + 1 - window), end)
                 keys = k[seen].double().repeat_interleave(group_size, 1)
                 values = v[seen].double().repeat_interleave(group_size, 1)
                 scores = torch.einsum("hd,lhd->hl", case.q[row].double(), keys).mul(scale)
@@ -180,6 +181,29 @@ def test_capped_scores(ops: Ops, isa: str | None, dtype: torch.dtype, window: in
     with using(isa, 2):
         out = attend(ops, case, window, 2.0, cap)
     torch.testing.assert_close(out.double(), written_out(case, window, 2.0, cap), atol=2 * TOLERANCE[dtype], rtol=0)
+
+
+@pytest.mark.parametrize("window", [None, 6])
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize(("ops", "isa", "dtype"), BACKENDS)
+def test_rows_that_see_beyond_themselves(
+    ops: Ops, isa: str | None, dtype: torch.dtype, batch: str, window: int | None
+) -> None:
+    case = make_case(ops, BATCHES[batch], dtype=dtype, window=window)
+    generator = torch.Generator().manual_seed(1)
+
+    def some_of(query: int, context: int) -> Tensor:
+        own = torch.arange(context - query, context) + 1
+        beyond = torch.rand(query, generator=generator) < 0.3
+        return (own + beyond * ((context - own) * torch.rand(query, generator=generator)).int()).cummax(0).values
+
+    all_of = [torch.full((query,), context) for query, context in BATCHES[batch]]
+    for ends in (all_of, [some_of(*sequence) for sequence in BATCHES[batch]]):
+        seeing = replace(case, layout=replace(case.layout, visible=torch.cat(ends).int()))
+        with using(isa, 2):
+            out = attend(ops, seeing, window)
+        expected = written_out(seeing, window, 0.25)
+        torch.testing.assert_close(out.double(), expected, atol=TOLERANCE[dtype], rtol=0)
 
 
 @needs_native

@@ -59,6 +59,9 @@ class BatchLayout:
     """``context_lens`` as Python integers"""
     block_size: int
     """P"""
+    visible: Tensor | None = None
+    """[T] int32, how many of its sequence's tokens a row sees: itself and those before it at least, and no fewer than
+    the sequence's row before sees. None: no more than that"""
 
     @classmethod
     def pack(
@@ -69,10 +72,12 @@ class BatchLayout:
         block_size: int,
         table_starts: Sequence[int] | None = None,
         positions: npt.NDArray[np.int64] | None = None,
+        visible: npt.NDArray[np.int32] | None = None,
     ) -> Self:
         """Return the layout of sequences with these new tokens, tokens in all, blocks and first tokens in their tables.
 
-        ``table_starts`` are zeros by default, ``positions`` those of tokens in their own sequences.
+        ``table_starts`` are zeros by default, ``positions`` those of tokens in their own sequences, and ``visible``
+        what is before each.
         """
         query_array, context_array = np.array(query_lens, np.int32), np.array(context_lens, np.int32)
         starts = np.array(table_starts or [0] * len(query_lens), dtype=np.int32)
@@ -96,4 +101,5 @@ class BatchLayout:
             query_lens_list=query_lens,
             context_lens_list=context_lens,
             block_size=block_size,
+            visible=None if visible is None else torch.from_numpy(visible),
         )

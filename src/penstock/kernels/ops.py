@@ -29,6 +29,9 @@ class Attention(Protocol):
     def __call__(self, q: Tensor, kv: KVBlocks, *, scale: float) -> Tensor:
         """Attend every query token to its own sequence's keys, this step's included, which are in the cache already.
 
+        A token sees itself and what is before it, or as much as ``BatchLayout.visible`` says.
+
+
         q   [T, H, D]  activation dtype
         kv             one layer's cache
         Returns [T, H, D] in q's dtype; softmax accumulates in float32. Cache slots that no token of a sequence

@@ -71,6 +71,7 @@ class AttentionPlan:
         tables: int,
         table_width: int,
         table_starts: int,
+        visible: int,
         block_size: int,
         num_heads: int,
         num_kv_heads: int,

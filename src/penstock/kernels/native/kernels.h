@@ -106,6 +106,7 @@ struct AttentionCall {
     int64_t num_heads;
     const int32_t* table;  // the sequence's blocks
     int64_t table_start;   // position of the first token of table[0]
+    const int32_t* visible; // [T] how many of its sequence's tokens a row sees; null: those up to itself
     int64_t window;        // 0: none
     float scale;
     float score_cap;       // 0: none

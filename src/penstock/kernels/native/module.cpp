@@ -322,7 +322,7 @@ class PackedLinear {
 class AttentionWork {
    public:
     AttentionWork(Address query_starts, Address context_lens, Address tables, int64_t table_width, Address table_starts,
-                  int64_t block_size, int64_t num_heads, int64_t num_kv_heads, int64_t head_dim, int64_t window,
+                  Address visible, int64_t block_size, int64_t num_heads, int64_t num_kv_heads, int64_t head_dim, int64_t window,
                   float score_cap)
         : kernels_(Machine::get().kernels()),
           query_starts_(at<const int32_t>(query_starts)),
@@ -330,6 +330,7 @@ class AttentionWork {
           tables_(at<const int32_t>(tables)),
           table_width_(table_width),
           table_starts_(at<const int32_t>(table_starts)),
+          visible_(at<const int32_t>(visible)),
           block_size_(block_size),
           num_heads_(num_heads),
           num_kv_heads_(num_kv_heads),
@@ -361,7 +362,9 @@ class AttentionWork {
                 const int32_t num_tokens = std::min<int64_t>(tile_tokens, num_queries - t);
                 const int32_t position = first_position + t;
                 const int32_t first_span = window_ > 0 ? std::max<int64_t>(0, position + 1 - window_) / kSpan : 0;
-                const int32_t end_span = ceil_div(position + num_tokens, kSpan);
+                // A sequence's rows see no fewer tokens than those before them.
+                const int32_t end = visible_ ? visible_[starts[s] + t + num_tokens - 1] : position + num_tokens;
+                const int32_t end_span = ceil_div(end, kSpan);
                 const bool split = num_queries == 1 && end_span - first_span > spans_each;
                 for (int32_t g = 0; g < num_kv_heads_; ++g) {
                     AttentionTask task{(int32_t)s, g, starts[s] + t, num_tokens, position, first_span, end_span, -1};
@@ -399,7 +402,7 @@ class AttentionWork {
         machine.each(tasks_.size(), scratch_floats, [&](int64_t i, float* scratch) {
             const AttentionTask& task = tasks_[i];
             kernels_.attention({&task, &cache, q, q_stride, out, num_heads_, tables_ + task.sequence * table_width_,
-                                table_starts_[task.sequence], window_, scale, score_cap_, partials_.data(), scratch});
+                                table_starts_[task.sequence], visible_, window_, scale, score_cap_, partials_.data(), scratch});
         });
         if (merges_.empty()) return;
         const int64_t R = num_heads_ / num_kv_heads_;
@@ -424,6 +427,7 @@ class AttentionWork {
     const int32_t* tables_;
     int64_t table_width_;
     const int32_t* table_starts_;
+    const int32_t* visible_;
     int64_t block_size_, num_heads_, num_kv_heads_, head_dim_, window_;
     float score_cap_;
     std::vector<AttentionTask> tasks_;
@@ -434,10 +438,10 @@ class AttentionWork {
 class AttentionPlan {
    public:
     AttentionPlan(int64_t num_sequences, Address query_starts, Address context_lens, Address tables, int64_t table_width,
-                  Address table_starts, int64_t block_size, int64_t num_heads, int64_t num_kv_heads, int64_t head_dim,
-                  int64_t window, float score_cap)
-        : work_(std::make_shared<AttentionWork>(query_starts, context_lens, tables, table_width, table_starts, block_size,
-                                                num_heads, num_kv_heads, head_dim, window, score_cap)) {
+                  Address table_starts, Address visible, int64_t block_size, int64_t num_heads, int64_t num_kv_heads,
+                  int64_t head_dim, int64_t window, float score_cap)
+        : work_(std::make_shared<AttentionWork>(query_starts, context_lens, tables, table_width, table_starts, visible,
+                                                block_size, num_heads, num_kv_heads, head_dim, window, score_cap)) {
         for_sequences(num_sequences, [work = work_](int64_t num_sequences) { work->plan(num_sequences); });
     }
 
@@ -625,8 +629,8 @@ NB_MODULE(_native, m) {
              Unlocked())
         .def("run", &PackedLinear::run, Unlocked());
     nb::class_<AttentionPlan>(m, "AttentionPlan")
-        .def(nb::init<int64_t, Address, Address, Address, int64_t, Address, int64_t, int64_t, int64_t, int64_t, int64_t,
-                      float>())
+        .def(nb::init<int64_t, Address, Address, Address, int64_t, Address, Address, int64_t, int64_t, int64_t, int64_t,
+                      int64_t, float>())
         .def("run", &AttentionPlan::run, Unlocked());
     m.def("rms_norm", &rms_norm, Unlocked());
     m.def("add", &add, Unlocked());

@@ -302,8 +302,9 @@ void attend(const AttentionCall& call) {
     for (int64_t row = 0; row < num_rows; ++row) {
         const int64_t token = row / R, head = task.kv_head * R + row % R;
         q[row] = call.q + (task.first_row + token) * call.q_stride + head * D;
-        ends[row] = task.first_position + token + 1;
-        lows[row] = call.window > 0 && ends[row] > call.window ? ends[row] - call.window : 0;
+        const int64_t own_end = task.first_position + token + 1;
+        ends[row] = call.visible ? call.visible[task.first_row + token] : own_end;
+        lows[row] = call.window > 0 && own_end > call.window ? own_end - call.window : 0;
         scratch.whole_high[row] = kLowest;
         scratch.whole_sum[row] = 0.0f;
     }

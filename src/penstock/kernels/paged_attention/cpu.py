@@ -59,6 +59,7 @@ class CPUAttention:
             checked(layout.tables, torch.int32, num_sequences, table_width),
             table_width,
             checked(layout.table_starts, torch.int32, num_sequences),
+            0 if layout.visible is None else checked(layout.visible, torch.int32, len(layout.slots)),
             layout.block_size,
             num_heads,
             num_kv_heads,

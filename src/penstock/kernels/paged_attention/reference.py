@@ -53,7 +53,10 @@ def plan_attention(
         queries = torch.arange(context_len - query_len, context_len).unsqueeze(1)
         first_visible = 0 if window is None else max(0, context_len - query_len + 1 - window)
         keys = torch.arange(first_visible, context_len)
-        hidden = keys > queries
+        ends = queries + 1
+        if layout.visible is not None:
+            ends = layout.visible[row : row + query_len].unsqueeze(1)
+        hidden = keys >= ends
         if window is not None:
             hidden |= keys <= queries - window
         offsets = keys - layout.table_starts[s]
