@@ -5,6 +5,7 @@
         InvalidRequest          a parameter is missing, unknown, of the wrong type or out of range
         ContextTooLong          prompt and answer do not fit the model's context or the cache
         OverLimit               larger than this server allows (body, prompt, choices)
+        InvalidImage            an image or video that cannot be had, read or seen
         ModelNotFound           no model of that name is served here
       ConfigError             the operator can fix it
         UnknownSetting          a setting nobody knows
@@ -71,6 +72,12 @@ class OverLimit(RequestError):
     """The request is larger than this server allows."""
 
     code = "request_too_large"
+
+
+class InvalidImage(RequestError):
+    """An image or video that cannot be had, read or seen."""
+
+    code = "invalid_image"
 
 
 class ModelNotFound(RequestError):
