@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from penstock.errors import NotReady
+from penstock.images.reader import ImageReader
 from penstock.protocol import (
     EngineState,
     EngineStatus,
@@ -26,6 +27,7 @@ from penstock.server import ServerConfig
 from penstock.server.app import create_app
 from penstock.text import ChatTemplate, Tokenizer
 from tests.fakes.tokenizer_files import CHAT_TEMPLATE, byte_level_tokenizer
+from tests.fakes.vision import seeing_tokenizer
 
 TOKENIZER = Tokenizer(byte_level_tokenizer())
 HERMES = (
@@ -144,11 +146,14 @@ def saying(*pieces: str, reason: FinishReason = "stop") -> FakeEngine:
     return FakeEngine(script)
 
 
-def app_over(engine: FakeEngine, config: ServerConfig | None, template: str) -> FastAPI:
-    """Return a server over ``engine``."""
+def app_over(
+    engine: FakeEngine, config: ServerConfig | None, template: str, images: ImageReader | None = None
+) -> FastAPI:
+    """Return a server over ``engine``; with ``images``, the fake family's tokenizer."""
     return create_app(
         client=engine,
-        tokenizer=TOKENIZER,
+        tokenizer=TOKENIZER if images is None else seeing_tokenizer(),
+        images=images,
         template=ChatTemplate({"default": template}),
         config=config or ServerConfig(),
         registry=CollectorRegistry(),
@@ -157,30 +162,42 @@ def app_over(engine: FakeEngine, config: ServerConfig | None, template: str) -> 
 
 @contextlib.asynccontextmanager
 async def http_over(
-    engine: FakeEngine, config: ServerConfig | None = None, *, template: str = CHAT_TEMPLATE
+    engine: FakeEngine,
+    config: ServerConfig | None = None,
+    *,
+    template: str = CHAT_TEMPLATE,
+    images: ImageReader | None = None,
 ) -> AsyncIterator[httpx.AsyncClient]:
     """Yield a client of a server over ``engine``."""
-    transport = httpx.ASGITransport(app_over(engine, config, template))
+    transport = httpx.ASGITransport(app_over(engine, config, template, images))
     async with httpx.AsyncClient(transport=transport, base_url="http://fake") as client:
         yield client
 
 
 @contextlib.asynccontextmanager
 async def anthropic_over(
-    engine: FakeEngine, config: ServerConfig | None = None, *, template: str = CHAT_TEMPLATE
+    engine: FakeEngine,
+    config: ServerConfig | None = None,
+    *,
+    template: str = CHAT_TEMPLATE,
+    images: ImageReader | None = None,
 ) -> AsyncIterator[anthropic.AsyncAnthropic]:
     """Yield Anthropic's client of a server over ``engine``."""
-    transport = httpx2.ASGITransport(app_over(engine, config, template))
+    transport = httpx2.ASGITransport(app_over(engine, config, template, images))
     async with httpx2.AsyncClient(transport=transport) as client:
         yield anthropic.AsyncAnthropic(base_url="http://fake", api_key="none", max_retries=0, http_client=client)
 
 
 @contextlib.asynccontextmanager
 async def openai_over(
-    engine: FakeEngine, config: ServerConfig | None = None, *, template: str = CHAT_TEMPLATE
+    engine: FakeEngine,
+    config: ServerConfig | None = None,
+    *,
+    template: str = CHAT_TEMPLATE,
+    images: ImageReader | None = None,
 ) -> AsyncIterator[openai.AsyncOpenAI]:
     """Yield OpenAI's client of a server over ``engine``."""
-    async with http_over(engine, config, template=template) as client:
+    async with http_over(engine, config, template=template, images=images) as client:
         # Some versions of the SDK declare a fork of httpx; either is taken.
         transport: Any = client
         yield openai.AsyncOpenAI(base_url="http://fake/v1", api_key="none", max_retries=0, http_client=transport)

@@ -331,7 +331,10 @@ TOOL = {"name": "f", "input_schema": {"properties": {"a": {"type": "wrong"}}}}
         ({"max_tokens": 100_000}, "lower max_tokens"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "cook", "content": "x"}]}, "messages.0.role"),
-        ({"messages": [{"role": "user", "content": [IMAGE]}]}, "messages.0.content.0: a block of type 'image'"),
+        (
+            {"messages": [{"role": "user", "content": [IMAGE]}]},
+            "messages.0.content.0.source: this model sees no images",
+        ),
         (
             {"messages": [{"role": "user", "content": [{**RESULT, "content": [IMAGE]}]}]},
             "messages.0.content.0.content.0: a block of type 'image'",

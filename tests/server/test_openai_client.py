@@ -455,10 +455,10 @@ AUDIO = {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}
     ("change", "param", "value"),
     [
         ({"response_format": {"type": "grammar"}}, "response_format", "grammar"),
-        ({"messages": [{"role": "user", "content": [IMAGE]}]}, "messages.0.content.0.type", "image_url"),
+        ({"messages": [{"role": "user", "content": [IMAGE]}]}, "messages.0.content.0.image_url", "sees no images"),
         (
             {"messages": [{"role": "user", "content": [{"type": "text", "text": "see"}, AUDIO]}]},
-            "messages.0.content.1.type",
+            "messages.0.content.1",
             "input_audio",
         ),
         ({"modalities": ["text", "audio"]}, "modalities", "modalities"),

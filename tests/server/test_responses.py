@@ -350,8 +350,8 @@ WRONG = {"properties": {"a": {"type": "wrong"}}}
         ({"input": [{"role": "user"}]}, "input.0.content", "is missing"),
         (
             {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]},
-            "input.0.content.0",
-            "'input_image' is not supported yet",
+            "input.0.content.0.image_url",
+            "sees no images",
         ),
         ({"tools": [{"type": "web_search"}]}, "tools.0.type", "web_search"),
         ({"tool_choice": "required"}, "tool_choice", "needs tools"),

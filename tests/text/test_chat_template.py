@@ -184,3 +184,49 @@ def test_messages_are_left_as_they_were() -> None:
     before = json.dumps(messages)
     ChatTemplate({"default": CHAT_TEMPLATE}).render(messages, add_generation_prompt=False, continue_final_message=True)
     assert json.dumps(messages) == before
+
+
+PARTS_ALONE = (
+    "{% for message in messages %}{{ message['role'] }}: "
+    "{% for part in message['content'] | selectattr('type', 'equalto', 'image') %}<image>{% endfor %}"
+    "{% for part in message['content'] | selectattr('type', 'equalto', 'text') %}{{ part['text'] }}{% endfor %}"
+    "{% endfor %}"
+)
+FIRST_PART = (
+    "{% for m in messages %}{% if m['content'][0]['type'] == 'image' %}: {% endif %}"
+    "{% for p in m['content'] %}{{ p['text'] }}{% endfor %}{% endfor %}"
+)
+EITHER = (
+    "{% for message in messages %}{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}{{ part['text'] if part['type'] == 'text' else '<image>' }}{% endfor %}"
+    "{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("source", "takes_text", "takes_parts"),
+    [
+        (CHAT_TEMPLATE, True, False),
+        (INSTRUCTION_BRACKETS, True, False),
+        ("{% for message in messages %}{{ message.content }}{% endfor %}", True, False),
+        (PARTS_ALONE, False, True),
+        (FIRST_PART, False, True),
+        (EITHER, True, True),
+    ],
+)
+def test_what_contents_a_template_reads(source: str, takes_text: bool, takes_parts: bool) -> None:
+    template = ChatTemplate({"default": source}, {"bos_token": "<s>", "eos_token": "</s>"})
+    assert (template.takes_text, template.takes_parts) == (takes_text, takes_parts)
+
+
+def test_go_on_with_a_message_of_parts() -> None:
+    template = ChatTemplate({"default": PARTS_ALONE + "<end>"})
+    parts = [{"type": "image"}, {"type": "text", "text": "It is"}]
+    text = template.render(
+        [{"role": "assistant", "content": parts}], add_generation_prompt=False, continue_final_message=True
+    )
+    assert text == "assistant: <image>It is"
+    with pytest.raises(InvalidRequest, match="text to go on from"):
+        template.render(
+            [{"role": "user", "content": parts[:1]}], add_generation_prompt=False, continue_final_message=True
+        )

@@ -6,6 +6,7 @@ from typing import Annotated
 import msgspec
 
 from penstock.engine.config import CacheConfig, RunnerConfig, SchedulerConfig, SpeculationConfig
+from penstock.images.config import ImageConfig
 from penstock.registry.config import RegistryConfig
 from penstock.server.config import ServerConfig
 
@@ -38,6 +39,7 @@ class Settings:
 
     model: ModelSettings = field(default_factory=ModelSettings)
     server: ServerConfig = field(default_factory=ServerConfig)
+    images: ImageConfig = field(default_factory=ImageConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     runner: RunnerConfig = field(default_factory=RunnerConfig)

@@ -12,6 +12,7 @@ from penstock.http import sse
 from penstock.http.errors import error_body
 from penstock.protocol import Candidate, FinishReason, Timeline, TokenDelta, TokenLogprobs
 from penstock.server.reading import AnswerReader, Reading, Reasoning
+from penstock.server.rendering import NO_SIGHTS, Sights
 from penstock.server.streaming import Deltas, Tally, guarded
 from penstock.text import Tokenizer
 from penstock.text.tool_formats import Arguments, CallBegins, Content, Event
@@ -65,8 +66,12 @@ class Answer:
         prompts: ShownPrompts,
         include_usage: bool = False,
         reading: Reading | None = None,
+        sights: Sights = NO_SIGHTS,
     ) -> None:
-        """``reading`` says how to read a chat's answers; ``include_usage`` has streams end with what they cost."""
+        """``reading`` says how to read a chat's answers; ``include_usage`` has streams end with what they cost.
+
+        ``sights`` is what of the prompt is images.
+        """
         self._is_chat = is_chat
         self._tokenizer = tokenizer
         self._wants_timeline = wants_timeline
@@ -78,6 +83,7 @@ class Answer:
         """For each prompt."""
         self._choices: dict[int, _Choice] = {}
         self._tally = Tally(summary)
+        self._sights = sights
         self._include_usage = include_usage
         self._head = {"id": answer_id, "created": int(time.time()), "model": model}
 
@@ -173,7 +179,8 @@ class Answer:
             "prompt_tokens": tally.num_prompt_tokens,
             "completion_tokens": tally.num_output_tokens,
             "total_tokens": tally.num_prompt_tokens + tally.num_output_tokens,
-            "prompt_tokens_details": {"cached_tokens": tally.num_cached_tokens},
+            "prompt_tokens_details": {"cached_tokens": tally.num_cached_tokens, **self._sights.details},
+            **self._sights.warnings,
         }
 
     def _extra(self) -> dict[str, Any]:

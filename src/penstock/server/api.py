@@ -1,23 +1,22 @@
 """What the generating routes share: from a body to the engine's requests, and from its deltas to a response."""
 
-import asyncio
 import contextlib
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
 
 from fastapi import Request
 from starlette.responses import Response
 
 from penstock.errors import InvalidRequest
 from penstock.http.sse import EventStream, until_client_leaves
-from penstock.protocol import EngineClient, GenerateRequest
+from penstock.images.reader import ImageReader
+from penstock.protocol import EngineClient, GenerateRequest, Picture
 from penstock.server.answers import Answer, ShownPrompts
 from penstock.server.choosing import likeliest
 from penstock.server.config import ServerConfig
 from penstock.server.prepare import bad_word_tokens, check_model, generate_request, truncated
 from penstock.server.reading import Reading
+from penstock.server.rendering import NO_SIGHTS, Renderer, Sights, off_loop
 from penstock.server.replies import json_response
 from penstock.server.schemas import ChatCompletionRequest, CompletionRequest, Prompt, TokenizeChatRequest
 from penstock.server.streaming import Answering, Deltas, begun, measured, merged
@@ -25,19 +24,14 @@ from penstock.server.structure import GrammarChecker, structure_of
 from penstock.server.tools import Conventions, ToolUse, answers_to, reading_of, tool_use
 from penstock.text import ChatTemplate, Tokenizer
 
-T = TypeVar("T")
-
-_LONG_TEXT_CHARS = 4096
-"""Longer text is rendered and tokenized on a thread, so that others' streams do not wait for it."""
-_MESSAGE_CHARS = 32
-"""What a message costs a template, in characters of text, however short it is."""
-
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
     """A conversation as the model reads it."""
 
     token_ids: list[int]
+    pictures: tuple[Picture, ...]
+    sights: Sights
     use: ToolUse | None
     reading: Reading
 
@@ -46,12 +40,18 @@ class API:
     """What the generating routes share."""
 
     def __init__(
-        self, client: EngineClient, tokenizer: Tokenizer, template: ChatTemplate | None, config: ServerConfig
+        self,
+        client: EngineClient,
+        tokenizer: Tokenizer,
+        template: ChatTemplate | None,
+        config: ServerConfig,
+        images: ImageReader | None = None,
     ) -> None:
+        """``images`` reads them for a model that sees."""
         self.client = client
         self.tokenizer = tokenizer
         self.config = config
-        self._template = template
+        self._renderer = Renderer(tokenizer, template, images)
         self._conventions = Conventions.of(template, config)
         self._grammars = GrammarChecker(tokenizer, client.model, config)
 
@@ -67,24 +67,10 @@ class API:
 
     async def conversation(self, body: ChatCompletionRequest | TokenizeChatRequest) -> Conversation:
         """Return a conversation's tokens and what is to be expected of the answer."""
-        template = self._template
-        if template is None:
-            raise InvalidRequest("this model has no chat template; use /v1/completions", param="messages")
         use = tool_use(body, self._conventions)
-        messages = [message.as_template_input(place) for place, message in enumerate(body.messages)]
-
-        def run() -> Conversation:
-            text = template.render(
-                messages,
-                add_generation_prompt=body.add_generation_prompt and not body.continue_final_message,
-                continue_final_message=body.continue_final_message,
-                tools=None if use is None else use.shown,
-                variables=body.template_variables,
-            )
-            token_ids = self.tokenizer.encode(text, add_special_tokens=body.add_special_tokens)
-            return Conversation(token_ids, use, reading_of(use, self._conventions, text))
-
-        return await off_loop(run, sum(len(message["content"]) + _MESSAGE_CHARS for message in messages))
+        rendered = await self._renderer.render(body, None if use is None else use.shown)
+        reading = reading_of(use, self._conventions, rendered.text)
+        return Conversation(rendered.token_ids, rendered.pictures, rendered.sights, use, reading)
 
     async def text_tokens(self, texts: list[str], *, add_special_tokens: bool) -> list[list[int]]:
         """Return each text's tokens."""
@@ -148,6 +134,7 @@ class API:
             tokenizer=self.tokenizer,
             wants_timeline=body.penstock.timeline,
             reading=None if conversation is None else conversation.reading,
+            sights=NO_SIGHTS if conversation is None else conversation.sights,
             prompts=await self._shown(body, [one.prompt_token_ids for one in requests]),
             include_usage=body.stream_options is not None and body.stream_options.include_usage,
             summary=request.state.summary,
@@ -176,15 +163,20 @@ class API:
         request.state.summary.update(answer_id=answer_id, num_prompts=len(prompts), tenant=body.penstock.tenant)
         structure = structure_of(body)
         reading = None
+        pictures: tuple[Picture, ...] = ()
         if conversation is not None:
-            reading = conversation.reading
+            reading, pictures = conversation.reading, conversation.pictures
             structure = answers_to(structure, conversation.use, reading, self.tokenizer)
+            if pictures:
+                request.state.summary.update(
+                    num_images=conversation.sights.num_images, num_image_tokens=conversation.sights.num_tokens
+                )
         grammar = None if structure is None else await self._grammars.check(structure)
         bad_words = bad_word_tokens(body.bad_words, self.tokenizer)
         return [
             generate_request(
                 body,
-                truncated(body, ids, model.max_model_tokens),
+                truncated(body, ids, model.max_model_tokens, has_pictures=bool(pictures)),
                 request_id=f"{answer_id}-{i}",
                 model=model,
                 config=self.config,
@@ -192,6 +184,7 @@ class API:
                 grammar=grammar,
                 keeps_special_tokens=reading is not None and reading.needs_special_tokens(self.tokenizer),
                 bad_words=bad_words,
+                pictures=pictures,
             )
             for i, ids in enumerate(prompts)
         ]
@@ -215,8 +208,3 @@ class API:
 
 def _wants_logprobs(body: CompletionRequest | ChatCompletionRequest) -> bool:
     return bool(body.logprobs) if isinstance(body, ChatCompletionRequest) else body.logprobs is not None
-
-
-async def off_loop(work: Callable[[], T], num_chars: int) -> T:
-    """Return what ``work`` on so much text returns; on a thread if it takes long."""
-    return await asyncio.to_thread(work) if num_chars > _LONG_TEXT_CHARS else work()

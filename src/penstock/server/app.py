@@ -10,6 +10,7 @@ import penstock
 from penstock.errors import InvalidRequest, PenstockError
 from penstock.http import errors as http_errors
 from penstock.http.middleware import BodyLimit, HTTPMetrics, RequestMiddleware
+from penstock.images.reader import ImageReader
 from penstock.protocol import EngineClient
 from penstock.server.api import API
 from penstock.server.complaints import explain
@@ -33,13 +34,15 @@ def create_app(
     template: ChatTemplate | None,
     config: ServerConfig,
     registry: CollectorRegistry,
+    images: ImageReader | None = None,
 ) -> FastAPI:
     """Return the server as an ASGI application. Whoever runs it starts, drains and stops ``client``.
 
-    ``registry`` is what /metrics shows; HTTP's own metrics are added to it.
+    ``registry`` is what /metrics shows; HTTP's own metrics are added to it. ``images`` reads
+    what a model that sees is shown.
     """
     app = FastAPI(title="Penstock", version=penstock.__version__, description="OpenAI-compatible API over one model.")
-    api = API(client, tokenizer, template, config)
+    api = API(client, tokenizer, template, config, images)
     add_generation(app, api)
     add_responses(app, api)
     add_messages(app, api)
@@ -49,7 +52,8 @@ def create_app(
     add_tokenizing(app, api)
     add_health(app, client, registry)
     _add_error_handlers(app)
-    app.add_middleware(BodyLimit, max_body_bytes=config.max_body_bytes)
+    most = config.max_body_bytes if images is None else max(config.max_body_bytes, images.config.max_body_bytes)
+    app.add_middleware(BodyLimit, max_body_bytes=most)
     app.add_middleware(RequestMiddleware, metrics=HTTPMetrics(registry))
     _describe_as_it_is(app)
     return app

@@ -3,7 +3,7 @@
 from typing import TypeVar
 
 from penstock.errors import ContextTooLong, InvalidRequest, ModelNotFound
-from penstock.protocol import GenerateRequest, ModelInfo, Priority, SamplingParams
+from penstock.protocol import GenerateRequest, ModelInfo, Picture, Priority, SamplingParams
 from penstock.server.choosing import beam_params, num_followed
 from penstock.server.config import ServerConfig
 from penstock.server.schemas import ChatCompletionRequest, CompletionRequest
@@ -33,12 +33,13 @@ def generate_request(
     keeps_special_tokens: bool = False,
     bad_words: tuple[tuple[int, ...], ...] = (),
     adapter: str | None = None,
+    pictures: tuple[Picture, ...] = (),
 ) -> GenerateRequest:
     """Return the engine's request for one prompt.
 
     ``grammar`` is what answers are held to, and has been checked. ``keeps_special_tokens`` leaves them in the text
     whatever ``body`` says, for whoever reads the answer needs them. ``bad_words`` are those of ``body`` as tokens.
-    ``adapter`` is the loaded one that ``body`` names as its model.
+    ``adapter`` is the loaded one that ``body`` names as its model. ``pictures`` are the prompt's.
     Raises ``InvalidRequest`` or ``ContextTooLong`` naming the parameter at fault.
     """
     room = model.max_model_tokens - len(prompt_token_ids)
@@ -86,14 +87,26 @@ def generate_request(
         tenant=options.tenant,
         cache_salt=body.cache_salt,
         adapter=adapter,
+        pictures=pictures,
     )
 
 
-def truncated(body: CompletionRequest | ChatCompletionRequest, prompt_token_ids: list[int], most: int) -> list[int]:
+def truncated(
+    body: CompletionRequest | ChatCompletionRequest,
+    prompt_token_ids: list[int],
+    most: int,
+    *,
+    has_pictures: bool = False,
+) -> list[int]:
     """Return the end of a prompt, as long as ``body`` wants it; ``most`` tokens are what a model holds."""
     wanted = body.truncate_prompt_tokens
     if wanted is None:
         return prompt_token_ids
+    if has_pictures:
+        raise InvalidRequest(
+            "truncate_prompt_tokens could cut an image in two; leave it out where there are images",
+            param="truncate_prompt_tokens",
+        )
     if wanted == 0:
         raise InvalidRequest("truncate_prompt_tokens is 0, which would leave nothing", param="truncate_prompt_tokens")
     if wanted < 0:

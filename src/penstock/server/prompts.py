@@ -14,7 +14,8 @@ from penstock.http.sse import until_client_leaves
 from penstock.protocol import EngineClient, GenerateRequest, Pooling, Priority, SamplingParams, TokenDelta
 from penstock.server.api import API
 from penstock.server.prepare import check_model
-from penstock.server.schemas import PenstockOptions, Strict
+from penstock.server.schemas import PenstockOptions
+from penstock.server.strict import Strict
 
 
 class PromptsRequest(Strict):

@@ -2,19 +2,11 @@
 
 from typing import Annotated, Any, Literal
 
-import msgspec
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from penstock.errors import InvalidRequest
+from penstock.server.chat_messages import Message
+from penstock.server.strict import Strict, Text, Texts, TokenIds, few_fields
 
 LATER: dict[str, tuple[Any, ...]] = {
     "audio": (),
@@ -34,38 +26,6 @@ them, and they are taken for absent."""
 
 RENAMED = {f"guided_{name}": f"structured_outputs.{name}" for name in ("choice", "grammar", "json", "regex")}
 """Parameters of older releases of vLLM -> what they are called now."""
-
-_MOST_FIELDS = 300
-"""Of one object. Each one that is wrong is reported, and a body has room for a million."""
-
-
-def few_fields(value: Any) -> Any:
-    """Check an object before its fields are looked at."""
-    if isinstance(value, dict) and len(value) > _MOST_FIELDS:
-        raise PydanticCustomError(
-            "too_many_fields",
-            "There are {seen} fields; at most {most} are read",
-            {"seen": len(value), "most": _MOST_FIELDS},
-        )
-    return value
-
-
-TokenId = Annotated[int, Field(ge=0, lt=2**31)]
-Text = Annotated[str, Field(max_length=16_000_000)]
-# Long lists end at their first fault, for the reason above.
-TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
-Texts = Annotated[list[Text], Field(fail_fast=True)]
-
-
-class Strict(BaseModel):
-    """Takes no field that it does not know, and no value of another type."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _few_fields(cls, value: Any) -> Any:
-        return few_fields(value)
 
 
 class PenstockOptions(Strict):
@@ -244,83 +204,6 @@ class CompletionRequest(_Sampling):
     logprobs: int | None = Field(None, ge=0)
     prompt_logprobs: int | None = Field(None, ge=0)
     add_special_tokens: bool = True
-
-
-class TextPart(Strict):
-    """A piece of a message."""
-
-    type: Literal["text"]
-    text: Text
-
-
-class CalledFunction(Strict):
-    """What was called, and with what."""
-
-    name: str = Field(max_length=256)
-    arguments: Text
-    """A JSON object, as text"""
-
-
-class ToolCall(Strict):
-    """A call that the model made."""
-
-    id: str = Field(max_length=256)
-    type: Literal["function"]
-    function: CalledFunction
-
-    def as_template_input(self) -> dict[str, Any]:
-        """Return the call as chat templates expect it, with its arguments as an object."""
-        arguments = msgspec.json.decode(self.function.arguments or "{}", type=dict[str, Any])
-        return {"id": self.id, "type": self.type, "function": {"name": self.function.name, "arguments": arguments}}
-
-
-class Message(Strict):
-    """One turn of a conversation."""
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Text | Annotated[list[TextPart], Field(fail_fast=True)] | None = None
-    name: str | None = Field(None, max_length=256)
-    tool_calls: Annotated[list[ToolCall] | None, Field(max_length=256)] = None
-    """Of an assistant"""
-    tool_call_id: str | None = Field(None, max_length=256)
-    """Of a tool: what it answers"""
-    reasoning_content: Text | None = None
-    refusal: None = None
-    annotations: None = None
-    audio: None = None
-    function_call: None = None
-    """These come back with answers that clients repeat as they got them."""
-
-    def as_template_input(self, place: int) -> dict[str, Any]:
-        """Return the turn, number ``place`` of its conversation, as chat templates expect it, its text in one piece.
-
-        Raises ``InvalidRequest`` for what does not fit its role, or arguments of a call that are not a JSON object.
-        """
-        self._check_role(f"messages.{place}")
-        content = self.content or ""
-        text = content if isinstance(content, str) else "".join(part.text for part in content)
-        turn: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": text}
-        for name in ("name", "tool_call_id", "reasoning_content"):
-            if getattr(self, name) is not None:
-                turn[name] = getattr(self, name)
-        calls = []
-        for i, call in enumerate(self.tool_calls or ()):
-            try:
-                calls.append(call.as_template_input())
-            except (msgspec.DecodeError, RecursionError) as error:
-                param = f"messages.{place}.tool_calls.{i}.function.arguments"
-                raise InvalidRequest(f"{param} is not a JSON object: {error}", param=param) from error
-        return {**turn, "tool_calls": calls} if calls else turn
-
-    def _check_role(self, param: str) -> None:
-        if self.content is None and not self.tool_calls:
-            how = "null" if "content" in self.model_fields_set else "missing"
-            raise InvalidRequest(f"{param}.content is {how}", param=f"{param}.content")
-        if self.tool_calls is not None and self.role != "assistant":
-            raise InvalidRequest(f"{param}.tool_calls: only an assistant calls tools", param=f"{param}.tool_calls")
-        if (self.tool_call_id is not None) != (self.role == "tool"):
-            how = "is missing" if self.role == "tool" else "is a tool's to give"
-            raise InvalidRequest(f"{param}.tool_call_id {how}", param=f"{param}.tool_call_id")
 
 
 class Function(Strict):

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
 
-from penstock.errors import InvalidRequest, ModelUnreadable, OverLimit
+from penstock.errors import InvalidRequest, ModelUnreadable, OverLimit, RequestError
 from penstock.gguf import is_gguf
 from penstock.json_objects import read_json_object
 from penstock.text.gguf_tokenizer import gguf_chat_templates, gguf_special_tokens
@@ -21,6 +22,8 @@ from penstock.text.special_tokens import read_special_tokens
 _RESERVED = frozenset({"messages", "tools", "documents", "add_generation_prompt", "self"})
 _END_MARK = "\ue000penstock-continues-here\ue001"
 """Put behind the message to continue, with a space, to find its end in the rendered text."""
+_PROBE = "\ue000penstock-probes\ue001"
+"""What a template is tried with, to see what kinds of content it reads."""
 
 
 class ChatTemplate:
@@ -92,6 +95,26 @@ class ChatTemplate:
         text = _run(template, scope, max_chars)
         return _cut_at_mark(text) if continue_final_message else text
 
+    @cached_property
+    def takes_text(self) -> bool:
+        """Whether the content of a message may be one text. Templates of some models that see only read lists of parts,
+        and pass over a text in silence.
+        """
+        return self._shows(_PROBE)
+
+    @cached_property
+    def takes_parts(self) -> bool:
+        """Whether it may be a list of parts, such as ``{"type": "text", "text": ...}``."""
+        return self._shows([{"type": "text", "text": _PROBE}])
+
+    def _shows(self, content: Any) -> bool:
+        try:
+            text = self.render([{"role": "user", "content": content}], add_generation_prompt=True)
+        except RequestError:
+            return False
+        # A list that is put into a text as it is shows more than what it holds.
+        return _PROBE in text and "'type'" not in text
+
     def _choose(self, *, has_tools: bool) -> jinja2.Template:
         name = "tool_use" if has_tools and "tool_use" in self._templates else "default"
         if name not in self._templates:
@@ -130,10 +153,18 @@ def _run(template: jinja2.Template, variables: dict[str, Any], max_chars: int) -
 
 
 def _mark_end(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    last = messages[-1].get("content") if messages else None
-    if not isinstance(last, str):
-        raise InvalidRequest("continue_final_message needs a last message with text to go on from.", param="messages")
-    return [*(dict(message) for message in messages[:-1]), {**messages[-1], "content": f"{last}{_END_MARK} "}]
+    content = messages[-1].get("content") if messages else None
+    marked: Any
+    match content:
+        case str():
+            marked = f"{content}{_END_MARK} "
+        case [*before, {"type": "text", "text": str(text)} as last]:
+            marked = [*before, {**last, "text": f"{text}{_END_MARK} "}]
+        case _:
+            raise InvalidRequest(
+                "continue_final_message needs a last message with text to go on from.", param="messages"
+            )
+    return [*(dict(message) for message in messages[:-1]), {**messages[-1], "content": marked}]
 
 
 def _cut_at_mark(text: str) -> str:

@@ -9,6 +9,7 @@ from penstock.errors import PenstockError
 from penstock.http.errors import anthropic_body, status_of
 from penstock.protocol import TokenDelta, TokenLogprobs
 from penstock.server.reading import Reasoning
+from penstock.server.rendering import Sights
 from penstock.server.streaming import Tally
 from penstock.server.turn import Said
 from penstock.text.tool_formats import Arguments, CallBegins, Content, Event
@@ -20,8 +21,11 @@ _DELTAS = {"text": ("text_delta", "text"), "thinking": ("thinking_delta", "think
 class MessageForm:
     """A ``Form``: blocks, the last of which may be open."""
 
-    def __init__(self, *, answer_id: str, model: str, num_prompt_tokens: int, call_id: Callable[[], str]) -> None:
+    def __init__(
+        self, *, answer_id: str, model: str, num_prompt_tokens: int, sights: Sights, call_id: Callable[[], str]
+    ) -> None:
         """``call_id`` makes ids that go back to the model."""
+        self._of_images = {**sights.details, **sights.warnings}
         self._message: dict[str, Any] = {
             "id": answer_id,
             "type": "message",
@@ -30,7 +34,7 @@ class MessageForm:
             "content": [],
             "stop_reason": None,
             "stop_sequence": None,
-            "usage": _usage(num_prompt_tokens, 0, 0),
+            "usage": {**_usage(num_prompt_tokens, 0, 0), **self._of_images},
         }
         self._call_id = call_id
         self._is_open = False
@@ -61,7 +65,7 @@ class MessageForm:
         stop = last.stop_reason if isinstance(last.stop_reason, str) else None
         ends = {"stop_reason": self._stop_reason(last, stop), "stop_sequence": stop}
         usage = _usage(tally.num_prompt_tokens, tally.num_cached_tokens, tally.num_output_tokens)
-        costs: dict[str, Any] = {"usage": usage}
+        costs: dict[str, Any] = {"usage": {**usage, **self._of_images}}
         if last.timeline is not None:
             costs["penstock"] = {"timeline": [last.timeline]}
         self._message |= {**ends, **costs}

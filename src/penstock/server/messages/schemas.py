@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from penstock.server.schemas import Sampling, Strict, Text, Texts
+from penstock.server.schemas import Sampling
+from penstock.server.strict import Strict, Text, Texts, kind_among
 from penstock.server.translation import refused
 
 
@@ -41,6 +42,53 @@ class CallBlock(_Cached):
     caller: dict[str, Any] | None = None
 
 
+class Base64Source(Strict):
+    """An image within the request."""
+
+    type: Literal["base64"]
+    media_type: Literal["image/jpeg", "image/png", "image/gif", "image/webp"]
+    """Taken: what the image is, it says itself"""
+    data: str
+
+    @property
+    def as_url(self) -> str:
+        """The image as a data: URL."""
+        return f"data:{self.media_type};base64,{self.data}"
+
+
+class URLSource(Strict):
+    """An image that the server may fetch."""
+
+    type: Literal["url"]
+    url: str
+
+    @property
+    def as_url(self) -> str:
+        """Where it is."""
+        return self.url
+
+
+class FileSource(Strict):
+    """An image that was sent before."""
+
+    type: Literal["file"]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse(cls, value: Any) -> Any:
+        raise PydanticCustomError("source_type", "This server keeps no files; send the image as base64")
+
+
+class ImageBlock(_Cached):
+    """An image."""
+
+    type: Literal["image"]
+    source: Annotated[Base64Source | URLSource | FileSource, Discriminator("type")]
+    transformations: Annotated[None, BeforeValidator(refused("images are resized as the model's family does", {}))] = (
+        None
+    )
+
+
 class OtherBlock(Strict):
     """What this server cannot read."""
 
@@ -52,22 +100,18 @@ class OtherBlock(Strict):
         kind = value.get("type") if isinstance(value, dict) else value
         raise PydanticCustomError(
             "block_type",
-            "A block of type {kind} is not supported here: this server reads text, calls of tools and their results",
+            "A block of type {kind} is not supported here: this server reads text, images, calls of tools and their "
+            "results",
             {"kind": repr(kind)[:60]},
         )
 
 
-def _kind_among(*known: str) -> Discriminator:
-    def kind_of(value: Any) -> str:
-        kind = value.get("type") if isinstance(value, dict) else None
-        return f"[{kind}]" if kind in known else "[other]"
-
-    return Discriminator(kind_of)
-
-
 _Other = Annotated[OtherBlock, Tag("[other]")]
-TextOnly = Annotated[Annotated[TextBlock, Tag("[text]")] | _Other, _kind_among("text")]
-TextContent = Text | Annotated[list[TextOnly], Field(fail_fast=True)]
+_TextOnly = Annotated[Annotated[TextBlock, Tag("[text]")] | _Other, kind_among("text")]
+TextContent = Text | Annotated[list[_TextOnly], Field(fail_fast=True)]
+_Shown = Annotated[
+    Annotated[TextBlock, Tag("[text]")] | Annotated[ImageBlock, Tag("[image]")] | _Other, kind_among("text", "image")
+]
 
 
 class ResultBlock(_Cached):
@@ -75,17 +119,18 @@ class ResultBlock(_Cached):
 
     type: Literal["tool_result"]
     tool_use_id: str = Field(max_length=256)
-    content: TextContent | None = None
+    content: Text | Annotated[list[_Shown], Field(fail_fast=True)] | None = None
     is_error: bool | None = None
 
 
 Block = Annotated[
     Annotated[TextBlock, Tag("[text]")]
+    | Annotated[ImageBlock, Tag("[image]")]
     | Annotated[ThinkingBlock, Tag("[thinking]")]
     | Annotated[CallBlock, Tag("[tool_use]")]
     | Annotated[ResultBlock, Tag("[tool_result]")]
     | _Other,
-    _kind_among("text", "thinking", "tool_use", "tool_result"),
+    kind_among("text", "image", "thinking", "tool_use", "tool_result"),
 ]
 
 
@@ -97,8 +142,8 @@ class Message(Strict):
 
     @model_validator(mode="after")
     def _check_role(self) -> "Message":
-        """Calls and thoughts are the assistant's, results the user's."""
-        whose = {"tool_use": "assistant", "thinking": "assistant", "tool_result": "user"}
+        """Calls and thoughts are the assistant's, results and images the user's."""
+        whose = {"tool_use": "assistant", "thinking": "assistant", "tool_result": "user", "image": "user"}
         for block in self.content if isinstance(self.content, list) else ():
             if whose.get(block.type, self.role) != self.role:
                 raise PydanticCustomError(

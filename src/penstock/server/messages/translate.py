@@ -1,14 +1,19 @@
 """From a request for a message to the chat completion that answers it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
+from penstock.server.chat_messages import ImagePart, ImageURL, Part, TextPart
 from penstock.server.messages.schemas import (
     CallBlock,
     CountTokensRequest,
+    FileSource,
+    ImageBlock,
     Message,
     MessagesRequest,
+    OtherBlock,
     ResultBlock,
     TextBlock,
     TextContent,
@@ -20,6 +25,8 @@ from penstock.server.schemas import ChatCompletionRequest
 from penstock.server.translation import Places, as_chat
 
 PLACES: Places = (
+    # Where an image stands is known; where else in a message, is not.
+    (r"^(messages\..*\.source)$", r"\1"),
     (r"^messages.*", "messages"),
     (r"^tools\.(\d+)\.function\.parameters", r"tools.\1.input_schema"),
     (r"^tools\.(\d+)\.function\.", r"tools.\1."),
@@ -32,7 +39,7 @@ PLACES: Places = (
 
 def chat_of(body: CountTokensRequest) -> ChatCompletionRequest:
     """Return the chat completion that answers ``body``. Raises ``InvalidRequest``."""
-    messages = [turn for message in body.messages for turn in _turns(message)]
+    messages = [turn for i, message in enumerate(body.messages) for turn in _turns(message, f"messages.{i}.content")]
     if body.system is not None:
         messages.insert(0, {"role": "system", "content": _text(body.system)})
     choice = body.tool_choice
@@ -76,34 +83,50 @@ def _tool(tool: Tool) -> dict[str, Any]:
     return {"type": "function", "function": {**function, "strict": tool.strict}}
 
 
-def _turns(message: Message) -> list[dict[str, Any]]:
-    """Return a message as turns of a chat: results of tools first, each a turn, then what else there is."""
+def _turns(message: Message, place: str) -> list[dict[str, Any]]:
+    """Return a message as turns of a chat: results of tools first, each a turn, then what else there is.
+
+    ``place`` is where the message's content stands.
+    """
     if isinstance(message.content, str):
         return [{"role": message.role, "content": message.content}]
     turns: list[dict[str, Any]] = []
-    texts: list[str] = []
+    parts: list[Part] = []
     thoughts: list[str] = []
     calls: list[dict[str, Any]] = []
-    for block in message.content:
+    for i, block in enumerate(message.content):
         match block:
-            case TextBlock():
-                texts.append(block.text)
+            case TextBlock() | ImageBlock():
+                parts.append(_part(block, f"{place}.{i}"))
             case ThinkingBlock():
                 thoughts.append(block.thinking)
             case CallBlock():
                 function = {"name": block.name, "arguments": msgspec.json.encode(block.input).decode()}
                 calls.append({"id": block.id, "type": "function", "function": function})
             case ResultBlock():
-                result = "" if block.content is None else _text(block.content)
+                result = _shown(block.content or "", f"{place}.{i}.content")
                 turns.append({"role": "tool", "tool_call_id": block.tool_use_id, "content": result})
-    if turns and not texts:
+    if turns and not parts:
         return turns
-    turn: dict[str, Any] = {"role": message.role, "content": "".join(texts)}
+    turn: dict[str, Any] = {"role": message.role, "content": parts}
     if thoughts:
         turn["reasoning_content"] = "".join(thoughts)
     if calls:
         turn["tool_calls"] = calls
     return [*turns, turn]
+
+
+def _shown(content: str | Sequence[TextBlock | ImageBlock | OtherBlock], place: str) -> str | list[Part]:
+    if isinstance(content, str):
+        return content
+    return [_part(block, f"{place}.{i}") for i, block in enumerate(content) if not isinstance(block, OtherBlock)]
+
+
+def _part(block: TextBlock | ImageBlock, place: str) -> Part:
+    if isinstance(block, TextBlock):
+        return TextPart(type="text", text=block.text)
+    assert not isinstance(block.source, FileSource), "it was refused"
+    return ImagePart(type="image_url", image_url=ImageURL(url=block.source.as_url)).at(f"{place}.source")
 
 
 def _text(content: TextContent) -> str:

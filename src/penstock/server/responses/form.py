@@ -9,6 +9,7 @@ from penstock.errors import PenstockError, RequestError
 from penstock.protocol import TokenDelta, TokenLogprobs
 from penstock.server.answers import shown_logprobs
 from penstock.server.reading import Reasoning
+from penstock.server.rendering import Sights
 from penstock.server.streaming import Tally
 from penstock.server.turn import Said
 from penstock.text import Tokenizer
@@ -22,10 +23,11 @@ _PREFIXES = {"message": "msg", "reasoning": "rs", "function_call": "fc"}
 class ResponseForm:
     """A ``Form``: items, the last of which may be open."""
 
-    def __init__(self, head: dict[str, Any], tokenizer: Tokenizer, call_id: Callable[[], str]) -> None:
+    def __init__(self, head: dict[str, Any], tokenizer: Tokenizer, sights: Sights, call_id: Callable[[], str]) -> None:
         """``head`` is the response without its output. ``call_id`` makes ids that go back to the model."""
         self._response = head
         self._tokenizer = tokenizer
+        self._sights = sights
         self._call_id = call_id
         self._num_said = 0
         self._is_open = False
@@ -62,10 +64,15 @@ class ResponseForm:
             incomplete_details={"reason": "max_output_tokens"} if is_cut else None,
             usage={
                 "input_tokens": tally.num_prompt_tokens,
-                "input_tokens_details": {"cached_tokens": tally.num_cached_tokens, "cache_write_tokens": 0},
+                "input_tokens_details": {
+                    "cached_tokens": tally.num_cached_tokens,
+                    "cache_write_tokens": 0,
+                    **self._sights.details,
+                },
                 "output_tokens": tally.num_output_tokens,
                 "output_tokens_details": {"reasoning_tokens": tally.num_reasoning_tokens},
                 "total_tokens": tally.num_prompt_tokens + tally.num_output_tokens,
+                **self._sights.warnings,
             },
         )
         if last.timeline is not None:

@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from penstock.server.schemas import Effort, JSONObjectFormat, Sampling, Strict, Text, TextFormat, few_fields
+from penstock.server.schemas import Effort, JSONObjectFormat, Sampling, TextFormat
+from penstock.server.strict import Strict, Text, few_fields
 from penstock.server.translation import refused
 
 _KEEPS_NOTHING = "this server keeps no responses; send the whole conversation as input"
@@ -22,6 +23,19 @@ class TextPart(Strict):
     """These come back with what clients repeat as they got it."""
 
 
+class ImagePart(Strict):
+    """An image in a message or in a tool's result."""
+
+    type: Literal["input_image"]
+    # Before the URL, which then is missing: the first complaint is the one that is made.
+    file_id: Annotated[
+        None, BeforeValidator(refused("this server keeps no files; send the image as image_url, in a data: URL"))
+    ] = None
+    image_url: str
+    """A data: URL, or one that the server may fetch"""
+    detail: Literal["auto", "low", "high", "original"] | None = None
+
+
 class OtherPart(Strict):
     """What this server cannot read."""
 
@@ -33,17 +47,23 @@ class OtherPart(Strict):
         kind = value.get("type") if isinstance(value, dict) else value
         raise PydanticCustomError(
             "part_type",
-            "A part of type {kind} is not supported yet: this server reads text, as input_text or output_text",
+            "A part of type {kind} is not supported here: this server reads input_text, output_text and input_image",
             {"kind": repr(kind)[:60]},
         )
 
 
+_TAGS = {"input_text": "[text]", "output_text": "[text]", "text": "[text]", "input_image": "[image]"}
+
+
 def _part_kind(value: Any) -> str:
-    is_text = isinstance(value, dict) and value.get("type") in ("input_text", "output_text", "text")
-    return "[text]" if is_text else "[other]"
+    kind = value.get("type") if isinstance(value, dict) else None
+    return _TAGS.get(kind, "[other]") if isinstance(kind, str) else "[other]"
 
 
-Part = Annotated[Annotated[TextPart, Tag("[text]")] | Annotated[OtherPart, Tag("[other]")], Discriminator(_part_kind)]
+Part = Annotated[
+    Annotated[TextPart, Tag("[text]")] | Annotated[ImagePart, Tag("[image]")] | Annotated[OtherPart, Tag("[other]")],
+    Discriminator(_part_kind),
+]
 Content = Text | Annotated[list[Part], Field(fail_fast=True)]
 
 

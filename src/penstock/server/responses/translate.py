@@ -6,9 +6,11 @@ from typing import Any
 
 from penstock.errors import InvalidRequest
 from penstock.protocol import SamplingParams
+from penstock.server import chat_messages
 from penstock.server.responses.schemas import (
     CallItem,
     Content,
+    ImagePart,
     Item,
     MessageItem,
     NamedFunction,
@@ -119,19 +121,22 @@ def _messages(body: ResponsesRequest) -> list[dict[str, Any]]:
         turns.append({"role": "system", "content": body.instructions})
     if isinstance(body.input, str):
         return [*turns, {"role": "user", "content": body.input}]
-    for item in body.input:
-        _add(turns, item)
+    for i, item in enumerate(body.input):
+        _add(turns, item, f"input.{i}")
     return turns
 
 
-def _add(turns: list[dict[str, Any]], item: Item) -> None:
-    """Add an item to a conversation. What one answer of the model's said in several items becomes one turn again."""
+def _add(turns: list[dict[str, Any]], item: Item, place: str) -> None:
+    """Add the item at ``place`` to a conversation.
+
+    What one answer of the model's said in several items becomes one turn again.
+    """
     match item:
         case MessageItem(role="assistant"):
             turn = _assistant(turns, lacking=("content", "tool_calls"))
-            turn["content"] = _text(item.content)
+            turn["content"] = _content(item.content, f"{place}.content")
         case MessageItem():
-            turns.append({"role": item.role, "content": _text(item.content)})
+            turns.append({"role": item.role, "content": _content(item.content, f"{place}.content")})
         case ReasoningItem():
             turn = _assistant(turns, lacking=("reasoning_content", "content", "tool_calls"))
             turn["reasoning_content"] = "".join(part.text for part in item.content or item.summary)
@@ -140,7 +145,8 @@ def _add(turns: list[dict[str, Any]], item: Item) -> None:
             calls = _assistant(turns).setdefault("tool_calls", [])
             calls.append({"id": item.call_id, "type": "function", "function": function})
         case ResultItem():
-            turns.append({"role": "tool", "tool_call_id": item.call_id, "content": _text(item.output)})
+            content = _content(item.output, f"{place}.output")
+            turns.append({"role": "tool", "tool_call_id": item.call_id, "content": content})
 
 
 def _assistant(turns: list[dict[str, Any]], lacking: Sequence[str] = ()) -> dict[str, Any]:
@@ -150,7 +156,16 @@ def _assistant(turns: list[dict[str, Any]], lacking: Sequence[str] = ()) -> dict
     return turns[-1]
 
 
-def _text(content: Content) -> str:
+def _content(content: Content, place: str) -> str | list[chat_messages.Part]:
     if isinstance(content, str):
         return content
-    return "".join(part.text for part in content if isinstance(part, TextPart))
+    parts: list[chat_messages.Part] = []
+    for i, part in enumerate(content):
+        match part:
+            case TextPart():
+                parts.append(chat_messages.TextPart(type="text", text=part.text))
+            case ImagePart():
+                shown = chat_messages.ImageURL(url=part.image_url, detail=part.detail)
+                part_of_chat = chat_messages.ImagePart(type="image_url", image_url=shown)
+                parts.append(part_of_chat.at(f"{place}.{i}.image_url"))
+    return parts

@@ -13,9 +13,10 @@ from starlette.responses import Response
 
 from penstock.errors import InvalidRequest
 from penstock.protocol import Pooling
-from penstock.server.api import API, off_loop
+from penstock.server.api import API
 from penstock.server.prepare import check_model
 from penstock.server.prompts import PromptsRequest, read_prompts
+from penstock.server.rendering import off_loop
 from penstock.server.replies import ERRORS, json_response
 from penstock.server.schemas import Prompt
 

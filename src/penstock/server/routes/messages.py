@@ -36,6 +36,7 @@ def add_messages(app: FastAPI, api: API) -> None:
             answer_id=answer_id,
             model=model,
             num_prompt_tokens=len(requests[0].prompt_token_ids),
+            sights=conversation.sights,
             call_id=conversation.reading.call_id,
         )
         turn = Turn(form, conversation.reading, request.state.summary, wants_timeline=body.penstock.timeline)

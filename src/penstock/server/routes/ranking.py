@@ -19,7 +19,7 @@ from penstock.server.api import API
 from penstock.server.prepare import check_model
 from penstock.server.prompts import PromptReadings, PromptsRequest, read_prompts
 from penstock.server.replies import ERRORS, json_response
-from penstock.server.schemas import Strict, Text
+from penstock.server.strict import Strict, Text
 
 _BEFORE_DOCUMENT = "Passage: "
 _BEFORE_QUERY = "\n\nA question or request that this passage answers:\n"

@@ -28,6 +28,6 @@ def add_responses(app: FastAPI, api: API) -> None:
             conversation = await api.conversation(chat)
             requests = await api.requests(request, answer_id, chat, [conversation.token_ids], conversation)
         begun = head(body, requests[0].sampling, answer_id=answer_id, model=model)
-        form = ResponseForm(begun, api.tokenizer, conversation.reading.call_id)
+        form = ResponseForm(begun, api.tokenizer, conversation.sights, conversation.reading.call_id)
         turn = Turn(form, conversation.reading, request.state.summary, wants_timeline=body.penstock.timeline)
         return await api.respond(request, requests, turn, stream=bool(body.stream))

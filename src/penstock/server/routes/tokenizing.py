@@ -4,8 +4,9 @@ from fastapi import FastAPI
 from starlette.responses import Response
 
 from penstock.errors import InvalidRequest
-from penstock.server.api import API, off_loop
+from penstock.server.api import API
 from penstock.server.prepare import check_model
+from penstock.server.rendering import off_loop
 from penstock.server.replies import ERRORS, json_response
 from penstock.server.schemas import DetokenizeRequest, TokenizeChatRequest, TokenizeRequest
 
