@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from penstock.kernels import InputCodes
 from penstock.models.weights import Weights
 from penstock.quant import QuantizedWeight, Scheme, widen, write_checkpoint
 
@@ -40,7 +41,7 @@ def quantize_weight(weight: Tensor, scheme: Scheme) -> QuantizedWeight:
         scales=scales,
         zeros=None if scheme.symmetric else zeros.to(torch.uint8),
         groups=groups.int() if scheme.act_order else None,
-        input_scale=torch.tensor([0.05]) if scheme.activations == "static" else None,
+        inputs=InputCodes(0.05, -20 if scheme.activation_zeros else 0) if scheme.activations == "static" else None,
     )
 
 

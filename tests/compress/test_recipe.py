@@ -10,6 +10,8 @@ from penstock.compress.units import Unit, units_of
 from penstock.errors import InvalidRecipe
 from penstock.models import read_config
 
+STATIC = "steps: [{match: decoder, method: rtn, bits: 8, group: null, activations: static, %s}]"
+
 
 @pytest.fixture
 def units(checkpoint: Callable[[str], Path]) -> list[Unit]:
@@ -93,6 +95,10 @@ def test_named_recipes_resolve_and_are_sound(name: str, units: list[Unit]) -> No
         ("steps: [{match: decoder, method: gptq, group: 4}]", "group is 4"),
         ("steps: [{match: decoder, method: rtn, activations: dynamic}]", "set bits: 8"),
         ("steps: [{match: decoder, method: rtn, bits: 8, activations: dynamic}]", "set group: null"),
+        ("steps: [{match: decoder, method: rtn, bits: 8, group: null, observer: mse}]", "set activations: static"),
+        (STATIC % "percentile: 99", "set observer: percentile"),
+        (STATIC % "observer: percentile, percentile: 10", "percentile is 10"),
+        (STATIC % "observer: mean", "mean"),
         ("steps: [{match: decoder, method: awq, smooth: 0.5}]", "leave smooth out"),
         ("steps: [{match: decoder, method: rtn, smooth: 2}]", "smooth is 2"),
         ("steps: [{match: decoder, method: wanda}]", "either sparsity, such as 0.5, or pattern"),

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from penstock.compress import run, work
 from penstock.compress.calibration.texts import CalibrationOptions
@@ -73,6 +74,37 @@ def test_layouts_hold_the_same_model(
         config = json.loads((tmp_path / name / "config.json").read_text())["quantization_config"]
         assert config["quant_method"] == name.removesuffix("_v2")
     torch.testing.assert_close(_logits(tmp_path / layout), _logits(tmp_path / "compressed-tensors"))
+
+
+STATIC = "steps: [{match: decoder, method: rtn, bits: 8, group: null, activations: static, smooth: 0.5, %s}]"
+
+
+@pytest.mark.parametrize("family", ["llama-tied-biases", "phi3", "gemma3", "qwen3-moe"])
+@pytest.mark.parametrize(
+    "observer", ["observer: min-max", "observer: percentile, percentile: 99.9", "observer: mse, activation_zeros: true"]
+)
+def test_static_activations_are_measured_written_and_served(
+    observer: str, family: str, checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    source, out = checkpoint(family), tmp_path / "out"
+    report = _compress(source, out, parse_recipe(STATIC % observer))
+    (group,) = json.loads((out / "config.json").read_text())["quantization_config"]["config_groups"].values()
+    has_zeros = "zeros" in observer
+    assert group["input_activations"] == {
+        "num_bits": 8,
+        "type": "int",
+        "symmetric": not has_zeros,
+        "strategy": "tensor",
+        "dynamic": False,
+    }
+    tensors = load_file(out / "model.safetensors")
+    scales = [name.removesuffix(".input_scale") for name in tensors if name.endswith(".input_scale")]
+    assert set(scales) == {name.removesuffix(".weight_scale") for name in tensors if name.endswith(".weight_scale")}
+    assert any(f"{name}.input_zero_point" in tensors for name in scales) is has_zeros
+    original, ours = _logits(source), _logits(out)
+    assert (ours - original).norm() < (0.4 if family == "qwen3-moe" else 0.2) * original.norm()
+    # What was measured is what is served, rounded activations included.
+    assert report.kl > 0
 
 
 def test_a_layout_that_cannot_say_it_is_refused_before_any_work(

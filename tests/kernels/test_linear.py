@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from penstock.errors import KernelUnsupported
-from penstock.kernels import QUANTIZATIONS, CPUOps, Quantization, ReferenceOps, WeightCodes
+from penstock.kernels import QUANTIZATIONS, CPUOps, InputCodes, Quantization, ReferenceOps, WeightCodes
 from penstock.kernels.linear.cpu import PackedLinear, form_that_holds
 from penstock.kernels.linear.reference import (
     ReferenceGatedLinear,
@@ -140,6 +140,34 @@ def test_codes_equal_the_reference(isa: str, form: Quantization, has_zeros: bool
                 torch.testing.assert_close(plain(x).double(), expected, atol=1e-5, rtol=1e-5)
                 both = ReferenceGatedLinear(exact_gate, exact_up, bias.double(), -bias.double())(seen)
                 torch.testing.assert_close(gated(x).double(), both, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("inputs", [InputCodes(0.021), InputCodes(0.013, 57), InputCodes(0.004, -128)], ids=str)
+@pytest.mark.parametrize("form", [form for form in FORMS if form.int8_activations], ids=named)
+@pytest.mark.parametrize("isa", instruction_sets())
+def test_static_activations_equal_the_reference(isa: str, form: Quantization, inputs: InputCodes) -> None:
+    torch.manual_seed(0)
+    for num_inputs, num_outputs in [*SIZES, (1100, 40)]:
+        gate, up = (replace(draw_codes(num_outputs, num_inputs, form, has_zeros=True), inputs=inputs) for _ in range(2))
+        exact_gate, exact_up = (dequantize(codes).double() for codes in (gate, up))
+        bias = torch.randn(num_outputs)
+        with using(isa, 2):
+            plain, biased, gated = PackedLinear(gate, None), PackedLinear(gate, bias), PackedLinear(gate, bias, up)
+            for num_tokens in (1, 2, 7, 97):
+                x = between_poison(torch.randn(num_tokens, num_inputs))
+                seen = round_activations(x, inputs)
+                expected = seen @ exact_gate.T
+                torch.testing.assert_close(plain(x).double(), expected, atol=2e-5, rtol=1e-5)
+                torch.testing.assert_close(biased(x).double(), expected + bias.double(), atol=2e-5, rtol=1e-5)
+                both = ReferenceGatedLinear(exact_gate, exact_up, bias.double(), None)(seen)
+                torch.testing.assert_close(gated(x).double(), both, atol=2e-5, rtol=1e-5)
+
+
+def test_a_gate_that_rounds_inputs_otherwise_is_refused() -> None:
+    form = Quantization(bits=8, group=512, int8_activations=True)
+    gate = draw_codes(8, 64, form, has_zeros=False)
+    with pytest.raises(KernelUnsupported, match="round the same inputs"):
+        PackedLinear(replace(gate, inputs=InputCodes(0.1)), None, gate)
 
 
 def kept(weight: Tensor, form: Quantization, up: Tensor | None = None) -> Tensor:

@@ -127,7 +127,7 @@ class RoundedCodes(ReferenceOps):
         exact_weight = dequantize(weight).double()
 
         def product(x: torch.Tensor, added: torch.Tensor | None = None) -> torch.Tensor:
-            out = (round_activations(x) @ exact_weight.T).float()
+            out = (round_activations(x, weight.inputs) @ exact_weight.T).float()
             return out if added is None else out + added
 
         return product
@@ -146,10 +146,11 @@ class RoundedCodes(ReferenceOps):
 
 
 @needs_native
-@pytest.mark.parametrize("activations", ["dynamic", "static"])
+@pytest.mark.parametrize("activations", ["dynamic", "static", "static with zeros"])
 def test_activations_are_rounded_where_the_checkpoint_says_so(activations: str, tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "made", "llama")
-    coded, plain = quantize_checkpoint(checkpoint, tmp_path, lambda _: Scheme(bits=8, activations=activations))
+    scheme = Scheme(bits=8, activations=activations.split()[0], activation_zeros="zeros" in activations)
+    coded, plain = quantize_checkpoint(checkpoint, tmp_path, lambda _: scheme)
     found, expected = logits(coded, CPUOps()), logits(coded, RoundedCodes())
     assert (found - expected).norm() < expected.norm() * 1e-2
     exact = reference_logits(plain, TOKENS)

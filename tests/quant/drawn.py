@@ -2,6 +2,7 @@
 
 import torch
 
+from penstock.kernels import InputCodes
 from penstock.quant import QuantizedWeight, Scheme
 
 
@@ -23,15 +24,15 @@ def draw_weight(
         if scheme.symmetric
         else torch.randint(least_zero, size, (num_outputs, num_groups), dtype=torch.uint8),
         groups=groups,
-        input_scale=torch.rand(1) if is_static else None,
-        input_zero=torch.tensor([3], dtype=torch.int8) if is_static else None,
+        inputs=InputCodes(float(torch.rand(1)), 3 if scheme.activation_zeros else 0) if is_static else None,
     )
 
 
 def assert_same(found: QuantizedWeight, expected: QuantizedWeight) -> None:
     """Every field, to the last bit."""
     assert found.scheme == expected.scheme
-    for name in ("codes", "scales", "zeros", "groups", "input_scale", "input_zero"):
+    assert found.inputs == expected.inputs
+    for name in ("codes", "scales", "zeros", "groups"):
         ours, theirs = getattr(found, name), getattr(expected, name)
         assert (ours is None) is (theirs is None), name
         if ours is not None:

@@ -42,6 +42,7 @@ ROUNDED = [
     Scheme(bits=8, activations="static"),
     Scheme(bits=8, symmetric=False, activations="dynamic"),
     Scheme(bits=4, group=32, activations="dynamic"),
+    Scheme(bits=8, activations="static", activation_zeros=True),
 ]
 
 

@@ -4,7 +4,7 @@ N outputs, K inputs.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from penstock.compress.methods.sparsity import magnitude
 from penstock.compress.methods.wanda import wanda
 from penstock.compress.recipe import Treatment
 from penstock.compress.units import Unit
+from penstock.kernels import InputCodes
 from penstock.quant import QuantizedWeight, dequantize
 
 
@@ -41,7 +42,9 @@ class CompressedLayer:
     """What becomes of a layer's tensors; all others stay as they are."""
 
     codes: dict[str, QuantizedWeight] = field(default_factory=dict)
-    """By module"""
+    """By module, whatever becomes of activations"""
+    inputs: dict[str, InputCodes] = field(default_factory=dict)
+    """What static activations are rounded to, likewise"""
     changed: dict[str, Tensor] = field(default_factory=dict)
     """Other tensors by name, in the dtype they are stored in"""
     reports: list[UnitReport] = field(default_factory=list)
@@ -103,15 +106,16 @@ def _compress_unit(
     result: CompressedLayer,
 ) -> None:
     weight = tensors.unit(unit)
+    scheme = replace(treatment.scheme, activations=None, activation_zeros=False)
     hessian = None if seen is None else seen.hessian
     if hessian is not None and scales is not None:
         hessian = hessian / scales.outer(scales)
     if treatment.method == "rtn" or hessian is None:
-        codes = rtn(weight, treatment.scheme)
+        codes = rtn(weight, scheme)
     elif treatment.method == "gptq":
-        codes = gptq(weight, hessian, treatment.scheme, act_order=treatment.act_order, damping=treatment.damping)
+        codes = gptq(weight, hessian, scheme, act_order=treatment.act_order, damping=treatment.damping)
     else:
-        codes = awq(weight, hessian, treatment.scheme)
+        codes = awq(weight, hessian, scheme)
     error = None if hessian is None else relative_error(dequantize(codes), weight, hessian)
     result.reports.append(UnitReport(unit.label, treatment.method, treatment.bits, error))
     start = 0

@@ -1,7 +1,8 @@
 """The finished model, from the layers that are done and what no layer holds; and reading it back.
 
 A finished layer is kept in tensors by name: ``MODULE.codes``, ``MODULE.scales`` and ``MODULE.zeros`` of matrices in
-codes, and tensors that changed, by their own names.
+codes, ``MODULE.inputs``, a scale and a zero, of what static activations are rounded to; and tensors that changed, by
+their own names.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from penstock.compress.checkpoint import Checkpoint, layer_of
 from penstock.compress.layer import CompressedLayer
+from penstock.kernels import InputCodes
 from penstock.quant import QuantizedWeight, Scheme, write_checkpoint
 
 _SHARD_BYTES = 256 << 20
@@ -27,6 +29,8 @@ def tensors_of(layer: CompressedLayer) -> dict[str, Tensor]:
         tensors[f"{module}.codes"], tensors[f"{module}.scales"] = _own(weight.codes), _own(weight.scales)
         if weight.zeros is not None:
             tensors[f"{module}.zeros"] = _own(weight.zeros)
+    for module, inputs in layer.inputs.items():
+        tensors[f"{module}.inputs"] = torch.tensor([inputs.scale, inputs.zero])
     return tensors
 
 
@@ -65,6 +69,9 @@ def write_model(
                             codes=done.get_tensor(f"{module}.codes"),
                             scales=done.get_tensor(f"{module}.scales"),
                             zeros=done.get_tensor(f"{module}.zeros") if f"{module}.zeros" in there else None,
+                            inputs=_inputs(done.get_tensor(f"{module}.inputs"))
+                            if f"{module}.inputs" in there
+                            else None,
                         ),
                     )
                 else:
@@ -72,6 +79,11 @@ def write_model(
                     yield written, done.get_tensor(name) if name in there else checkpoint.read(name)
 
     write_checkpoint(directory, checkpoint.path, weights(), layout, shard_bytes=_SHARD_BYTES, changes=changes)
+
+
+def _inputs(values: Tensor) -> InputCodes:
+    scale, zero = values.tolist()
+    return InputCodes(scale, int(zero))
 
 
 def _own(tensor: Tensor) -> Tensor:

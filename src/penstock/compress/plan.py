@@ -50,8 +50,15 @@ def describe(treatment: Treatment) -> str:
     if treatment.smooth is not None:
         words.append(f"smoothed {treatment.smooth:g}")
     if treatment.activations is not None:
-        words.append("int8 activations")
+        words.append(f"int8 activations{_ranges_in_words(treatment)}")
     return ", ".join(words)
+
+
+def _ranges_in_words(treatment: Treatment) -> str:
+    if treatment.activations != "static":
+        return ""
+    percentile = f" {treatment.percentile:g}" if treatment.observer == "percentile" else ""
+    return f" by {treatment.observer}{percentile}{', with zeros' if treatment.activation_zeros else ''}"
 
 
 def code_bytes(shape: tuple[int, int], scheme: Scheme) -> int:

@@ -31,9 +31,11 @@ from typing import Literal
 import msgspec
 import yaml
 
+from penstock.compress.calibration.ranges import Observer, ValueRange
 from penstock.compress.methods.sparsity import Sparsity
 from penstock.compress.units import Unit
 from penstock.errors import InvalidRecipe
+from penstock.kernels import InputCodes
 from penstock.quant import Scheme
 
 COMPONENTS = ("decoder", "attention", "mlp")
@@ -54,8 +56,15 @@ class Treatment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """GPTQ: inputs that matter most go first"""
     damping: float = 0.01
     """GPTQ and SparseGPT: share of the mean second moment added to all. More: steadier with little data"""
-    activations: Literal["dynamic"] | None = None
-    """``dynamic``: activations are rounded to 8 bits where the model runs, with a scale for each token"""
+    activations: Literal["dynamic", "static"] | None = None
+    """Activations are rounded to 8 bits where the model runs: ``dynamic``, with a scale for each token; ``static``,
+    with one for all, found on calibration texts"""
+    activation_zeros: bool = False
+    """Static activations have a zero beside their scale: for those that are not spread evenly around it"""
+    observer: Observer = "min-max"
+    """What a static scale covers: all that was seen, a ``percentile`` of it, or what leaves the least squared error"""
+    percentile: float = 99.99
+    """Of values in range, for the observer of that name"""
     smooth: float | None = None
     """SmoothQuant's strength, 0 to 1; null: not smoothed"""
     sparsity: float | None = None
@@ -83,12 +92,32 @@ class Treatment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     @property
     def scheme(self) -> Scheme:
         """How codes are kept."""
-        return Scheme(bits=self.bits, group=self.group, symmetric=self.symmetric, activations=self.activations)
+        return Scheme(
+            bits=self.bits,
+            group=self.group,
+            symmetric=self.symmetric,
+            activations=self.activations,
+            activation_zeros=self.activation_zeros,
+        )
 
     @property
     def needs_statistics(self) -> bool:
-        """Whether calibration inputs matter to it."""
+        """Whether calibration inputs decide what becomes of weights."""
         return self.method in ("gptq", "awq", "wanda", "sparsegpt") or self.smooth is not None
+
+    @property
+    def watches(self) -> bool:
+        """Whether calibration inputs matter to it."""
+        return self.needs_statistics or self.needs_ranges
+
+    def input_codes(self, seen: ValueRange) -> InputCodes:
+        """Return what static activations become."""
+        return seen.codes(self.observer, symmetric=not self.activation_zeros, percentile=self.percentile)
+
+    @property
+    def needs_ranges(self) -> bool:
+        """Whether what the compressed layer's products read is measured."""
+        return self.makes_codes and self.activations == "static"
 
 
 class Step(Treatment, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -218,6 +247,18 @@ def _check(step: Step, where: str) -> None:
             "rounded activations need one scale for each output; set group: null",
         ),
         (
+            step.activations != "static" and _ranges_of(step) != _ranges_of(KEEP),
+            "activation_zeros, observer and percentile are about static activations; set activations: static",
+        ),
+        (
+            not 50 <= step.percentile <= 100,
+            f"percentile is {step.percentile}; it is what of 100 values is in range, from 50 to 100",
+        ),
+        (
+            step.percentile != KEEP.percentile and step.observer != "percentile",
+            "percentile is the observer's of that name; set observer: percentile",
+        ),
+        (
             step.makes_zeros and (step.sparsity is None) == (step.pattern is None),
             f"{step.method} takes either sparsity, such as 0.5, or pattern, such as '2:4'",
         ),
@@ -247,6 +288,11 @@ def _check(step: Step, where: str) -> None:
 def _codes_of(treatment: Treatment) -> tuple[object, ...]:
     """Return what only matters where codes are made."""
     return treatment.bits, treatment.group, treatment.symmetric, treatment.activations, treatment.smooth
+
+
+def _ranges_of(treatment: Treatment) -> tuple[object, ...]:
+    """Return what only matters to static activations."""
+    return treatment.activation_zeros, treatment.observer, treatment.percentile
 
 
 def _require_runs(step: Step, unit: Unit, where: str) -> None:

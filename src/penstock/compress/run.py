@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 
 from penstock import __version__
+from penstock.compress.calibration.ranges import ValueRange
 from penstock.compress.calibration.statistics import InputStatistics
 from penstock.compress.calibration.stream import BATCH_TOKENS, LayerStream
 from penstock.compress.calibration.texts import Calibration, CalibrationOptions, read_calibration, require_likely
@@ -33,7 +34,7 @@ from penstock.compress.removal import Shape, layers_to_keep, remove_channels, sm
 from penstock.compress.units import Unit, units_of
 from penstock.compress.work import WorkDirectory, keep, require_room, unfinished, write_whole
 from penstock.errors import InternalError, InvalidRecipe, NotEnoughDisk
-from penstock.kernels import ops_for
+from penstock.kernels import InputCodes, ops_for
 from penstock.models import read_config
 from penstock.models.weights import Weights
 from penstock.quant import QuantizedWeight, Scheme, layout_to_write
@@ -119,7 +120,7 @@ class Compression:
             num_inputs=max(unit.num_inputs for unit in self.treatments),
         )
         sequences = self.calibration.sequences
-        if self._shape is None and not any(treatment.needs_statistics for treatment in self.treatments.values()):
+        if self._shape is None and not any(treatment.watches for treatment in self.treatments.values()):
             sequences = sequences[:_NUM_PROBES]
         self._ops = ops_for(torch.float32)
         self._stream = LayerStream(checkpoint.config, checkpoint, sequences, self._ops)
@@ -246,9 +247,19 @@ class Compression:
             layer = compress_layer(self._checkpoint, treatments, statistics)
         counted = _counted(progress, f"{name}: running", stream.num_tokens)
         target = work.hidden(index + 1)
+        # What the compressed layer reads, scales that moved between weights included.
+        ranges = {unit.modules: ValueRange() for unit, treatment in treatments.items() if treatment.needs_ranges}
         self._outcome.run_layer(
-            index, work.hidden(index), unfinished(target), replaced=layer.replaced(), progress=counted
+            index,
+            work.hidden(index),
+            unfinished(target),
+            replaced=layer.replaced(),
+            observe=lambda modules, x: ranges[modules].add(x) if modules in ranges else None,
+            progress=counted,
         )
+        for unit, treatment in treatments.items():
+            if treatment.needs_ranges:
+                layer.inputs |= dict.fromkeys(unit.modules, treatment.input_codes(ranges[unit.modules]))
         keep(target)
         work.save_layer(index, tensors_of(layer), [asdict(report) for report in layer.reports])
         work.hidden(index).unlink()
@@ -263,14 +274,20 @@ class Compression:
         config = self._checkpoint.config
         with Weights(result) as reopened:
             pass
-        stream = LayerStream(read_config(result), reopened, self._probes, self._ops)
-        final = stream.run_through(work.path / "proof", partial(progress, "reading it back"))
+        streams = [LayerStream(read_config(result), reopened, self._probes, self._ops)]
+        if any(treatment.activations is not None for treatment in self.treatments.values()):
+            # What is measured is what will be served; codes as floats are what was made.
+            streams.append(LayerStream(read_config(result), reopened, self._probes, self._ops, as_served=True))
+        reading = partial(progress, "reading it back")
+        written_files = [one.run_through(work.path / f"proof-{i}", reading) for i, one in enumerate(streams)]
         kl, largest, difference, count = 0.0, 0.0, 0.0, 0
         made = islice(self._stream.finished(work.hidden(config.num_layers)), len(self._probes))
-        for (ids, ours), (_, written), original in zip(made, stream.finished(final), before[1], strict=True):
-            difference = max(difference, float((ours - written).abs().max()))
+        written_streams = [one.finished(file) for one, file in zip(streams, written_files, strict=True)]
+        for (ids, ours), original, *written in zip(made, before[1], *written_streams, strict=True):
+            difference = max(difference, float((ours - written[0][1]).abs().max()))
             largest = max(largest, float(ours.abs().max()))
-            kl += F.kl_div(written.log_softmax(-1), original.log_softmax(-1), reduction="sum", log_target=True).item()
+            served = written[-1][1].log_softmax(-1)
+            kl += F.kl_div(served, original.log_softmax(-1), reduction="sum", log_target=True).item()
             count += len(ids)
         if not difference <= _LARGEST_DIFFERENCE * largest:
             raise InternalError(
@@ -329,7 +346,8 @@ def _require_layout(name: str, schemes: Mapping[str, Scheme], treatments: Mappin
         codes = torch.full(shape, scheme.middle, dtype=torch.uint8)
         scales = torch.ones(shape[0], scheme.num_groups(shape[1]), dtype=torch.bfloat16)
         zeros = None if scheme.symmetric else torch.full(scales.shape, scheme.middle, dtype=torch.uint8)
-        layout.pack(QuantizedWeight(scheme=scheme, codes=codes, scales=scales, zeros=zeros))
+        inputs = InputCodes(1.0) if scheme.activations == "static" else None
+        layout.pack(QuantizedWeight(scheme=scheme, codes=codes, scales=scales, zeros=zeros, inputs=inputs))
 
 
 def _counted(progress: Progress, what: str, total: int) -> Callable[[int], None]:

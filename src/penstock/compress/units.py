@@ -54,8 +54,12 @@ class Unit:
 class NamedTensors:
     """A ``TensorSource`` that puts some tensors in others' place and knows which matrices were taken last."""
 
-    def __init__(self, source: TensorSource, replaced: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(
+        self, source: TensorSource, replaced: Mapping[str, Tensor] | None = None, *, as_served: bool = False
+    ) -> None:
+        """``as_served``: what is in codes stays so, and activations are rounded where codes say it; else floats."""
         self._source = source
+        self._as_served = as_served
         self._replaced = replaced or {}
         self._matrices: list[tuple[str, tuple[int, int]]] = []
 
@@ -67,8 +71,11 @@ class NamedTensors:
         return self._source.take(name, shape, dtype) if replacement is None else replacement.to(dtype)
 
     def take_codes(self, module: str, shape: tuple[int, int]) -> QuantizedWeight | None:
-        """Return None: codes are asked for as the floats they stand for, which is what they are judged by."""
-        return None
+        """Return codes where they are to stay, None where they are asked for as the floats they stand for."""
+        codes = self._source.take_codes(module, shape) if self._as_served else None
+        if codes is not None:
+            self._matrices.append((module, shape))
+        return codes
 
     def claim(self) -> list[tuple[str, tuple[int, int]]]:
         """Return the modules, and shapes, of the matrices that were taken since this was last asked."""

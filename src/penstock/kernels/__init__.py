@@ -2,7 +2,7 @@
 
 from penstock.kernels.cpu import CPUOps, ops_for
 from penstock.kernels.layout import BatchLayout, KVBlocks
-from penstock.kernels.linear.quantization import QUANTIZATIONS, Quantization, WeightCodes
+from penstock.kernels.linear.quantization import QUANTIZATIONS, InputCodes, Quantization, WeightCodes
 from penstock.kernels.native import describe, use_threads
 from penstock.kernels.ops import Attention, HeadNorms, Linear, Ops, Replay
 from penstock.kernels.reference import ReferenceOps
@@ -13,6 +13,7 @@ __all__ = [
     "BatchLayout",
     "CPUOps",
     "HeadNorms",
+    "InputCodes",
     "KVBlocks",
     "Linear",
     "Ops",

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from penstock.kernels import InputCodes
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scheme:
@@ -25,6 +27,8 @@ class Scheme:
     activations: str | None = None
     """Activations are meant to be rounded to 8 bits: ``dynamic``, with a scale for each token, or ``static``, with one
     that was found beforehand; None: they are not"""
+    activation_zeros: bool = False
+    """Static activations are not symmetric, and have a zero beside their scale"""
 
     @property
     def middle(self) -> int:
@@ -49,10 +53,8 @@ class QuantizedWeight:
     """[N, G] uint8; None where symmetric"""
     groups: Tensor | None = None
     """[K] int32, the group each input is in; None unless ``act_order``"""
-    input_scale: Tensor | None = None
-    """[1], of static activations"""
-    input_zero: Tensor | None = None
-    """[1] int8, what an activation of zero becomes; None: 0"""
+    inputs: InputCodes | None = None
+    """Of static activations"""
 
     def __post_init__(self) -> None:
         """Raise ValueError where parts do not fit together: files say many things."""
@@ -68,6 +70,8 @@ class QuantizedWeight:
                 raise ValueError(f"{name} are {found}, and should be {list(sizes) if is_there else 'none'}")
             if name in ("codes", "zeros") and tensor is not None and tensor.dtype is not torch.uint8:
                 raise ValueError(f"{name} are {tensor.dtype}, not bytes")
+        if (self.inputs is not None) is not (scheme.activations == "static"):
+            raise ValueError(f"activations are {scheme.activations or 'not rounded'}, and rounded to {self.inputs}")
         if self.groups is not None and not (self.groups.min() >= 0 and self.groups.max() < shape[1]):
             raise ValueError(f"an input is in group {int(self.groups.max())} of {shape[1]}")
 

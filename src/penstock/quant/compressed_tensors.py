@@ -5,6 +5,7 @@ inputs; *int-quantized* keeps them as signed bytes, and is used where activation
 G groups, b bits.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from penstock.errors import InvalidSetting
+from penstock.kernels import InputCodes
 from penstock.quant.codes import QuantizedWeight, Scheme
 from penstock.quant.settings import Settings, matches
 from penstock.quant.words import pack_words, unpack_words
@@ -25,7 +27,7 @@ def pack(weight: QuantizedWeight) -> dict[str, Tensor]:
     """Return a projection's tensors by the last part of their names.
 
     Rounded activations:  ``weight`` [N, K] int8, ``weight_scale`` and ``weight_zero_point`` [N, G] int8, and for static
-    ones ``input_scale`` and ``input_zero_point`` [1].
+    ones ``input_scale`` [1] float32 and ``input_zero_point`` [1] int8.
     Weights alone: ``weight_packed`` [N, ceil(K b / 32)] int32, ``weight_scale``, ``weight_shape`` [2] int64,
     ``weight_zero_point`` [ceil(N b / 32), G] int32, and ``weight_g_idx`` [K] int32.
     """
@@ -44,10 +46,10 @@ def pack(weight: QuantizedWeight) -> dict[str, Tensor]:
     tensors["weight"] = _signed(weight.codes, scheme)
     if zeros is not None:
         tensors["weight_zero_point"] = _signed(zeros, scheme)
-    if weight.input_scale is not None:
-        tensors["input_scale"] = weight.input_scale
-    if weight.input_zero is not None:
-        tensors["input_zero_point"] = weight.input_zero
+    if weight.inputs is not None:
+        tensors["input_scale"] = torch.tensor([weight.inputs.scale])
+        if scheme.activation_zeros:
+            tensors["input_zero_point"] = torch.tensor([weight.inputs.zero], dtype=torch.int8)
     return tensors
 
 
@@ -70,9 +72,19 @@ def unpack(tensors: Mapping[str, Tensor], scheme: Scheme) -> QuantizedWeight:
         scales=scales.expand(shape),
         zeros=None if scheme.symmetric or zeros is None else zeros.expand(shape),
         groups=groups if scheme.act_order else None,
-        input_scale=tensors.get("input_scale"),
-        input_zero=tensors.get("input_zero_point"),
+        inputs=_unpack_inputs(tensors, scheme),
     )
+
+
+def _unpack_inputs(tensors: Mapping[str, Tensor], scheme: Scheme) -> InputCodes | None:
+    if scheme.activations != "static":
+        return None
+    # Symmetric activations may come with a zero all the same, which is 0.
+    zero = tensors["input_zero_point"] if scheme.activation_zeros else tensors.get("input_zero_point")
+    scale = tensors["input_scale"].item()
+    if not 0 < scale < math.inf:
+        raise ValueError(f"input_scale is {scale}")
+    return InputCodes(scale, 0 if zero is None else int(zero.item()))
 
 
 def _signed(codes: Tensor, scheme: Scheme) -> Tensor:
@@ -167,12 +179,16 @@ def _read_group(group: Settings | None) -> tuple[tuple[str, ...], Scheme]:
     strategy = weights.only("strategy", (None, "tensor", "channel", "group"))
     has_groups = strategy == "group" or (strategy is None and weights.group("group_size") is not None)
     actorder = weights.only("actorder", (None, False, "weight", "static", "group", "dynamic"))
+    activations = group.part("input_activations")
     return tuple(targets), Scheme(
         bits=weights.bits("num_bits", _BITS),
         group=weights.group("group_size") if has_groups else None,
         symmetric=weights.values.get("symmetric") is not False,
         act_order=actorder in ("group", "dynamic"),
-        activations=_read_activations(group.part("input_activations")),
+        activations=_read_activations(activations),
+        activation_zeros=activations is not None
+        and activations.values.get("dynamic") is not True
+        and activations.values.get("symmetric") is False,
     )
 
 
@@ -181,7 +197,10 @@ def _read_activations(activations: Settings | None) -> str | None:
         return None
     activations.only("type", (None, "int"))
     activations.bits("num_bits", (8,))
-    return "dynamic" if activations.only("dynamic", (None, False, True)) else "static"
+    if activations.only("dynamic", (None, False, True)):
+        return "dynamic"
+    activations.only("strategy", (None, "tensor"))
+    return "static"
 
 
 def _describe_scheme(scheme: Scheme) -> dict[str, object]:
@@ -198,7 +217,7 @@ def _describe_scheme(scheme: Scheme) -> dict[str, object]:
     activations = {
         "num_bits": 8,
         "type": "int",
-        "symmetric": True,
+        "symmetric": not scheme.activation_zeros,
         "strategy": "token" if is_dynamic else "tensor",
         "dynamic": is_dynamic,
     }

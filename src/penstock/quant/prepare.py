@@ -12,7 +12,7 @@ import structlog
 import torch
 from torch import Tensor
 
-from penstock.kernels import Linear, Ops, Quantization, WeightCodes
+from penstock.kernels import InputCodes, Linear, Ops, Quantization, WeightCodes
 from penstock.quant.codes import QuantizedWeight, Scheme, dequantize
 
 _log = structlog.get_logger(__name__)
@@ -60,7 +60,9 @@ def _in_one_form(
             ordered = [_in_order(part, orders[0]) for part in coded]
             has_zeros = any(part.zeros is not None or part.scheme.bits != form.bits for part in coded)
             if all(part is not None for part in ordered):
-                return [_to_kernel(part, form, has_zeros=has_zeros) for part in ordered if part is not None], orders[0]
+                inputs = _common_inputs(coded)
+                whole = [part for part in ordered if part is not None]
+                return [_to_kernel(part, form, inputs, has_zeros=has_zeros) for part in whole], orders[0]
     if coded:
         _log.info(
             "codes_widened",
@@ -101,6 +103,15 @@ def _common_form(ops: Ops, parts: Sequence[QuantizedWeight]) -> Quantization | N
     )
 
 
+def _common_inputs(parts: Sequence[QuantizedWeight]) -> InputCodes | None:
+    """Return what all round the same inputs to; None, which is each token's own scale, where they do not agree."""
+    inputs = {part.inputs for part in parts}
+    if len(inputs) > 1:
+        _log.info("static_activations_differ", rounded_by="token", num_parts=len(parts))
+        return None
+    return inputs.pop()
+
+
 def _order(weight: QuantizedWeight) -> Tensor | None:
     """Return the order [K] of inputs in which those of a group are neighbours; None: as they come."""
     return None if weight.groups is None else weight.groups.argsort(stable=True)
@@ -120,7 +131,9 @@ def _in_order(weight: QuantizedWeight, order: Tensor | None) -> QuantizedWeight 
     return plain if torch.equal(plain.group_of_inputs(), weight.groups[order].long()) else None
 
 
-def _to_kernel(weight: QuantizedWeight, form: Quantization, *, has_zeros: bool) -> WeightCodes:
+def _to_kernel(
+    weight: QuantizedWeight, form: Quantization, inputs: InputCodes | None, *, has_zeros: bool
+) -> WeightCodes:
     """Return the same codes, scales and zeros where ``form`` wants them."""
     groups = weight.group_of_inputs()[:: form.group]
     scales = weight.scales.float()[:, groups].contiguous()
@@ -129,7 +142,7 @@ def _to_kernel(weight: QuantizedWeight, form: Quantization, *, has_zeros: bool) 
         zeros = weight.zeros[:, groups].contiguous()
     elif has_zeros:
         zeros = torch.full(scales.shape, weight.scheme.middle, dtype=torch.uint8)
-    return WeightCodes(form, weight.codes.contiguous(), scales, zeros)
+    return WeightCodes(form, weight.codes.contiguous(), scales, zeros, inputs)
 
 
 def _stack(parts: list[Tensor] | list[WeightCodes]) -> Tensor | WeightCodes:
@@ -144,6 +157,7 @@ def _stack(parts: list[Tensor] | list[WeightCodes]) -> Tensor | WeightCodes:
         torch.cat([part.codes for part in coded]),
         torch.cat([part.scales for part in coded]),
         torch.cat(zeros) if zeros else None,
+        coded[0].inputs,
     )
 
 

@@ -28,15 +28,23 @@ _BLOCK = 16
 
 
 class LayerStream:
-    """Sequences on their way through a model of which one layer is in memory. Everything runs in float32."""
+    """Sequences on their way through a model of which one layer is in memory. Activations are float32."""
 
     def __init__(
-        self, config: ModelConfig, weights: TensorSource, sequences: Sequence[Sequence[int]], ops: Ops
+        self,
+        config: ModelConfig,
+        weights: TensorSource,
+        sequences: Sequence[Sequence[int]],
+        ops: Ops,
+        *,
+        as_served: bool = False,
     ) -> None:
+        """``as_served``: codes are run as they are when the model is served, and not as floats."""
         self.num_tokens = sum(map(len, sequences))
         self.num_layers = config.num_layers
         self._config = config
         self._weights = weights
+        self._as_served = as_served
         self._sequences = sequences
         self._ops = ops
         self._body = DecoderBody(config, ops, max(map(len, sequences)))
@@ -67,7 +75,7 @@ class LayerStream:
 
         ``replaced`` are tensors that stand in for the checkpoint's; ``observe`` is told what each product reads.
         """
-        tensors = NamedTensors(self._weights, replaced)
+        tensors = NamedTensors(self._weights, replaced, as_served=self._as_served)
         ops = WatchedOps(self._ops, tensors, observe)
         layer = DecoderLayer.load(Loader(self._config, tensors, torch.float32, ops, adaptable=False), index)
         hidden = self.read(source)

@@ -174,6 +174,15 @@ void rows_or_fewer(int64_t num_rows, const LinearCall& call, int64_t first_row, 
     }
 }
 
+// Codes of values at their own scale, or at one that was found beforehand, outside of whose range they are clamped.
+vi rounded(vf value, vf inverse, const PackedWeight& weight) {
+    const vf magic = splat(12582912.0f);  // 1.5 * 2^23: adding and subtracting it rounds to the nearest, ties to even
+    if (weight.input_scale == 0.0f) return (vi)(value * inverse + magic) - (vi)magic;
+    const vf scaled = value / splat(weight.input_scale) + splat(weight.input_zero);
+    const vf above = max(scaled, splat(-128.0f));
+    return (vi)((above > 127.0f ? splat(127.0f) : above) + magic) - (vi)magic;
+}
+
 void row_scales_of(const LinearCall& call, int64_t first_row, int64_t num_rows, float* to) {
     const RowLayout layout(*call.weight);
     for (int64_t r = 0; r < num_rows; ++r)
@@ -258,7 +267,8 @@ void round_for_codes(const LinearCall& call, int64_t first_row, int64_t end_row)
             rest += x[k] * 0.0f;
         }
         const bool is_finite = rest == 0.0f;
-        const float scale = is_finite ? top / 127.0f : __builtin_nanf("");
+        const float own_scale = weight.input_scale != 0.0f ? weight.input_scale : top / 127.0f;
+        const float scale = is_finite ? own_scale : __builtin_nanf("");
         const vf inverse = splat(is_finite && top > kLeast ? 127.0f / top : 0.0f);
         for (int64_t group = 0; group < weight.padded_inputs; group += weight.group) {
             const int64_t end = min(group + weight.group, weight.padded_inputs);
@@ -272,7 +282,9 @@ void round_for_codes(const LinearCall& call, int64_t first_row, int64_t end_row)
                     } else if (is_finite) {
                         for (int64_t l = 0; l < W && i + j + l < K; ++l) value[l] = x[i + j + l];
                     }
-                    const vi code = (vi)(value * inverse + 12582912.0f) - (vi)splat(12582912.0f);
+                    vi code = rounded(value, inverse, weight);
+                    if (i + j + W > K)  // what pads inputs is no value, whatever the zero
+                        for (int64_t l = 0; l < W; ++l) code[l] = i + j + l < K ? code[l] : 0;
                     group_sum += code;
                     __builtin_memcpy(codes + j, &code, sizeof code);
                 }

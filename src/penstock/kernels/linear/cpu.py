@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from penstock.errors import KernelUnsupported
-from penstock.kernels.linear.quantization import Quantization, WeightCodes
+from penstock.kernels.linear.quantization import InputCodes, Quantization, WeightCodes
+from penstock.kernels.linear.reference import dequantize
 from penstock.kernels.native import NATIVE, checked
 from penstock.kernels.native.replay import empty
 
@@ -54,7 +55,10 @@ class PackedLinear:
         self.num_outputs, self.num_inputs = source.shape
         if up_source is not None and (up_source.shape, up_source.kind) != (source.shape, source.kind):
             raise KernelUnsupported(f"a gate of {list(source.shape)} and an up projection of {list(up_source.shape)}")
-        bias, up_bias = _floats(bias), _floats(up_bias)
+        inputs = source.inputs
+        if up_source is not None and up_source.inputs != inputs:
+            raise KernelUnsupported(f"a gate and an up projection that round the same inputs to {inputs} and otherwise")
+        bias, up_bias = _shifted(weight, inputs, _floats(bias)), _shifted(up, inputs, _floats(up_bias))
         if bias is None and up_bias is not None:
             bias = torch.zeros(self.num_outputs)
         if up is not None and bias is not None and up_bias is None:
@@ -75,6 +79,8 @@ class PackedLinear:
             source.zeros,
             0 if up_source is None else up_source.zeros,
             activation == "gelu_tanh",
+            0.0 if inputs is None else inputs.scale,
+            0.0 if inputs is None else float(inputs.zero),
         )
 
     def __call__(self, x: Tensor, added: Tensor | None = None) -> Tensor:
@@ -92,6 +98,7 @@ class _Source:
 
     def __init__(self, weight: Tensor | WeightCodes, form: Quantization | None) -> None:
         self.scales = self.zeros = 0
+        self.inputs: InputCodes | None = None
         if form is not None and (
             form.bits not in _CODES or form.group % _CODE_INPUTS or not 0 < form.group <= _MAX_GROUP
         ):
@@ -104,6 +111,7 @@ class _Source:
         else:
             assert form == weight.form, "a gate and what it multiplies have one form"
             self._values = weight.codes
+            self.inputs = weight.inputs if form.int8_activations else None
             num_outputs, num_inputs = weight.shape
             num_groups = -(-num_inputs // form.group)
             self.kind = _CODES[form.bits]
@@ -113,6 +121,14 @@ class _Source:
             checked(weight.codes, torch.uint8, num_outputs, num_inputs)
         self.shape = (self._values.shape[0], self._values.shape[1])
         self.values = self._values.data_ptr()
+
+
+def _shifted(weight: Tensor | WeightCodes | None, inputs: InputCodes | None, bias: Tensor | None) -> Tensor | None:
+    """Return the bias less what the zero of ``inputs`` adds to each product."""
+    if inputs is None or not inputs.zero or not isinstance(weight, WeightCodes):
+        return bias
+    shift = dequantize(weight).sum(1) * (inputs.scale * inputs.zero)
+    return -shift if bias is None else bias - shift
 
 
 def _floats(bias: Tensor | None) -> Tensor | None:

@@ -27,6 +27,17 @@ class Quantization:
 
 
 @dataclass(frozen=True, slots=True)
+class InputCodes:
+    """What every token's activations are rounded to, where that was found beforehand.
+
+    An activation x becomes round(x / scale + zero), clamped to -128 and 127, and stands for scale * (code - zero).
+    """
+
+    scale: float
+    zero: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class WeightCodes:
     """A matrix that comes in codes: what the codes of GPTQ, AWQ, compressed-tensors and GGUF map to."""
 
@@ -37,6 +48,8 @@ class WeightCodes:
     """[N, B] float32"""
     zeros: Tensor | None = None
     """[N, B] uint8; None: 128 for codes of 8 bits, 8 for those of 4"""
+    inputs: InputCodes | None = None
+    """Where the form has ``int8_activations``; None: each token has a scale of its own"""
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from penstock.kernels.linear.quantization import WeightCodes
+from penstock.kernels.linear.quantization import InputCodes, WeightCodes
 
 
 class ReferenceLinear:
@@ -53,7 +53,13 @@ def dequantize(weight: WeightCodes) -> Tensor:
     return (weight.codes.float() - zeros) * scales
 
 
-def round_activations(x: Tensor) -> Tensor:
-    """Return ``x`` [T, K] with each token's values rounded to a 127th of its greatest magnitude, in float64."""
+def round_activations(x: Tensor, inputs: InputCodes | None = None) -> Tensor:
+    """Return ``x`` [T, K] rounded as ``inputs`` say, or each token's values to a 127th of its greatest magnitude.
+
+    In float64.
+    """
+    if inputs is not None:
+        codes = (x / inputs.scale + inputs.zero).round().clamp(-128, 127)
+        return (codes.double() - inputs.zero) * inputs.scale
     greatest, most = x.abs().amax(-1, keepdim=True).clamp(min=1e-30), torch.tensor(127.0)
     return (x * (most / greatest)).round().double() * (greatest / most).double()  # 127 / x would be 127 * (1 / x)

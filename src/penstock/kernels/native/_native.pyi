@@ -58,6 +58,8 @@ class PackedLinear:
         zeros: int,
         up_zeros: int,
         gelu: bool,
+        input_scale: float,
+        input_zero: float,
         /,
     ) -> None: ...
     def run(self, x: int, x_stride: int, num_rows: int, out: int, out_stride: int, added: int, /) -> None: ...

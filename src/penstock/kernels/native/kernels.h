@@ -29,6 +29,10 @@ struct PackedWeight {
     int64_t group;
     // Codes only: activations are rounded to 8 bits, with a scale for each row, and multiplied as integers.
     bool int8_activations;
+    // If not 0, every row's scale; a value x becomes x / input_scale + input_zero, rounded and clamped, and what the
+    // zero adds to each output is in `bias`, with its sign turned.
+    float input_scale;
+    float input_zero;
     // First half of each panel gate outputs, second half the up outputs they multiply; num_outputs counts pairs.
     bool gated;
     // The gate's activation: gelu by tanh, or silu.

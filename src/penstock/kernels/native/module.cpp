@@ -204,7 +204,7 @@ class PackedLinear {
    public:
     PackedLinear(int64_t num_outputs, int64_t num_inputs, int kind, int64_t group, bool int8_activations,
                  int source_kind, Address weight, Address up, Address bias, Address up_bias, Address scales,
-                 Address up_scales, Address zeros, Address up_zeros, bool gelu)
+                 Address up_scales, Address zeros, Address up_zeros, bool gelu, float input_scale, float input_zero)
         : kernels_(Machine::get().kernels()),
           panel_outputs_(up ? kernels_.panel_width / 2 : kernels_.panel_width),
           num_panels_(ceil_div(num_outputs, panel_outputs_)),
@@ -217,6 +217,8 @@ class PackedLinear {
         packed_.padded_inputs = padded_inputs_;
         packed_.group = group;
         packed_.int8_activations = int8_activations;
+        packed_.input_scale = input_scale;
+        packed_.input_zero = input_zero;
         packed_.gated = up != 0;
         packed_.gelu = gelu;
         packed_.panels = memory_.data();
@@ -625,7 +627,7 @@ NB_MODULE(_native, m) {
     m.def("set_num_threads", [](int n) { Machine::get().set_num_threads(n); }, nb::arg("num_threads"), Unlocked());
     nb::class_<PackedLinear>(m, "PackedLinear")
         .def(nb::init<int64_t, int64_t, int, int64_t, bool, int, Address, Address, Address, Address, Address, Address,
-                      Address, Address, bool>(),
+                      Address, Address, bool, float, float>(),
              Unlocked())
         .def("run", &PackedLinear::run, Unlocked());
     nb::class_<AttentionPlan>(m, "AttentionPlan")
