@@ -103,6 +103,9 @@ def test_gptq_in_blocks_equals_elimination_one_by_one(scheme: Scheme) -> None:
     # A value in the middle between two codes may go either way, and what follows with it.
     same = (result - expected).abs() < 1e-6
     assert same.float().mean() > 0.99
+    assert product_error(result - weight, hessian) == pytest.approx(
+        product_error(expected.float() - weight, hessian), rel=0.01
+    )
 
 
 def test_inputs_that_were_never_used_are_rounded_by_themselves() -> None:
@@ -140,6 +143,47 @@ def test_awq_loses_less_than_rounding_by_scales_and_by_clipping(bits: int, symme
     clipped = _loss(weight, dequantize(awq(scaled, hessian / scales.outer(scales), scheme)) / scales, inputs)
     assert only_scaled < plain * 0.9
     assert clipped < only_scaled
+
+
+def _search_by_running(weight: Tensor, inputs: Tensor, scheme: Scheme) -> Tensor:
+    """AWQ as its paper has it, products computed: the best of 20 powers, then the best of 10 clippings a group."""
+    weight, inputs = weight.double(), inputs.double()
+    group, codes = scheme.group or weight.shape[1], last_code(scheme)
+
+    def rounded(w: Tensor) -> Tensor:
+        groups = w.view(len(w), -1, group)
+        low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
+        scale = ((high - low) / codes).clamp(min=1e-9)
+        zero = (-low / scale).round().clamp(0, codes)
+        return (((groups / scale).round() + zero).clamp(0, codes) - zero).mul(scale).view(w.shape)
+
+    exact, least, best = inputs @ weight.T, float("inf"), torch.ones(weight.shape[1]).double()
+    for step in range(20):
+        scales = inputs.abs().mean(0) ** (step / 20)
+        scales = scales / (scales.max() * scales.min()).sqrt()
+        error = float((inputs @ (rounded(weight * scales) / scales).T - exact).square().sum())
+        if error < least:
+            least, best = error, scales
+    scaled, read = weight * best, (inputs / best).view(len(inputs), -1, group)
+    greatest = scaled.view(len(scaled), -1, group).abs().amax(-1)
+    errors, choices = [], []
+    for step in range(10):
+        most = (greatest * (1 - step / 20)).repeat_interleave(group, 1)
+        choices.append(rounded(scaled.clamp(-most, most)))
+        delta = (choices[-1] - scaled).view(len(scaled), -1, group)
+        errors.append(torch.einsum("tgk,ngk->tng", read, delta).square().sum(0))
+    chosen = torch.stack(errors).argmin(0).repeat_interleave(group, 1)
+    return torch.stack(choices).gather(0, chosen.unsqueeze(0))[0] / best
+
+
+@pytest.mark.parametrize("bits", [3, 4])
+def test_awq_lands_where_the_papers_search_does(bits: int) -> None:
+    weight, inputs, hessian = _problem()
+    scheme = Scheme(bits=bits, group=32, symmetric=False)
+    expected = _loss(weight, _search_by_running(weight, inputs, scheme).float(), inputs)
+    scales = search_scales(weight, hessian, inputs.abs().mean(0), scheme)
+    ours = dequantize(awq(weight * scales, hessian / scales.outer(scales), scheme)) / scales
+    assert _loss(weight, ours, inputs) <= 1.01 * expected
 
 
 def test_scales_of_repeated_inputs_are_the_same() -> None:
