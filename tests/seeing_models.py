@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
-from penstock.images import Expansion, Processor
+from penstock.images.processor import Expansion, Processor
 from penstock.protocol import Picture
 from tests.tiny_models import SHAPE, write_tokenizer
 

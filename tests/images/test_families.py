@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from penstock.images import load_processor
+from penstock.images.families import load_processor
 from penstock.images.settings import read_seeing_files
 from tests.seeing_models import SEEING, drawing, upstream_image_processor
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from penstock.images import load_processor
+from penstock.images.families import load_processor
 from penstock.models.decoder import count_parameters, load_model
 from penstock.models.families import read_config
 from penstock.models.vision import Inserted
