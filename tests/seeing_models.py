@@ -37,6 +37,14 @@ _CROPPED = {
     "image_mean": _CLIP_MEAN,
     "image_std": _CLIP_STD,
 }
+_GEMMA3_TOKENS = {"<image_soft_token>": IMAGE_ID, "<start_of_image>": IMAGE_ID + 1, "<end_of_image>": IMAGE_ID + 2}
+_GEMMA3_TEXT: dict[str, Any] = {
+    "num_hidden_layers": 4,
+    "sliding_window": 24,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"],
+    "query_pre_attn_scalar": 24,
+}
+_PINPOINTS = [[56, 112], [112, 56], [112, 112], [168, 56], [56, 168]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +90,75 @@ SEEING: dict[str, Seeing] = {
             "multimodal_projector_bias": False,
             "projector_hidden_act": "gelu_pytorch_tanh",
         },
+    ),
+    "llava-next": Seeing(
+        prefix="LlavaNext",
+        image_processor="LlavaNextImageProcessor",
+        image={**_CROPPED, "image_grid_pinpoints": _PINPOINTS},
+        vision=_CLIP,
+        text="mistral",
+        differences={"image_grid_pinpoints": _PINPOINTS},
+    ),
+    "granite-vision": Seeing(
+        prefix="LlavaNext",
+        image_processor="LlavaNextImageProcessor",
+        image={
+            "size": {"height": 40, "width": 40},
+            "crop_size": {"height": 40, "width": 40},
+            "image_mean": [0.5] * 3,
+            "image_std": [0.5] * 3,
+            "image_grid_pinpoints": [[40, 80], [120, 40], [80, 80]],
+        },
+        vision={**_SIGLIP, "image_size": 40},
+        text="granite",
+        differences={
+            "image_grid_pinpoints": [[40, 80], [120, 40], [80, 80]],
+            "vision_feature_select_strategy": "full",
+            "vision_feature_layer": [-3, -1],
+        },
+        text_differences={"embedding_multiplier": 12.0, "residual_multiplier": 0.22, "logits_scaling": 8.0},
+    ),
+    "idefics3": Seeing(
+        prefix="Idefics3",
+        image_processor="Idefics3ImageProcessor",
+        image={"size": {"longest_edge": 96}, "max_image_size": {"longest_edge": 48}},
+        vision={**_TOWER, "image_size": 48, "patch_size": 8},
+        differences={"image_token_id": IMAGE_ID, "scale_factor": 3, "tie_word_embeddings": True},
+    ),
+    "smolvlm": Seeing(
+        prefix="SmolVLM",
+        image_processor="SmolVLMImageProcessor",
+        image={"size": {"longest_edge": 90}, "max_image_size": {"longest_edge": 48}},
+        vision={**_TOWER, "image_size": 48, "patch_size": 4},
+        differences={"image_token_id": IMAGE_ID, "scale_factor": 4},
+        text_differences={"tie_word_embeddings": True},
+    ),
+    "gemma3-vision": Seeing(
+        prefix="Gemma3",
+        image_processor="Gemma3ImageProcessor",
+        image={"size": {"height": 48, "width": 48}},
+        vision={**_SIGLIP, "image_size": 48, "vision_use_head": False},
+        text="gemma3_text",
+        differences={"mm_tokens_per_image": 4},
+        text_differences=_GEMMA3_TEXT,
+        tokens=_GEMMA3_TOKENS,
+    ),
+    "gemma3-crops": Seeing(
+        prefix="Gemma3",
+        image_processor="Gemma3ImageProcessor",
+        image={
+            "size": {"height": 48, "width": 48},
+            "do_pan_and_scan": True,
+            "pan_and_scan_min_crop_size": 24,
+            "pan_and_scan_max_num_crops": 4,
+            "pan_and_scan_min_ratio_to_activate": 1.2,
+        },
+        vision={**_SIGLIP, "image_size": 48, "vision_use_head": False},
+        text="gemma3_text",
+        # More tokens than the window is wide.
+        differences={"mm_tokens_per_image": 36},
+        text_differences=_GEMMA3_TEXT,
+        tokens=_GEMMA3_TOKENS,
     ),
 }
 
@@ -157,17 +234,17 @@ def with_images(
     pieces = text.split("@")
     token_ids: list[int] = token_ids_of(path, pieces[0])
     pictures: list[Picture] = []
-    (placeholder,) = token_ids_of(path, processor.placeholder)
     for expansion, piece in zip(expansions, pieces[1:], strict=True):
-        expanded = token_ids_of(path, expansion.text)
-        pictures += _pictures(expansion, expanded, placeholder, len(token_ids))
-        token_ids += expanded + token_ids_of(path, piece)
+        pictures += pictures_of(path, processor, expansion, offset=len(token_ids))
+        token_ids += token_ids_of(path, expansion.text) + token_ids_of(path, piece)
     return token_ids, pictures
 
 
-def _pictures(expansion: Expansion, token_ids: list[int], placeholder: int, offset: int) -> list[Picture]:
-    """Return the pictures of one image, whose text became ``token_ids``, at ``offset`` of a prompt."""
-    pictures, place = [], 0
+def pictures_of(path: Path, processor: Processor, expansion: Expansion, *, offset: int = 0) -> list[Picture]:
+    """Return the pictures of one image, at ``offset`` of a prompt."""
+    (placeholder,), token_ids = token_ids_of(path, processor.placeholder), token_ids_of(path, expansion.text)
+    pictures: list[Picture] = []
+    place = 0
     for prepared in expansion.pictures:
         place = token_ids.index(placeholder, place)
         assert token_ids[place : place + prepared.num_tokens] == [placeholder] * prepared.num_tokens

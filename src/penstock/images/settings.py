@@ -31,10 +31,10 @@ class ImageSettings:
 
     def part(self, key: str) -> "ImageSettings":
         """Return the object under ``key``, empty where there is none."""
-        value = self.values.get(key, {})
-        if not isinstance(value, Mapping):
+        value = self.values.get(key)
+        if not isinstance(value, Mapping | None):
             raise self.bad(key, value, "an object of settings")
-        return ImageSettings(value, f"{self._where}: {key}")
+        return ImageSettings(value or {}, f"{self._where}: {key}")
 
     def flag(self, key: str, default: bool = False) -> bool:
         """Return whether ``key`` is set."""
@@ -43,15 +43,16 @@ class ImageSettings:
 
     def integer(self, key: str, default: int | None = None) -> int:
         """Return a positive integer."""
-        value = self.values.get(key, default)
+        value = self.values.get(key)
+        value = default if value is None else value
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise self.bad(key, value, "a positive integer")
         return value
 
     def text(self, key: str, default: str) -> str:
         """Return a text, or the content of a token that is written as an object."""
-        value = self.values.get(key, default)
-        value = value.get("content") if isinstance(value, Mapping) else value
+        value = self.values.get(key)
+        value = value.get("content") if isinstance(value, Mapping) else default if value is None else value
         if not isinstance(value, str) or not value:
             raise self.bad(key, value, "a text")
         return value
@@ -110,12 +111,16 @@ class SeeingFiles:
     """processor_config.json: tokens, and how many an image becomes"""
     image: ImageSettings
     """preprocessor_config.json, which version 5 of transformers writes into the former: pixels"""
+    video: ImageSettings
+    """video_preprocessor_config.json likewise, where there is one: pixels of frames"""
 
 
 def read_seeing_files(path: Path) -> SeeingFiles | None:
     """Return what the model in directory ``path`` says; None for a GGUF file. Raises ``ModelUnreadable``."""
     if is_gguf(path):
         return None
-    names = ("config.json", "processor_config.json", "preprocessor_config.json")
-    model, processor, image = (ImageSettings(read_json_object(path / name), str(path / name)) for name in names)
-    return SeeingFiles(model, processor, image if image.values else processor.part("image_processor"))
+    names = ("config.json", "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
+    model, processor, image, video = (ImageSettings(read_json_object(path / name), str(path / name)) for name in names)
+    image = image if image.values else processor.part("image_processor")
+    video = video if video.values else processor.part("video_processor")
+    return SeeingFiles(model, processor, image, video if video.values else image)

@@ -84,6 +84,8 @@ class VisionConfig:
     """A picture's tokens see each other whatever their order, so that none may be computed without the others."""
     has_three_axes: bool = False
     """Positions are in time, row and column: ``vision.RotaryPositions``."""
+    scales_features: bool = False
+    """The decoder's ``embedding_scale`` is features' too, not of text alone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,6 +147,11 @@ class ModelConfig:
     def ropes(self) -> list[Rope | None]:
         """The different rotations of its layers."""
         return list(dict.fromkeys(layer.rope for layer in self.layers))
+
+    @property
+    def inserted_scale(self) -> float:
+        """What an encoder's features are multiplied by on their way into the decoder."""
+        return self.embedding_scale if self.vision is not None and self.vision.scales_features else 1.0
 
     @property
     def mlp_width(self) -> int:

@@ -170,8 +170,25 @@ def qwen3_moe(raw: ConfigJson) -> ModelConfig:
 
 
 def llava(raw: ConfigJson) -> ModelConfig:
-    """LLaVA 1.5: any text family, before which images become tokens."""
-    return replace(_text(raw), vision=VisionConfig(image_token_id=_placeholder(raw, "image_token_index")))
+    """LLaVA 1.5 and NeXT: any text family, before which images become tokens."""
+    text = _text(raw)
+    # Either may say so; the other has its class's value then.
+    is_tied = text.tie_word_embeddings or raw.flag("tie_word_embeddings")
+    # Granite multiplies what it is given, whatever that is.
+    vision = VisionConfig(image_token_id=_placeholder(raw, "image_token_index", "image_token_id"), scales_features=True)
+    return replace(text, vision=vision, tie_word_embeddings=is_tied)
+
+
+def idefics3(raw: ConfigJson) -> ModelConfig:
+    """Idefics3 and SmolVLM: likewise."""
+    vision = VisionConfig(image_token_id=_placeholder(raw, "image_token_id"))
+    return replace(_text(raw), vision=vision, tie_word_embeddings=raw.flag("tie_word_embeddings"))
+
+
+def gemma3_vision(raw: ConfigJson) -> ModelConfig:
+    """Gemma 3, with images whose tokens see each other."""
+    vision = VisionConfig(image_token_id=_placeholder(raw, "image_token_index", "image_token_id"), sees_both_ways=True)
+    return replace(_text(raw), vision=vision, tie_word_embeddings=raw.flag("tie_word_embeddings", True))
 
 
 FAMILIES: dict[str, Callable[[ConfigJson], ModelConfig]] = {
@@ -188,6 +205,10 @@ FAMILIES: dict[str, Callable[[ConfigJson], ModelConfig]] = {
     "SmolLM3ForCausalLM": smollm3,
     "Olmo2ForCausalLM": olmo2,
     "LlavaForConditionalGeneration": llava,
+    "LlavaNextForConditionalGeneration": llava,
+    "Gemma3ForConditionalGeneration": gemma3_vision,
+    "Idefics3ForConditionalGeneration": idefics3,
+    "SmolVLMForConditionalGeneration": idefics3,
 }
 """By the name in config.json's ``architectures``."""
 
@@ -245,18 +266,35 @@ _LLAMA_7B = {
 }
 _MISTRAL_7B = {**_LLAMA_7B, "intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 131072}
 _QWEN2_7B = {**_LLAMA_7B, "vocab_size": 151936, "intermediate_size": 22016, "max_position_embeddings": 32768}
+_GEMMA3_2B = {
+    "vocab_size": 262208,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "max_position_embeddings": 131072,
+    "sliding_window": 4096,
+}
 _TEXT_MODELS: dict[str, tuple[Callable[[ConfigJson], ModelConfig], dict[str, Any]]] = {
     "llama": (llama, _LLAMA_7B),
     "mistral": (mistral, {**_MISTRAL_7B, "sliding_window": 4096}),
     "qwen2": (qwen2, _QWEN2_7B),
     "qwen3": (qwen3, {}),
+    "granite": (granite, {}),
+    "gemma3_text": (gemma3, _GEMMA3_2B),
 }
 """By a text_config's ``model_type``: its family, and the values of upstream's class where they are not written down.
 Before version 5 transformers wrote only what differs from those."""
 
 
 def _text(raw: ConfigJson) -> ModelConfig:
-    """Return the decoder's configuration, which is under ``text_config``."""
+    """Return the decoder's configuration, which is under ``text_config``.
+
+    What a family does to its logits, upstream's models that see leave out.
+    """
     kind = raw.part("text_config").values.get("model_type", "llama")
     if kind not in _TEXT_MODELS:
         raise raw.bad("text_config.model_type", kind, f"one of {', '.join(_TEXT_MODELS)}")
@@ -264,11 +302,8 @@ def _text(raw: ConfigJson) -> ModelConfig:
     outer: dict[str, Any] = {
         key: raw.values[key] for key in ("dtype", "torch_dtype", "eos_token_id") if key in raw.values
     }
-    text = raw.part("text_config", {**defaults, **outer})
-    # Either may say so, and the other may have the value of a class that does not matter.
-    is_tied = raw.flag("tie_word_embeddings")
-    config = family(text)
-    return replace(config, tie_word_embeddings=config.tie_word_embeddings or is_tied)
+    config = family(raw.part("text_config", {**defaults, **outer}))
+    return replace(config, logit_scale=1.0, logit_cap=None)
 
 
 def _placeholder(raw: ConfigJson, *keys: str) -> int:

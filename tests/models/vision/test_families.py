@@ -1,6 +1,7 @@
 """Every family that sees against transformers on tiny random weights."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,15 @@ from penstock.models.decoder import count_parameters, load_model
 from penstock.models.families import read_config
 from penstock.models.vision import Inserted
 from penstock.models.vision.load import count_vision_parameters, load_vision
+from penstock.models.vision.visible import visible_tokens
 from penstock.protocol import Picture
 from tests.packing import layout_of
 from tests.seeing_models import (
+    IMAGE_ID,
     SEEING,
     drawing,
     make_seeing_checkpoint,
+    pictures_of,
     upstream_image_processor,
     upstream_model,
     with_images,
@@ -37,7 +41,8 @@ def _prompt(path: Path, sizes: list[tuple[int, int]]) -> tuple[list[int], list[P
 def _upstream_inputs(family: str, sizes: list[tuple[int, int]]) -> dict[str, Tensor]:
     images = [drawing(*size, seed=i) for i, size in enumerate(sizes)]
     processed = upstream_image_processor(family)(images, return_tensors="pt")
-    return {name: processed[name] for name in ("pixel_values", "image_sizes") if name in processed}
+    names = ("pixel_values", "image_sizes", "pixel_attention_mask")
+    return {name: processed[name] for name in names if name in processed}
 
 
 def _inserted(pictures: list[Picture], features: list[Tensor]) -> Inserted:
@@ -54,7 +59,9 @@ def test_features_equal_transformers(family: str, seeing_checkpoint: Callable[[s
     _, pictures = _prompt(path, SIZES)
     found = torch.cat(encoder.encode(pictures))
     expected = upstream_model(path).get_image_features(**_upstream_inputs(family, SIZES)).pooler_output
-    torch.testing.assert_close(found, torch.cat([rows.flatten(0, -2) for rows in expected]), atol=1e-4, rtol=0)
+    # Upstream's decoder multiplies what it is given.
+    expected = torch.cat([rows.flatten(0, -2) for rows in expected]) * read_config(path).inserted_scale
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize("family", SEEING)
@@ -65,11 +72,15 @@ def test_logits_and_greedy_tokens_equal_transformers(family: str, seeing_checkpo
     assert encoder is not None
     token_ids, pictures = _prompt(path, SIZES)
     upstream, inputs = upstream_model(path), _upstream_inputs(family, SIZES)
-    expected = upstream(input_ids=torch.tensor([token_ids]), **inputs).logits[0]
     T, num_new = len(token_ids), 8
+    visible: Tensor | None = None
+    if model.config.vision is not None and model.config.vision.sees_both_ways:
+        visible = torch.from_numpy(visible_tokens(pictures, 0, T))
+        inputs["token_type_ids"] = (torch.tensor([token_ids]) == IMAGE_ID).long()
+    expected = upstream(input_ids=torch.tensor([token_ids]), **inputs).logits[0]
     blocks = list(range(-(-(T + num_new) // BLOCK)))
     cache = model.new_cache(len(blocks), BLOCK)
-    layout = layout_of([T], [T], [blocks[: -(-T // BLOCK)]], BLOCK)
+    layout = replace(layout_of([T], [T], [blocks[: -(-T // BLOCK)]], BLOCK), visible=visible)
     inserted = _inserted(pictures, encoder.encode(pictures))
     logits = model.logits(model.forward(torch.tensor(token_ids), layout, cache, inserted=inserted))
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
@@ -102,6 +113,18 @@ def test_no_bit_of_a_picture_depends_on_its_neighbours(family: str, seeing_check
         (alone,) = encoder.encode([picture])
         assert together.shape == (picture.num_tokens, encoder.encode([picture])[0].shape[1])
         assert torch.equal(alone, together)
+
+
+@torch.inference_mode()
+def test_an_image_without_tiles_ends_with_a_new_line(seeing_checkpoint: Callable[[str], Path]) -> None:
+    path = seeing_checkpoint("llava-next")
+    processor, encoder = load_processor(path), load_vision(path, torch.float32)
+    assert processor is not None
+    assert encoder is not None
+    expansions = [processor.image(drawing(90, 70), detail) for detail in ("low", "high")]
+    low, high = encoder.encode([pictures_of(path, processor, expansion)[0] for expansion in expansions])
+    assert torch.equal(low[:-1], high[: len(low) - 1])
+    assert torch.equal(low[-1], high[-1])
 
 
 @pytest.mark.parametrize("family", SEEING)

@@ -4,12 +4,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 from penstock.errors import ModelUnreadable
+from penstock.images.families.gemma3 import Gemma3Processor
+from penstock.images.families.idefics3 import Idefics3Processor
 from penstock.images.families.llava import LlavaProcessor
+from penstock.images.families.llava_next import LlavaNextProcessor
 from penstock.images.processor import Processor
 from penstock.images.settings import SeeingFiles, read_seeing_files
 
 FAMILIES: dict[str, Callable[[SeeingFiles], Processor]] = {
     "LlavaForConditionalGeneration": LlavaProcessor,
+    "LlavaNextForConditionalGeneration": LlavaNextProcessor,
+    "Gemma3ForConditionalGeneration": Gemma3Processor,
+    "Idefics3ForConditionalGeneration": Idefics3Processor,
+    "SmolVLMForConditionalGeneration": Idefics3Processor,
 }
 """By the name in config.json's ``architectures``"""
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from penstock.images.settings import Normalization
 from penstock.models.config_json import ConfigJson
 from penstock.models.parts import Loader
-from penstock.models.vision.patches import Patches, by_shape
+from penstock.models.vision.patches import Patches
 from penstock.models.vision.tower import MLP, VisionTower, read_tower
 from penstock.protocol import Picture
 
@@ -41,14 +41,17 @@ class LlavaEncoder:
             str(raw.values.get("projector_hidden_act", "gelu")),
             bias=raw.flag("multimodal_projector_bias", True),
         )
+        self._scale = loader.config.inserted_scale
         self.num_parameters = loader.num_parameters
         self.weights_bytes = loader.num_parameters * loader.dtype.itemsize
 
     @torch.inference_mode()
     def encode(self, pictures: Sequence[Picture]) -> list[Tensor]:
-        """See ``encoder.VisionEncoder``."""
-        return by_shape(pictures, self._encode)
-
-    def _encode(self, pictures: list[Picture]) -> Sequence[Tensor]:
+        """See ``encoder.VisionEncoder``; all have one height and width, and tiles are encoded one by one."""
+        if not pictures:
+            return []
         features = self._tower(self._patches(pictures))[:, self._first :]
-        return torch.split(self._projector(features.flatten(0, 1)), features.shape[1])
+        rows = self._projector(features.flatten(0, 1))
+        if self._scale != 1.0:
+            rows *= self._scale
+        return list(torch.split(rows, [picture.shape[0] * features.shape[1] for picture in pictures]))

@@ -11,11 +11,18 @@ from penstock.models.config_json import ConfigJson
 from penstock.models.families import read_config
 from penstock.models.parts import Loader
 from penstock.models.vision.encoder import VisionEncoder
+from penstock.models.vision.gemma3 import Gemma3Encoder
+from penstock.models.vision.idefics3 import Idefics3Encoder
 from penstock.models.vision.llava import LlavaEncoder
+from penstock.models.vision.llava_next import LlavaNextEncoder
 from penstock.models.weights import is_of_seeing, open_weights
 
 ENCODERS: dict[str, Callable[[ConfigJson, Loader, Normalization], VisionEncoder]] = {
     "LlavaForConditionalGeneration": LlavaEncoder,
+    "LlavaNextForConditionalGeneration": LlavaNextEncoder,
+    "Gemma3ForConditionalGeneration": Gemma3Encoder,
+    "Idefics3ForConditionalGeneration": Idefics3Encoder,
+    "SmolVLMForConditionalGeneration": Idefics3Encoder,
 }
 """By the name in config.json's ``architectures``"""
 

@@ -21,6 +21,9 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+_OF_IDEFICS3 = ("idefics3", "idefics3_vision", "smolvlm", "smolvlm_vision")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TowerConfig:
     """A tower's shape. Defaults are SigLIP's."""
@@ -38,6 +41,8 @@ class TowerConfig:
     norm_before: str | None = None
     """A norm of what the first layer reads, by its name."""
     norm_after: str | None = "post_layernorm"
+    has_fractional_positions: bool = False
+    """Patches find theirs by dividing, as those of images of any size would."""
 
     @property
     def num_tokens(self) -> int:
@@ -48,15 +53,15 @@ class TowerConfig:
 def read_tower(raw: ConfigJson) -> TowerConfig:
     """Return the tower that a ``vision_config`` describes. Raises ``ModelUnreadable``."""
     kind = raw.values.get("model_type", "clip_vision_model")
-    if kind not in ("clip_vision_model", "siglip_vision_model"):
+    if kind not in ("clip_vision_model", "siglip_vision_model", *_OF_IDEFICS3):
         raise raw.bad("model_type", kind, "clip_vision_model or siglip_vision_model")
-    is_clip = kind == "clip_vision_model"
+    is_clip, is_of_idefics3 = kind == "clip_vision_model", kind in _OF_IDEFICS3
     config = TowerConfig(
-        hidden_size=raw.integer("hidden_size", 768),
+        hidden_size=raw.integer("hidden_size", 1152 if is_of_idefics3 else 768),
         intermediate_size=raw.integer("intermediate_size", 3072),
         num_layers=raw.integer("num_hidden_layers", 12, most=1000),
-        num_heads=raw.integer("num_attention_heads", 12),
-        patch_size=raw.integer("patch_size", 32 if is_clip else 16),
+        num_heads=raw.integer("num_attention_heads", 16 if is_of_idefics3 else 12),
+        patch_size=raw.integer("patch_size", 32 if is_clip or is_of_idefics3 else 16),
         image_size=raw.integer("image_size", 224),
         activation=str(raw.values.get("hidden_act", "quick_gelu" if is_clip else "gelu_pytorch_tanh")),
         norm_eps=raw.number("layer_norm_eps", 1e-5 if is_clip else 1e-6),
@@ -67,7 +72,7 @@ def read_tower(raw: ConfigJson) -> TowerConfig:
         raise raw.bad("num_attention_heads", config.num_heads, f"a divisor of the width {config.hidden_size}")
     if is_clip:
         return replace(config, has_class_token=True, patch_bias=False, norm_before="pre_layrnorm")
-    return config
+    return replace(config, has_fractional_positions=is_of_idefics3)
 
 
 class LayerNorm:
@@ -138,6 +143,16 @@ def attend(qkv: Tensor, num_tokens: int, num_heads: int) -> Tensor:
     return out
 
 
+def _fractional_positions(side: int) -> Tensor:
+    """Return which of the embeddings [side * side] each patch of a full square gets.
+
+    It would be its own, were the quotients exact. They are rounded here as they were in training.
+    """
+    quotients = (torch.arange(side, dtype=torch.float32) * (1.0 / torch.tensor(side))).clamp(max=1.0 - 1e-6)
+    buckets = torch.bucketize(quotients, torch.arange(1 / side, 1.0, 1 / side), right=True)
+    return (buckets[:, None] * side + buckets[None, :]).flatten()
+
+
 class VisionTower:
     """The layers up to the last one that is wanted, and what comes before them."""
 
@@ -156,7 +171,10 @@ class VisionTower:
         # Patches come as they lie in an image, colours innermost.
         self._embed = loader.ops.prepare_linear(weight_CKPP.permute(0, 2, 3, 1).reshape(C, -1), bias, exact=True)
         dtype = loader.ops.activation_dtype(loader.dtype)
-        self._positions = loader.tensor(f"{embeddings}.position_embedding.weight", config.num_tokens, C).to(dtype)
+        positions = loader.tensor(f"{embeddings}.position_embedding.weight", config.num_tokens, C).to(dtype)
+        if config.has_fractional_positions:
+            positions = positions[_fractional_positions(config.image_size // P)]
+        self._positions = positions
         self._class = loader.tensor(f"{embeddings}.class_embedding", C).to(dtype) if config.has_class_token else None
         self._norm_before, self._norm_after = (
             None if name is None else LayerNorm(loader, f"vision_tower.{name}", C, config.norm_eps)
