@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from penstock.kernels import CPUOps
+from penstock.kernels.layer_norm.reference import layer_norm
 from penstock.kernels.reference import ReferenceOps
 from penstock.kernels.rms_norm.reference import rms_norm
 from penstock.kernels.rope_write_kv.reference import apply_rope
@@ -35,6 +36,21 @@ def test_native_rms_norm(isa: str, num_tokens: int, width: int) -> None:
     for num_threads in (1, 3):
         with using(isa, num_threads):
             torch.testing.assert_close(CPUOps().rms_norm(x, weight, 1e-6).double(), expected, atol=1e-6, rtol=2e-6)
+
+
+@pytest.mark.parametrize("isa", instruction_sets())
+@pytest.mark.parametrize(("num_tokens", "width"), [(1, 1), (2, 3), (7, 31), (5, 64), (3, 97), (400, 256)])
+def test_native_layer_norm(isa: str, num_tokens: int, width: int) -> None:
+    torch.manual_seed(0)
+    # A mean far from zero, whose square would drown the variance.
+    x, weight, bias = torch.randn(num_tokens, width) * 3 + 100, torch.randn(width), torch.randn(width)
+    expected = layer_norm(x.double(), weight.double(), bias.double(), 1e-6)
+    for num_threads in (1, 3):
+        with using(isa, num_threads):
+            found = CPUOps().layer_norm(x, weight, bias, 1e-6)
+            # A mean of a hundred, rounded to float32, is 4e-6 off.
+            torch.testing.assert_close(found.double(), expected, atol=2e-5, rtol=2e-5)
+            assert torch.equal(CPUOps().layer_norm(x[-1:], weight, bias, 1e-6), found[-1:])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -11,6 +11,7 @@ from penstock.errors import KernelUnsupported
 from penstock.kernels import QUANTIZATIONS, CPUOps, InputCodes, Quantization, ReferenceOps, WeightCodes
 from penstock.kernels.linear.cpu import PackedLinear, form_that_holds
 from penstock.kernels.linear.reference import (
+    ACTIVATIONS,
     ReferenceGatedLinear,
     ReferenceLinear,
     dequantize,
@@ -62,6 +63,23 @@ def test_packed_equals_the_reference(isa: str, dtype: torch.dtype, num_inputs: i
                 assert room._base is not None
                 assert room._base[:32].isnan().all()
                 assert room._base[-32:].isnan().all()
+
+
+@pytest.mark.parametrize("quantize", [None, "int8"])
+@pytest.mark.parametrize("isa", instruction_sets())
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations_equal_the_reference(isa: str, activation: str, quantize: str | None) -> None:
+    torch.manual_seed(0)
+    # Products of any size: an activation's tails, where it is almost 0 or x, are among them.
+    weight, bias = torch.randn(33, 64) * torch.logspace(-2, 0.7, 33).unsqueeze(1), torch.randn(33)
+    with using(isa, 2):
+        ops = CPUOps(QUANTIZATIONS[quantize] if quantize else None)
+        plain = ops.prepare_linear(weight, bias)
+        activated = ops.prepare_linear(weight, bias, activation=activation)
+        for num_tokens in (1, 2, 3, 100):
+            x, added = between_poison(torch.randn(num_tokens, 64)), torch.randn(num_tokens, 33)
+            expected = ACTIVATIONS[activation](plain(x).double()) + added.double()
+            torch.testing.assert_close(activated(x, added.clone()).double(), expected, atol=2e-6, rtol=2e-6)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -42,9 +42,10 @@ class RoundedOps(ReferenceOps):
         self._form = form
 
     def prepare_linear(  # type: ignore[override]
-        self, weight: Tensor | WeightCodes, bias: Tensor | None, *, exact: bool = False
+        self, weight: Tensor | WeightCodes, bias: Tensor | None, *, exact: bool = False, activation: str | None = None
     ) -> Linear:
         assert isinstance(weight, Tensor)
+        assert activation is None
         return ReferenceLinear(weight, bias) if exact else RoundedLinear(self._form, weight, bias)
 
     def prepare_gated_linear(  # type: ignore[override]

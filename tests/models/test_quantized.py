@@ -39,10 +39,15 @@ class CountedOps(CPUOps):
     num_floats = 0
 
     def prepare_linear(
-        self, weight: torch.Tensor | WeightCodes, bias: torch.Tensor | None, *, exact: bool = False
+        self,
+        weight: torch.Tensor | WeightCodes,
+        bias: torch.Tensor | None,
+        *,
+        exact: bool = False,
+        activation: str | None = None,
     ) -> Linear:
         self.count(weight, exact=exact)
-        return super().prepare_linear(weight, bias, exact=exact)
+        return super().prepare_linear(weight, bias, exact=exact, activation=activation)
 
     def prepare_gated_linear(self, gate: torch.Tensor | WeightCodes, *args: Any, **options: Any) -> Linear:
         self.count(gate)
@@ -118,7 +123,7 @@ class RoundedCodes(ReferenceOps):
     form_of_codes = CPUOps().form_of_codes
 
     def prepare_linear(  # type: ignore[override]
-        self, weight: torch.Tensor | WeightCodes, bias: torch.Tensor | None, *, exact: bool = False
+        self, weight: torch.Tensor | WeightCodes, bias: torch.Tensor | None, **_: object
     ) -> Linear:
         plain = super().prepare_linear(weight, bias)
         if isinstance(weight, torch.Tensor):

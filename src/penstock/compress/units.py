@@ -100,13 +100,17 @@ class WatchedOps:
         self.embed = inner.embed
         self.add = inner.add
         self.rms_norm = inner.rms_norm
+        self.layer_norm = inner.layer_norm
         self.rope_angles = inner.rope_angles
         self.rope_write_kv = inner.rope_write_kv
         self.plan_attention = inner.plan_attention
 
-    def prepare_linear(self, weight: Tensor | WeightCodes, bias: Tensor | None, *, exact: bool = False) -> Linear:
+    def prepare_linear(
+        self, weight: Tensor | WeightCodes, bias: Tensor | None, *, exact: bool = False, activation: str | None = None
+    ) -> Linear:
         """See ``Ops``."""
-        return self._watched("exact" if exact else "linear", self._inner.prepare_linear(weight, bias, exact=exact))
+        prepared = self._inner.prepare_linear(weight, bias, exact=exact, activation=activation)
+        return self._watched("exact" if exact else "linear", prepared)
 
     def prepare_gated_linear(
         self,

@@ -255,10 +255,12 @@ class _Ops:
     def form_of_codes(self, bits: int, group: int | None, *, int8_activations: bool) -> Quantization | None:
         return self._ops.form_of_codes(bits, group, int8_activations=int8_activations)
 
-    def prepare_linear(self, weight: Tensor | WeightCodes, bias: Tensor | None, *, exact: bool = False) -> Linear:
+    def prepare_linear(
+        self, weight: Tensor | WeightCodes, bias: Tensor | None, *, exact: bool = False, activation: str | None = None
+    ) -> Linear:
         N, K = weight.shape
         role = self._roles.get((N, K), f"linear {N} x {K}")
-        linear = self._ops.prepare_linear(weight, bias, exact=exact)
+        linear = self._ops.prepare_linear(weight, bias, exact=exact, activation=activation)
         return self._timed(linear, role, weight, num_rows=N, num_outputs=N, exact=exact)
 
     def prepare_gated_linear(
@@ -327,6 +329,12 @@ class _Ops:
         self._profiler.lap("between ops")
         out = self._ops.rms_norm(x, weight, eps, out)
         self._profiler.lap("rms_norm", 2 * x.numel() * x.element_size(), 4 * x.numel())
+        return out
+
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        self._profiler.lap("between ops")
+        out = self._ops.layer_norm(x, weight, bias, eps)
+        self._profiler.lap("layer_norm", 2 * x.numel() * x.element_size(), 8 * x.numel())
         return out
 
     def rope_write_kv(

@@ -50,9 +50,11 @@ class CPUOps:
         form = form_that_holds(bits, group, int8_activations=asked.int8_activations if asked else int8_activations)
         return None if asked is not None and form is not None and form.bits > asked.bits else form
 
-    def prepare_linear(self, weight: Tensor | WeightCodes, bias: Tensor | None, *, exact: bool = False) -> Linear:
+    def prepare_linear(
+        self, weight: Tensor | WeightCodes, bias: Tensor | None, *, exact: bool = False, activation: str | None = None
+    ) -> Linear:
         """Pack."""
-        return PackedLinear(weight, bias, quantization=None if exact else self.quantization)
+        return PackedLinear(weight, bias, activation=activation, quantization=None if exact else self.quantization)
 
     def prepare_gated_linear(
         self,
@@ -111,6 +113,23 @@ class CPUOps:
             *checked_rows(x, num_rows, width),
             checked(weight, torch.float32, width),
             *checked_rows(out, num_rows, width),
+            num_rows,
+            width,
+            eps,
+        )
+        return out
+
+    @staticmethod
+    def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        """See ``layer_norm/reference.py``; ``x`` is [T, E] float32."""
+        assert NATIVE is not None
+        num_rows, width = x.shape
+        out = empty(num_rows, width)
+        NATIVE.layer_norm(
+            checked(x, torch.float32, num_rows, width),
+            checked(weight, torch.float32, width),
+            checked(bias, torch.float32, width),
+            out.data_ptr(),
             num_rows,
             width,
             eps,

@@ -98,10 +98,13 @@ class Ops(Protocol):
         ``group`` inputs share a scale, all if it is None; ``int8_activations`` is what the checkpoint is made for.
         """
 
-    def prepare_linear(self, weight: Tensor | WeightCodes, bias: Tensor | None, *, exact: bool = False) -> Linear:
+    def prepare_linear(
+        self, weight: Tensor | WeightCodes, bias: Tensor | None, *, exact: bool = False, activation: str | None = None
+    ) -> Linear:
         """Take a weight [N, K] and bias [N] into the form this backend computes with, once at load.
 
-        ``exact`` keeps the weight as it is, whatever precision the backend keeps others in.
+        ``exact`` keeps the weight as it is, whatever precision the backend keeps others in. ``activation``, one of
+        ``linear.reference.ACTIVATIONS``, is applied to the product before anything is added.
         """
 
     def prepare_gated_linear(
@@ -129,6 +132,9 @@ class Ops(Protocol):
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, out: Tensor | None = None) -> Tensor:
         """See ``rms_norm/reference.py``."""
+
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        """See ``layer_norm/reference.py``."""
 
     def rope_angles(
         self, positions: Tensor, inverse: Tensor, head_dim: int, *, factor: float = 1.0, axes: Tensor | None = None

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from penstock.kernels.add.reference import add
 from penstock.kernels.embedding.reference import embed
+from penstock.kernels.layer_norm.reference import layer_norm
 from penstock.kernels.layout import BatchLayout
 from penstock.kernels.linear.quantization import Quantization
 from penstock.kernels.linear.reference import ReferenceGatedLinear, ReferenceLinear
@@ -26,6 +27,7 @@ class ReferenceOps:
     embed = staticmethod(embed)
     add = staticmethod(add)
     rms_norm = staticmethod(rms_norm)
+    layer_norm = staticmethod(layer_norm)
     rope_angles = staticmethod(rope_angles)
     rope_write_kv = staticmethod(rope_write_kv)
     plan_attention = staticmethod(plan_attention)

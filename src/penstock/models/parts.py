@@ -72,14 +72,20 @@ class Loader:
         """Return projections' biases."""
         return [self.tensor(f"{name}.bias", size) for name, size in zip(names, sizes, strict=True)]
 
-    def side_by_side(self, weights: Sequence[Weight], biases: Sequence[Tensor] = ()) -> Linear:
+    def side_by_side(
+        self, weights: Sequence[Weight], biases: Sequence[Tensor] = (), *, activation: str | None = None
+    ) -> Linear:
         """Return projections of the same inputs as one."""
-        return prepare_linear(self.ops, weights, torch.cat(list(biases)) if biases else None, self.dtype)
+        bias = torch.cat(list(biases)) if biases else None
+        return prepare_linear(self.ops, weights, bias, self.dtype, activation=activation)
 
-    def linear(self, name: str, num_outputs: int, num_inputs: int, *, bias: bool = False) -> Linear:
-        """Return a projection."""
+    def linear(
+        self, name: str, num_outputs: int, num_inputs: int, *, bias: bool = False, activation: str | None = None
+    ) -> Linear:
+        """Return a projection, and what is to be done to its result."""
         weight = self.weight(name, num_outputs, num_inputs)
-        return self.side_by_side([weight], self.biases(name, sizes=[num_outputs]) if bias else [])
+        biases = self.biases(name, sizes=[num_outputs]) if bias else []
+        return self.side_by_side([weight], biases, activation=activation)
 
     def gated_linear(self, gate: str, up: str, num_outputs: int, num_inputs: int, *, bias: bool = False) -> Linear:
         """Return two projections of which one gates the other."""

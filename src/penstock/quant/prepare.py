@@ -25,13 +25,15 @@ def select_rows(weight: Weight, which: Tensor | slice) -> Weight:
     return weight[which] if isinstance(weight, Tensor) else weight.rows(which)
 
 
-def prepare_linear(ops: Ops, parts: Sequence[Weight], bias: Tensor | None, dtype: torch.dtype) -> Linear:
-    """Return the product with ``parts`` [N, K] one below the other, and ``bias`` [sum of N].
+def prepare_linear(
+    ops: Ops, parts: Sequence[Weight], bias: Tensor | None, dtype: torch.dtype, *, activation: str | None = None
+) -> Linear:
+    """Return the product with ``parts`` [N, K] one below the other, ``bias`` [sum of N] and ``activation``.
 
     What ``ops`` do not keep in codes is widened to ``dtype``.
     """
     weights, order = _in_one_form(ops, parts, dtype)
-    return _reordered(ops.prepare_linear(_stack(weights), bias), order)
+    return _reordered(ops.prepare_linear(_stack(weights), bias, activation=activation), order)
 
 
 def prepare_gated_linear(

@@ -11,6 +11,8 @@ from penstock.kernels.native.replay import empty
 
 FLOAT_KINDS = {torch.float32: 0, torch.bfloat16: 1}
 _CODES = {8: 2, 4: 3}
+_ACTIVATIONS = {None: 0, "silu": 1, "gelu_tanh": 2, "gelu": 3, "quick_gelu": 4}
+"""``Activation`` of ``native/kernels.h``"""
 _CODE_INPUTS, _MAX_GROUP = 32, 512
 """What groups are multiples of, and the largest: ``native/kernels.h``."""
 
@@ -39,12 +41,12 @@ class PackedLinear:
         up: Tensor | WeightCodes | None = None,
         up_bias: Tensor | None = None,
         *,
-        activation: str = "silu",
+        activation: str | None = None,
         quantization: Quantization | None = None,
     ) -> None:
         """Pack a copy of ``weight`` [N, K] and, if it is gated, of ``up`` [N, K]; biases [N] likewise.
 
-        ``activation`` is the gate's: ``silu`` or ``gelu_tanh``.
+        ``activation`` is the gate's, or that of all outputs.
         ``quantization`` is the form that floats are rounded to: 8 bits by the greatest magnitude of each group, 4 bits
         by the scale that leaves the least squared error. Codes stay what they are.
         """
@@ -78,7 +80,7 @@ class PackedLinear:
             0 if up_source is None else up_source.scales,
             source.zeros,
             0 if up_source is None else up_source.zeros,
-            activation == "gelu_tanh",
+            _ACTIVATIONS[activation],
             0.0 if inputs is None else inputs.scale,
             0.0 if inputs is None else float(inputs.zero),
         )

@@ -223,6 +223,26 @@ void round_activations(const LinearCall& call, int64_t first_row, int64_t end_ro
     }
 }
 
+namespace {
+
+vf activated(Activation activation, vf x) {
+    switch (activation) {
+        case Activation::kNone:
+            return x;
+        case Activation::kSilu:
+            return silu(x);
+        case Activation::kGeluTanh:
+            return gelu_tanh(x);
+        case Activation::kGelu:
+            return gelu(x);
+        case Activation::kQuickGelu:
+            return quick_gelu(x);
+    }
+    return x;
+}
+
+}  // namespace
+
 int64_t linear_scratch_floats() { return kRows * kPanel + kInputs * kPanel; }
 
 void finish(const LinearCall& call, int64_t panel, int64_t first_row, int64_t num_rows, const float* sums,
@@ -241,7 +261,11 @@ void finish(const LinearCall& call, int64_t panel, int64_t first_row, int64_t nu
             halves[0] += load(weight.bias + panel * kPanel);
             halves[1] += load(weight.bias + panel * kPanel + W);
         }
-        if (weight.gated) halves[0] = (weight.gelu ? gelu_tanh(halves[0]) : silu(halves[0])) * halves[1];
+        if (weight.gated) {
+            halves[0] = activated(weight.activation, halves[0]) * halves[1];
+        } else if (weight.activation != Activation::kNone) {
+            for (vf& half : halves) half = activated(weight.activation, half);
+        }
         float* out = call.out + (first_row + r) * call.out_stride + first;
         const float* added = call.added ? call.added + (first_row + r) * call.out_stride + first : nullptr;
         if (num_outputs == width) {

@@ -44,7 +44,7 @@ inline int64_t group_at(const PackedWeight& weight, int64_t panel, int64_t input
 
 inline int zero_of(Weight kind) { return kind == Weight::kInt8 ? 128 : 8; }
 
-// What a panel's sums become, with row scale, bias, gate and addition, at their place in `out`. `row_scales` may be null.
+// What a panel's sums become, with row scale, bias, activation and addition, at their place in `out`. `row_scales` may be null.
 void finish(const LinearCall& call, int64_t panel, int64_t first_row, int64_t num_rows, const float* sums,
             const float* row_scales);
 

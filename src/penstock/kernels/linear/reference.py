@@ -1,23 +1,47 @@
 """T tokens, K inputs, N outputs, F feed-forward width."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from penstock.kernels.linear.quantization import InputCodes, WeightCodes
 
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+}
+"""Hendrycks and Gimpel, "Gaussian Error Linear Units" (2016), and three that come near it."""
+
 
 class ReferenceLinear:
     """A weight as the checkpoint has it."""
 
-    def __init__(self, weight: Tensor | WeightCodes, bias: Tensor | None, *, exact: bool = True) -> None:
-        """Keep ``weight`` [N, K] and ``bias`` [N] as they are, which is exact whether asked for or not."""
+    def __init__(
+        self,
+        weight: Tensor | WeightCodes,
+        bias: Tensor | None,
+        *,
+        exact: bool = True,
+        activation: str | None = None,
+    ) -> None:
+        """Keep ``weight`` [N, K] and ``bias`` [N] as they are, which is exact whether asked for or not.
+
+        ``activation`` is one of ``ACTIVATIONS``.
+        """
         self._weight = weight if isinstance(weight, Tensor) else dequantize(weight)
         self._bias = bias
+        self._activation = None if activation is None else ACTIVATIONS[activation]
 
     def __call__(self, x: Tensor, added: Tensor | None = None) -> Tensor:
         """Return [T, N] from ``x`` [T, K], plus ``added`` [T, N]."""
         out = F.linear(x, self._weight, self._bias)
+        if self._activation is not None:
+            out = self._activation(out)
         return out if added is None else out + added
 
 
@@ -34,14 +58,13 @@ class ReferenceGatedLinear:
         activation: str = "silu",
     ) -> None:
         """Keep weights [F, K] and biases [F] as they are; ``activation`` is ``silu`` or ``gelu_tanh``."""
-        self._is_gelu = activation == "gelu_tanh"
+        self._activation = ACTIVATIONS[activation]
         self._gate = ReferenceLinear(gate, gate_bias)
         self._up = ReferenceLinear(up, up_bias)
 
     def __call__(self, x: Tensor, added: Tensor | None = None) -> Tensor:
         """Return activation(gate(x)) * up(x) [T, F] from ``x`` [T, K], plus ``added`` [T, F]."""
-        gate = self._gate(x)
-        out = (F.gelu(gate, approximate="tanh") if self._is_gelu else F.silu(gate)) * self._up(x)
+        out = self._activation(self._gate(x)) * self._up(x)
         return out if added is None else out + added
 
 

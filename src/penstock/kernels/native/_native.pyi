@@ -57,7 +57,7 @@ class PackedLinear:
         up_scales: int,
         zeros: int,
         up_zeros: int,
-        gelu: bool,
+        activation: int,
         input_scale: float,
         input_zero: float,
         /,
@@ -100,6 +100,7 @@ class AttentionPlan:
 def rms_norm(
     x: int, x_stride: int, weight: int, out: int, out_stride: int, num_rows: int, width: int, eps: float, /
 ) -> None: ...
+def layer_norm(x: int, weight: int, bias: int, out: int, num_rows: int, width: int, eps: float, /) -> None: ...
 def add(x: int, y: int, num_rows: int, width: int, scale: float, /) -> None: ...
 def embed(
     token_ids: int, num_rows: int, kind: int, table: int, vocab_size: int, width: int, scale: float, out: int, /

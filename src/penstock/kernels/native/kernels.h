@@ -9,6 +9,10 @@ namespace penstock {
 class Pool;
 
 enum class Weight : int { kFloat32 = 0, kBFloat16 = 1, kInt8 = 2, kInt4 = 3 };
+// What a product becomes: nothing else, or x times the share of it that each lets through. Gated products take kSilu or
+// kGeluTanh.
+enum class Activation : int { kNone = 0, kSilu = 1, kGeluTanh = 2, kGelu = 3, kQuickGelu = 4 };
+
 enum class Cache : int { kFloat32 = 0, kBFloat16 = 1, kInt8 = 2 };
 
 // A matrix [N, K] laid out for a vector unit: panels of `panel_width` outputs, the last one padded with zeros. Within a
@@ -35,8 +39,8 @@ struct PackedWeight {
     float input_zero;
     // First half of each panel gate outputs, second half the up outputs they multiply; num_outputs counts pairs.
     bool gated;
-    // The gate's activation: gelu by tanh, or silu.
-    bool gelu;
+    // The gate's, or every output's.
+    Activation activation;
     void* panels;
     // [panels * panel_width] in the panels' order, or null
     float* bias;
@@ -127,6 +131,7 @@ struct NormCall {
     const float* x;       // [T, E], rows x_stride apart
     int64_t x_stride;
     const float* weight;  // [E]
+    const float* bias;    // [E]; rms_norm has none
     float* out;           // [T, E], rows out_stride apart; may be x
     int64_t out_stride;
     int64_t width;        // E
@@ -181,6 +186,7 @@ struct Kernels {
     void (*embed)(const EmbedCall& call, int64_t first_row, int64_t end_row);
     void (*add)(float* x, const float* y, float scale, int64_t first, int64_t end);
     void (*rms_norm)(const NormCall& call, int64_t first_row, int64_t end_row);
+    void (*layer_norm)(const NormCall& call, int64_t first_row, int64_t end_row);
     void (*rope_write_kv)(const RopeCall& call, int64_t first_token, int64_t end_token);
 
     int64_t (*attention_scratch_floats)(int64_t head_dim);

@@ -204,7 +204,7 @@ class PackedLinear {
    public:
     PackedLinear(int64_t num_outputs, int64_t num_inputs, int kind, int64_t group, bool int8_activations,
                  int source_kind, Address weight, Address up, Address bias, Address up_bias, Address scales,
-                 Address up_scales, Address zeros, Address up_zeros, bool gelu, float input_scale, float input_zero)
+                 Address up_scales, Address zeros, Address up_zeros, int activation, float input_scale, float input_zero)
         : kernels_(Machine::get().kernels()),
           panel_outputs_(up ? kernels_.panel_width / 2 : kernels_.panel_width),
           num_panels_(ceil_div(num_outputs, panel_outputs_)),
@@ -220,7 +220,7 @@ class PackedLinear {
         packed_.input_scale = input_scale;
         packed_.input_zero = input_zero;
         packed_.gated = up != 0;
-        packed_.gelu = gelu;
+        packed_.activation = static_cast<Activation>(activation);
         packed_.panels = memory_.data();
         const int64_t num_places = num_panels_ * kernels_.panel_width;
         const int64_t num_scales = group ? num_places * packed_.num_groups() : 0;
@@ -470,9 +470,18 @@ void by_rows(int64_t num_rows, int64_t width, F&& body) {
 
 void rms_norm(Address x, int64_t x_stride, Address weight, Address out, int64_t out_stride, int64_t num_rows,
               int64_t width, float eps) {
-    const NormCall call{at<const float>(x), x_stride, at<const float>(weight), at<float>(out), out_stride, width, eps};
+    const NormCall call{at<const float>(x), x_stride,   at<const float>(weight), nullptr,
+                        at<float>(out),     out_stride, width,                   eps};
     for_rows(num_rows, [=](int64_t num_rows) {
         by_rows(num_rows, width, [&](int64_t first, int64_t end) { Machine::get().kernels().rms_norm(call, first, end); });
+    });
+}
+
+void layer_norm(Address x, Address weight, Address bias, Address out, int64_t num_rows, int64_t width, float eps) {
+    const NormCall call{at<const float>(x), width, at<const float>(weight), at<const float>(bias),
+                        at<float>(out),     width, width,                   eps};
+    for_rows(num_rows, [=](int64_t num_rows) {
+        by_rows(num_rows, width, [&](int64_t first, int64_t end) { Machine::get().kernels().layer_norm(call, first, end); });
     });
 }
 
@@ -627,7 +636,7 @@ NB_MODULE(_native, m) {
     m.def("set_num_threads", [](int n) { Machine::get().set_num_threads(n); }, nb::arg("num_threads"), Unlocked());
     nb::class_<PackedLinear>(m, "PackedLinear")
         .def(nb::init<int64_t, int64_t, int, int64_t, bool, int, Address, Address, Address, Address, Address, Address,
-                      Address, Address, bool, float, float>(),
+                      Address, Address, int, float, float>(),
              Unlocked())
         .def("run", &PackedLinear::run, Unlocked());
     nb::class_<AttentionPlan>(m, "AttentionPlan")
@@ -635,6 +644,7 @@ NB_MODULE(_native, m) {
                       int64_t, float>())
         .def("run", &AttentionPlan::run, Unlocked());
     m.def("rms_norm", &rms_norm, Unlocked());
+    m.def("layer_norm", &layer_norm, Unlocked());
     m.def("add", &add, Unlocked());
     m.def("embed", &embed, Unlocked());
     m.def("rope_angles", &rope_angles, Unlocked());

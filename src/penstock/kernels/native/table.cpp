@@ -16,6 +16,7 @@ void linear(const LinearCall& call, int64_t first_row, int64_t end_row, int64_t 
 void embed(const EmbedCall& call, int64_t first_row, int64_t end_row);
 void add(float* x, const float* y, float scale, int64_t first, int64_t end);
 void rms_norm(const NormCall& call, int64_t first_row, int64_t end_row);
+void layer_norm(const NormCall& call, int64_t first_row, int64_t end_row);
 void rope_write_kv(const RopeCall& call, int64_t first_token, int64_t end_token);
 int64_t attention_scratch_floats(int64_t head_dim);
 void attention(const AttentionCall& call);
@@ -39,6 +40,7 @@ const Kernels kernels = {
     embed,
     add,
     rms_norm,
+    layer_norm,
     rope_write_kv,
     attention_scratch_floats,
     attention,

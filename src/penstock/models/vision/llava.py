@@ -12,7 +12,7 @@ from penstock.images.settings import Normalization
 from penstock.models.config_json import ConfigJson
 from penstock.models.parts import Loader
 from penstock.models.vision.patches import Patches
-from penstock.models.vision.tower import MLP, VisionTower, read_tower
+from penstock.models.vision.tower import MLP, VisionTower, read_activation, read_tower
 from penstock.protocol import Picture
 
 
@@ -38,7 +38,7 @@ class LlavaEncoder:
             f"{prefix}.linear_1",
             f"{prefix}.linear_2",
             (config.hidden_size * len(wanted), E, E),
-            str(raw.values.get("projector_hidden_act", "gelu")),
+            read_activation(raw, "projector_hidden_act", "gelu"),
             bias=raw.flag("multimodal_projector_bias", True),
         )
         self._scale = loader.config.inserted_scale

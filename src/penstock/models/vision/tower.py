@@ -4,7 +4,7 @@ Dosovitskiy et al., "An Image is Worth 16x16 Words" (2020). n pictures of one si
 width, H heads, D head width.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,13 +14,12 @@ from torch import Tensor
 from penstock.models.config_json import ConfigJson
 from penstock.models.parts import Loader
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
-}
+_ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "quick_gelu": "quick_gelu"}
+"""Kernels' names by upstream's"""
 
 
+_TOKENS_AT_ONCE = 4096
+"""More take memory and are no faster: products are large enough."""
 _OF_IDEFICS3 = ("idefics3", "idefics3_vision", "smolvlm", "smolvlm_vision")
 
 
@@ -50,6 +49,14 @@ class TowerConfig:
         return (self.image_size // self.patch_size) ** 2 + self.has_class_token
 
 
+def read_activation(raw: ConfigJson, key: str, default: str) -> str:
+    """Return a feed-forward's activation, by kernels' name. Raises ``ModelUnreadable``."""
+    name = raw.values.get(key, default)
+    if name not in _ACTIVATIONS:
+        raise raw.bad(key, name, f"one of {', '.join(_ACTIVATIONS)}")
+    return _ACTIVATIONS[name]
+
+
 def read_tower(raw: ConfigJson) -> TowerConfig:
     """Return the tower that a ``vision_config`` describes. Raises ``ModelUnreadable``."""
     kind = raw.values.get("model_type", "clip_vision_model")
@@ -63,11 +70,9 @@ def read_tower(raw: ConfigJson) -> TowerConfig:
         num_heads=raw.integer("num_attention_heads", 16 if is_of_idefics3 else 12),
         patch_size=raw.integer("patch_size", 32 if is_clip or is_of_idefics3 else 16),
         image_size=raw.integer("image_size", 224),
-        activation=str(raw.values.get("hidden_act", "quick_gelu" if is_clip else "gelu_pytorch_tanh")),
+        activation=read_activation(raw, "hidden_act", "quick_gelu" if is_clip else "gelu_pytorch_tanh"),
         norm_eps=raw.number("layer_norm_eps", 1e-5 if is_clip else 1e-6),
     )
-    if config.activation not in _ACTIVATIONS:
-        raise raw.bad("hidden_act", config.activation, f"one of {', '.join(_ACTIVATIONS)}")
     if config.hidden_size % config.num_heads:
         raise raw.bad("num_attention_heads", config.num_heads, f"a divisor of the width {config.hidden_size}")
     if is_clip:
@@ -82,10 +87,11 @@ class LayerNorm:
         dtype = loader.ops.activation_dtype(loader.dtype)
         self._weight, self._bias = (loader.tensor(f"{name}.{part}", width).to(dtype) for part in ("weight", "bias"))
         self._eps = eps
+        self._ops = loader.ops
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return [..., C] from ``x`` [..., C]."""
-        return F.layer_norm(x, (x.shape[-1],), self._weight, self._bias, self._eps)
+        """Return [n * N, C] from ``x`` [n * N, C]."""
+        return self._ops.layer_norm(x, self._weight, self._bias, self._eps)
 
 
 class MLP:
@@ -103,13 +109,12 @@ class MLP:
     ) -> None:
         """Take the projections called ``first`` and ``second``, between ``sizes``."""
         num_inputs, num_hidden, num_outputs = sizes
-        self._first = loader.linear(first, num_hidden, num_inputs, bias=bias)
+        self._first = loader.linear(first, num_hidden, num_inputs, bias=bias, activation=activation)
         self._second = loader.linear(second, num_outputs, num_hidden, bias=bias)
-        self._activation = _ACTIVATIONS[activation]
 
     def __call__(self, x: Tensor, added: Tensor | None = None) -> Tensor:
         """Return [T, E] from ``x`` [T, K], plus ``added``, which may be overwritten."""
-        return self._second(self._activation(self._first(x)), added)
+        return self._second(self._first(x), added)
 
 
 class _Layer:
@@ -185,6 +190,11 @@ class VisionTower:
 
     def __call__(self, patches: Tensor) -> Tensor:
         """Return features [n, N, width], those of wanted layers side by side, from patches [n * grid, P * P * 3]."""
+        num_patches = self.config.num_tokens - self.config.has_class_token
+        each = max(1, _TOKENS_AT_ONCE // num_patches) * num_patches
+        return torch.cat([self._encode(part) for part in torch.split(patches, each)])
+
+    def _encode(self, patches: Tensor) -> Tensor:
         config, C = self.config, self.config.hidden_size
         N = config.num_tokens
         x_nNC = self._embed(patches).view(-1, N - config.has_class_token, C)
