@@ -1,6 +1,8 @@
 """The JSON files of a model directory."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,3 +22,12 @@ def read_json_object(file: Path, *, required: bool = False) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ModelUnreadable(f"{file} holds a {type(value).__name__}, not an object: copy or download it again")
     return value
+
+
+@contextmanager
+def reading(file: Path) -> Iterator[None]:
+    """Meanwhile, a value in ``file`` that is not of the kind it is used as is a ``ModelUnreadable``."""
+    try:
+        yield
+    except (TypeError, ValueError, AttributeError, ArithmeticError, KeyError) as error:
+        raise ModelUnreadable(f"{file} holds a value of the wrong kind ({error}); fetch the file again") from error

@@ -63,9 +63,10 @@ class ImageSettings:
         if isinstance(value, int):  # as older files have it
             return {"shortest_edge": value} if key == "size" else {"height": value, "width": value}
         known = ("height", "width", "shortest_edge", "longest_edge")
-        given = {name: length for name, length in dict(value or {}).items() if length is not None}
+        value = value if isinstance(value, Mapping) else {}
+        given = {name: length for name, length in value.items() if length is not None}
         if not given or not all(name in known and isinstance(n, int) and n > 0 for name, n in given.items()):
-            raise self.bad(key, value, f"lengths under some of {', '.join(known)}")
+            raise self.bad(key, self.values.get(key), f"lengths under some of {', '.join(known)}")
         return given
 
     def height_and_width(self, key: str) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from penstock.errors import ModelUnreadable
 from penstock.gguf import is_gguf
-from penstock.json_objects import read_json_object
+from penstock.json_objects import read_json_object, reading
 from penstock.models.config import Experts, LayerConfig, ModelConfig, Norms, VisionConfig
 from penstock.models.config_json import ConfigJson
 from penstock.models.gguf_config import gguf_config
@@ -220,14 +220,12 @@ def read_config(path: Path) -> ModelConfig:
     not implemented.
     """
     file = path if is_gguf(path) else path / "config.json"
-    try:
+    with reading(file):
         if is_gguf(path):
             config = _config_of(gguf_config(path))
             return replace(config, norms=replace(config.norms, offset=0.0))  # added already
         generation = read_json_object(path / "generation_config.json")
         return _config_of(ConfigJson(read_json_object(file, required=True), file, generation))
-    except (TypeError, ValueError, AttributeError, ArithmeticError, KeyError) as error:
-        raise ModelUnreadable(f"{file} holds a value of the wrong kind ({error}); fetch the file again") from error
 
 
 def _config_of(raw: ConfigJson) -> ModelConfig:

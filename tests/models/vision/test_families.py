@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from penstock.images.families import load_processor
+from penstock.kernels import ops_for
 from penstock.models.decoder import count_parameters, load_model
 from penstock.models.families import read_config
 from penstock.models.vision import Inserted
 from penstock.models.vision.load import count_vision_parameters, load_vision
 from penstock.models.vision.visible import visible_tokens
 from penstock.protocol import Picture
+from tests.kernels.backends import needs_native
 from tests.packing import layout_of
 from tests.seeing_models import (
     IMAGE_ID,
@@ -161,3 +163,29 @@ def test_older_names_of_tensors_are_known(rename: Callable[[str], str], tmp_path
 
 def test_a_model_that_reads_text_has_no_encoder(checkpoint: Callable[[str], Path]) -> None:
     assert load_vision(checkpoint("llama"), torch.float32) is None
+
+
+@needs_native
+@pytest.mark.parametrize("quantize", ["int8", "w8a16"])
+@torch.inference_mode()
+def test_a_tower_can_be_quantized(quantize: str, seeing_checkpoint: Callable[[str], Path]) -> None:
+    path = seeing_checkpoint("llava")
+    _, pictures = _prompt(path, SIZES)
+    exact, rounded = (load_vision(path, torch.float32, ops_for(torch.float32, name)) for name in (None, quantize))
+    assert exact is not None
+    assert rounded is not None
+    for expected, found in zip(exact.encode(pictures), rounded.encode(pictures), strict=True):
+        assert not torch.equal(found, expected)
+        assert torch.nn.functional.cosine_similarity(found, expected).min() > 0.99
+
+
+@torch.inference_mode()
+def test_half_precision_rounds_weights_alone(seeing_checkpoint: Callable[[str], Path]) -> None:
+    path = seeing_checkpoint("llava")
+    _, pictures = _prompt(path, SIZES)
+    exact, half = load_vision(path, torch.float32), load_vision(path, torch.bfloat16)
+    assert exact is not None
+    assert half is not None
+    assert half.weights_bytes * 2 == exact.weights_bytes
+    for expected, found in zip(exact.encode(pictures), half.encode(pictures), strict=True):
+        assert torch.nn.functional.cosine_similarity(found, expected).min() > 0.99

@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from penstock.errors import ModelUnreadable
 from penstock.images.families.gemma3 import Gemma3Processor
 from penstock.images.families.idefics3 import Idefics3Processor
 from penstock.images.families.llava import LlavaProcessor
 from penstock.images.families.llava_next import LlavaNextProcessor
 from penstock.images.processor import Processor
 from penstock.images.settings import SeeingFiles, read_seeing_files
+from penstock.json_objects import reading
 
 FAMILIES: dict[str, Callable[[SeeingFiles], Processor]] = {
     "LlavaForConditionalGeneration": LlavaProcessor,
@@ -33,9 +33,5 @@ def load_processor(path: Path) -> Processor | None:
     family = next((FAMILIES[name] for name in names if name in FAMILIES), None) if isinstance(names, list) else None
     if family is None:
         return None
-    try:
+    with reading(path / "preprocessor_config.json"):
         return family(files)
-    except (TypeError, ValueError, AttributeError, ArithmeticError, KeyError) as error:
-        raise ModelUnreadable(
-            f"{path}: what it says about images holds a value of the wrong kind ({error}); fetch its files again"
-        ) from error

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from penstock.images.settings import Normalization, read_seeing_files
+from penstock.json_objects import reading
 from penstock.kernels import Ops, ops_for
 from penstock.models.config_json import ConfigJson
 from penstock.models.families import read_config
@@ -40,7 +41,7 @@ def load_vision(path: Path, dtype: torch.dtype, ops: Ops | None = None) -> Visio
         return None
     ops = ops or ops_for(dtype)
     raw = ConfigJson(dict(files.model.values), path / "config.json", {})
-    with torch.inference_mode(), open_weights(path) as weights:
+    with reading(path / "config.json"), torch.inference_mode(), open_weights(path) as weights:
         loader = Loader(config, weights, dtype, ops, adaptable=False)
         return ENCODERS[config.architecture](raw, loader, files.image.normalization())
 
