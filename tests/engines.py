@@ -7,11 +7,14 @@ import torch
 
 from penstock.engine.assemble import assemble_engine
 from penstock.engine.config import CacheConfig, EngineConfig, RunnerConfig, SchedulerConfig, SpeculationConfig
+from penstock.engine.encoding.source import FeatureSource
 from penstock.engine.engine import Engine
 from penstock.engine.profile import Profiler
+from penstock.engine.runner.encoder import LocalEncoder
 from penstock.kernels import Ops, ops_for
 from penstock.models import read_config
 from penstock.models.decoder import load_model
+from penstock.models.vision.load import load_vision
 from penstock.protocol import GenerateRequest, MemoryPlan, ModelInfo, SamplingParams, TokenDelta
 from penstock.text import Tokenizer
 
@@ -30,14 +33,23 @@ def build_engine(
     profiler: Profiler | None = None,
     max_adapters: int = 0,
     speculate: Literal["off", "ngram", "suffix", "draft"] = "off",
+    encoder_tokens: int = 64,
+    encoder_cache_bytes: int = 1 << 20,
+    source: FeatureSource | None = None,
 ) -> Engine:
-    """Return an engine that serves the checkpoint in ``path`` in ``dtype``, its parts watched by ``profiler``."""
+    """Return an engine that serves the checkpoint in ``path`` in ``dtype``, its parts watched by ``profiler``.
+
+    If it sees, it encodes images itself, or has ``source`` do it.
+    """
+    if source is None:
+        encoder = load_vision(path, getattr(torch, dtype))
+        source = None if encoder is None else LocalEncoder(encoder)
     if profiler is not None:
         ops = profiler.around_ops(ops or ops_for(torch.float32), read_config(path))
     model = load_model(path, dtype=dtype, kv_dtype=kv_dtype, ops=ops, adaptable=max_adapters > 0)
     config = EngineConfig(
         runner=RunnerConfig(max_adapters=max_adapters),
-        scheduler=SchedulerConfig(step_tokens=step_tokens, max_running=max_running),
+        scheduler=SchedulerConfig(step_tokens=step_tokens, max_running=max_running, encoder_tokens=encoder_tokens),
         cache=CacheConfig(block_size=block_size, prefix_caching=prefix_caching),
         speculation=SpeculationConfig(method=speculate),
     )
@@ -59,9 +71,10 @@ def build_engine(
             num_blocks=num_blocks,
             block_size=block_size,
             available_bytes=0,
+            encoder_cache_bytes=encoder_cache_bytes,
         ),
     )
-    return assemble_engine(model, Tokenizer.load(path), config, info=info, profiler=profiler)
+    return assemble_engine(model, Tokenizer.load(path), config, info=info, profiler=profiler, source=source)
 
 
 def greedy(request_id: str, prompt: list[int], max_tokens: int, **sampling: object) -> GenerateRequest:

@@ -28,6 +28,7 @@
       InternalError           ours to fix
         WorkerDied              the engine process ended under a running request
         StepFailed              the model step failed for this request alone
+        EncodingFailed          an image of this request could not be encoded
 
 A message gives the fault, the value seen and the next step. Facts a program may use are attributes.
 Lower packages know no HTTP: ``http/errors.py`` maps this tree to status codes.
@@ -210,6 +211,12 @@ class StepFailed(InternalError):
     """The model step failed for this request alone."""
 
     code = "step_failed"
+
+
+class EncodingFailed(InternalError):
+    """An image of this request could not be encoded."""
+
+    code = "encoding_failed"
 
 
 def _leaves(root: type[PenstockError]) -> list[type[PenstockError]]:

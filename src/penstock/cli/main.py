@@ -81,6 +81,10 @@ def serve(
     max_loras: Annotated[Optional[int], typer.Option(help="LoRA adapters at once.  [default: 0, none]")] = None,  # noqa: UP045
     threads: Annotated[Optional[int], typer.Option(help="Threads a step uses.  [default: cores - 1]")] = None,  # noqa: UP045
     cache_memory: Annotated[Optional[str], typer.Option(help="Bytes for the KV cache, such as 4GiB.")] = None,  # noqa: UP045
+    encoder_cache_memory: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Bytes for what images are encoded to, where the model sees.  [default: 256MiB]"),
+    ] = None,
     memory_share: Annotated[
         Optional[float],  # noqa: UP045
         typer.Option(help="Share of free memory to use when --cache-memory is not given.  [default: 0.8]"),
@@ -103,6 +107,10 @@ def serve(
         typer.Option(help="Most tokens guessed at a time.  [default: 8]"),
     ] = None,
     step_tokens: Annotated[Optional[int], typer.Option(help="Tokens one step may process.  [default: 512]")] = None,  # noqa: UP045
+    encoder_tokens: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Tokens of images whose features one step may compute.  [default: 512]"),
+    ] = None,
     max_running: Annotated[Optional[int], typer.Option(help="Sequences that may run at once.  [default: 256]")] = None,  # noqa: UP045
     max_waiting: Annotated[Optional[int], typer.Option(help="Requests that may queue.  [default: 1024]")] = None,  # noqa: UP045
     log_level: Annotated[Optional[str], typer.Option(help="debug, info, warning or error.")] = None,  # noqa: UP045
@@ -127,6 +135,7 @@ def serve(
             "runner.max_adapters": ("--max-loras", max_loras),
             "runner.threads": ("--threads", threads),
             "cache.memory_bytes": ("--cache-memory", cache_memory),
+            "cache.encoder_memory_bytes": ("--encoder-cache-memory", encoder_cache_memory),
             "cache.memory_share": ("--memory-share", memory_share),
             "cache.block_size": ("--block-size", block_size),
             "cache.prefix_caching": ("--prefix-caching", prefix_caching),
@@ -134,6 +143,7 @@ def serve(
             "speculation.model": ("--speculative-model", speculative_model),
             "speculation.max_tokens": ("--speculative-tokens", speculative_tokens),
             "scheduler.step_tokens": ("--step-tokens", step_tokens),
+            "scheduler.encoder_tokens": ("--encoder-tokens", encoder_tokens),
             "scheduler.max_running": ("--max-running", max_running),
             "scheduler.max_waiting": ("--max-waiting", max_waiting),
             "log.level": ("--log-level", log_level),

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 
 from penstock.engine.config import EngineConfig
+from penstock.engine.encoding import EncodePlanner, EncodingDesk, FeatureCache
+from penstock.engine.encoding.source import FEATURE_ELEMENT_BYTES, FeatureRows, FeatureSource
 from penstock.engine.engine import Engine
 from penstock.engine.kv import BlockPool, CacheManager
 from penstock.engine.profile import Profiler
@@ -26,10 +28,11 @@ def assemble_engine(
     info: ModelInfo,
     profiler: Profiler | None = None,
     draft: LanguageModel | None = None,
+    source: FeatureSource | None = None,
 ) -> Engine:
     """Return an engine whose cache is as large as ``info.memory`` says, its parts watched by ``profiler``.
 
-    ``draft`` is the model that guesses, if that is the method.
+    ``draft`` is the model that guesses, if that is the method. ``source`` encodes pictures, if ``model`` sees any.
     """
     plan = info.memory
     cache = CacheManager(
@@ -40,13 +43,25 @@ def assemble_engine(
         window=model.config.window if draft is None else None,
     )
     sampler = Sampler(vocab_size=info.vocab_size, eos_token_ids=info.eos_token_ids)
+    planner: EncodePlanner | None = None
+    feature_rows: dict[int, FeatureRows] = {}
+    if source is not None:
+        assert model.config.vision is not None, "whoever encodes pictures has a model that sees"
+        planner = EncodePlanner(
+            FeatureCache(most_bytes=plan.encoder_cache_bytes, token_bytes=FEATURE_ELEMENT_BYTES * info.hidden_size),
+            encoder_tokens=config.scheduler.encoder_tokens,
+            step_tokens=config.scheduler.step_tokens,
+            in_step=not source.counters.num_workers,
+            sees_both_ways=model.config.vision.sees_both_ways,
+        )
     runner: Runner = CPURunner(
         model if profiler is None else profiler.around_model(model),
         model.new_cache(plan.num_blocks, plan.block_size),
         sampler,
         block_size=plan.block_size,
+        features=feature_rows,
     )
-    scheduler = Scheduler(config.scheduler, cache)
+    scheduler = Scheduler(config.scheduler, cache, encoding=planner)
     drafter: Drafter | None = None
     if draft is not None:
         drafter = DraftModel(draft, sampler, cache.pool, block_size=plan.block_size, reserve=scheduler.reserve)
@@ -58,5 +73,6 @@ def assemble_engine(
         tokenizer=tokenizer,
         model=info,
         max_adapters=config.runner.max_adapters,
+        desk=EncodingDesk(scheduler.encoding.features, source, feature_rows),
         speculator=None if drafter is None else Speculator(drafter, most_tokens=config.speculation.max_tokens),
     )

@@ -15,6 +15,9 @@ class SchedulerConfig:
 
     step_tokens: Count = 512
     """Tokens one step may process. Up: faster prefill. Down: steadier time between tokens of others."""
+    encoder_tokens: Count = 512
+    """Tokens of images whose features one step may compute; an image that has more is encoded in a step without others.
+    Up: more images at a time. Down: shorter pauses for who decodes beside them."""
     max_running: Count = 256
     """Sequences that may hold cache blocks at once. Up: more throughput. Down: faster tokens for each."""
     max_waiting: Count = 1024
@@ -37,6 +40,9 @@ class CacheConfig:
     """Share of free memory the engine may use when ``memory_bytes`` is not given. Up: more tokens fit."""
     prefix_caching: bool = True
     """Keep computed blocks for later requests that begin alike."""
+    encoder_memory_bytes: Count = 256 << 20
+    """Bytes for what images were encoded to, where the model sees: for requests that wait for their turn to compute
+    them, and for later ones about the same image. Up: more images at a time, fewer encoded again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,6 +18,7 @@ import structlog
 
 from penstock.engine.admissible import require_admissible
 from penstock.engine.beam import Beam, BeamSearch, num_proposed, proposing
+from penstock.engine.encoding import EncodingDesk
 from penstock.engine.loaded_adapters import LoadedAdapters
 from penstock.engine.messages import error_info
 from penstock.engine.output import ChoiceOutput, OutputStep
@@ -64,6 +65,7 @@ class Engine:
         model: ModelInfo,
         max_adapters: int = 0,
         speculator: Speculator | None = None,
+        desk: EncodingDesk | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.model = model
@@ -86,6 +88,9 @@ class Engine:
         self._pooled: dict[int, npt.NDArray[np.float64]] = {}
         """Sums of hidden states, of prompts that are not done"""
         self._next_number = 0
+        self._desk = desk or EncodingDesk(scheduler.encoding.features, None)
+        self._is_awaiting = False
+        """Whether the last step found nothing to do but wait for pictures"""
         self._adapters = LoadedAdapters(runner, most=max_adapters)
         self._num_steps = 0
         self._num_prompt_tokens = 0
@@ -95,7 +100,7 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether ``step`` would do something."""
-        return self._scheduler.has_work
+        return self._scheduler.has_work and not (self._is_awaiting and self._desk.is_awaiting)
 
     def add(self, request: GenerateRequest, matcher: "LLMatcher | None" = None) -> None:
         """Queue a request; ``matcher`` stands at the beginning of its grammar, if it has one.
@@ -117,6 +122,7 @@ class Engine:
         )
         self._next_number += 1
         self._scheduler.add(entry, now_s)
+        self._is_awaiting = False
         self._requests[entry.request_id] = entry
         for sequence in entry.sequences:
             own = None if matcher is None else matcher.deep_copy()
@@ -148,8 +154,14 @@ class Engine:
         """Run one step and return what it added to each choice."""
         started_s = self._clock()
         deltas = [self._refusal(*refused) for refused in self._scheduler.refuse_late(started_s)]
+        self._collect_features(started_s, deltas)
         batch = self._scheduler.schedule(started_s, self._draft())
-        if not batch.sequence_ids:
+        if batch.encode:
+            self._desk.submit(batch.encode)
+            if self._collect_features(started_s, deltas):
+                batch = batch.select(s for s, one in enumerate(batch.sequence_ids) if one in self._outputs)
+        self._is_awaiting = not batch.sequence_ids
+        if self._is_awaiting:
             return deltas
         results, failures = execute_or_halve(self._runner, batch)
         now_s = self._clock()
@@ -184,6 +196,7 @@ class Engine:
             num_free_blocks=pool.num_free,
             num_blocks=pool.num_blocks,
             last_step_age_s=None if self._last_step_s is None else self._clock() - self._last_step_s,
+            seeing=self._desk.status(),
             counters=EngineCounters(
                 num_steps=self._num_steps,
                 num_prompt_tokens=self._num_prompt_tokens,
@@ -269,6 +282,19 @@ class Engine:
         matcher = self._runner.matcher(sequence_id)
         assert matcher is not None, "there is a grammar to complete"
         return self.grammars.ending(matcher)
+
+    def _collect_features(self, now_s: float, deltas: list[TokenDelta]) -> bool:
+        """Take in what was encoded, and end the requests of what could not be; return whether there are any."""
+        errors = self._desk.collect()
+        failed = [
+            (sequence.id, errors[features.id])
+            for sequence in (self._scheduler.running if errors else ())
+            for features in sequence.pictures.held
+            if features.id in errors
+        ]
+        for sequence_id, error in failed:
+            deltas.extend(self._fail(sequence_id, error, now_s))
+        return bool(failed)
 
     # ---- beams
 
@@ -383,6 +409,7 @@ class Engine:
     def _finish(self, sequence: Sequence) -> None:
         if self._outputs.pop(sequence.id, None) is None:
             return
+        self._is_awaiting = False
         request = sequence.request
         if sequence.index == 0:
             self._num_prompt_tokens += sequence.num_prompt_tokens

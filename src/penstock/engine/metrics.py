@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from penstock.protocol import EngineStatus, GenerateRequest, TokenDelta
+from penstock.protocol import EngineStatus, GenerateRequest, SeeingStatus, TokenDelta
 
 _FIRST_TOKEN_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 _BETWEEN_TOKENS_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
@@ -139,7 +139,7 @@ class _StatusCollector(Collector):
         """Yield every gauge and counter."""
         status = self._status()
         counters = status.counters
-        gauges = (
+        gauges: tuple[tuple[str, str, float], ...] = (
             ("vllm:num_requests_running", "Sequences that hold cache blocks.", status.num_running),
             ("vllm:num_requests_waiting", "Sequences in the queue.", status.num_waiting),
             ("vllm:kv_cache_usage_perc", "Share of cache blocks held by requests, 0 to 1.", status.kv_cache_usage),
@@ -155,6 +155,11 @@ class _StatusCollector(Collector):
                 "How many times as fast decoding has been as without guesses, as measured since the engine started.",
                 counters.speculation_speedup,
             ),
+        )
+        seeing = status.seeing or SeeingStatus()
+        gauges += (
+            ("penstock_image_feature_bytes", "Bytes of what images were encoded to.", seeing.feature_bytes),
+            ("penstock_encoder_workers_ready", "Processes that encode images now.", seeing.num_ready_workers),
         )
         for name, documentation, value in gauges:
             yield GaugeMetricFamily(name, documentation, value=float(value))
@@ -188,6 +193,25 @@ class _StatusCollector(Collector):
                 counters.num_recomputed_tokens,
             ),
             ("penstock_evicted_blocks", "Cached blocks that were given away.", counters.num_evicted_blocks),
+            (
+                "penstock_image_feature_queries",
+                "Times a sequence needed what an image was encoded to.",
+                seeing.num_feature_queries,
+            ),
+            ("penstock_image_feature_hits", "Of those, times it was there or on its way.", seeing.num_feature_hits),
+            (
+                "penstock_evicted_image_features",
+                "Images whose features were given up for others'.",
+                seeing.num_evicted_features,
+            ),
+            ("penstock_encoded_images", "Images, tiles of one or videos encoded.", seeing.num_encoded_pictures),
+            ("penstock_encoded_image_tokens", "Prompt tokens that those became.", seeing.num_encoded_tokens),
+            ("penstock_image_encode_seconds", "Seconds that encoders took.", seeing.encode_s),
+            (
+                "penstock_encoder_worker_restarts",
+                "Times a process that encodes images was started again.",
+                seeing.num_worker_restarts,
+            ),
             ("penstock_engine_restarts", "Times the engine process was started again.", status.num_restarts),
         )
         for name, documentation, value in totals:

@@ -30,6 +30,7 @@ from penstock.kernels import (
 from penstock.kernels.ops import CacheShapes
 from penstock.models import ModelConfig
 from penstock.models.lora import Adapted, Adapter
+from penstock.models.vision import Inserted
 from penstock.protocol import EngineStatus, GenerateRequest, SamplingParams, TokenDelta
 
 if TYPE_CHECKING:
@@ -211,10 +212,17 @@ class _Model:
     def load_adapter(self, path: Path) -> Adapter:
         return self._model.load_adapter(path)
 
-    def forward(self, token_ids: Tensor, layout: BatchLayout, cache: list[KVBlocks], adapted: Adapted = ()) -> Tensor:
+    def forward(
+        self,
+        token_ids: Tensor,
+        layout: BatchLayout,
+        cache: list[KVBlocks],
+        adapted: Adapted = (),
+        inserted: Inserted | None = None,
+    ) -> Tensor:
         self._profiler.count(len(token_ids), len(layout.query_lens_list))
         self._profiler.lap("inputs")
-        hidden = self._model.forward(token_ids, layout, cache, adapted)
+        hidden = self._model.forward(token_ids, layout, cache, adapted, inserted)
         self._profiler.lap("between ops")
         return hidden
 

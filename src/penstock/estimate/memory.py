@@ -39,6 +39,10 @@ class ModelShape:
     """Bytes of the scale beside each head's key and value, where elements are codes."""
     draft: "ModelShape | None" = None
     """The smaller model that guesses for it, whose cache has as many blocks"""
+    encoder_weights_bytes: int = 0
+    """What it sees with"""
+    encoder_cache_bytes: int = 0
+    """What images may be encoded to at a time"""
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -74,19 +78,22 @@ def plan_memory(
     activation_bytes = activation_peak_bytes(shape, step_tokens=step_tokens, max_running=max_running)
     block_bytes = block_size * shape.kv_bytes_per_token
     blocks_per_request = -(-max_model_tokens // block_size)
-    fixed_bytes = shape.all_weights_bytes + activation_bytes
+    encoder_bytes = shape.encoder_weights_bytes + shape.encoder_cache_bytes
+    fixed_bytes = shape.all_weights_bytes + activation_bytes + encoder_bytes
     usable_bytes = int(available_bytes * memory_share) if memory_bytes is None else available_bytes
     cache_bytes = usable_bytes - fixed_bytes if memory_bytes is None else memory_bytes
     if memory_bytes is not None and fixed_bytes + memory_bytes > available_bytes:
         raise NotEnoughMemory(
-            f"a cache of {format_bytes(memory_bytes)} beside weights of {format_bytes(shape.all_weights_bytes)} and "
-            f"activations of {format_bytes(activation_bytes)} exceeds the {format_bytes(available_bytes)} "
-            "available; lower --cache-memory, or leave it out to size the cache from free memory"
+            f"a cache of {format_bytes(memory_bytes)} beside weights of {format_bytes(shape.all_weights_bytes)} "
+            f"{_seeing(encoder_bytes)}and activations of {format_bytes(activation_bytes)} exceeds the "
+            f"{format_bytes(available_bytes)} available; lower --cache-memory, or leave it out to size the cache from "
+            "free memory"
         )
     if cache_bytes < blocks_per_request * block_bytes:
         raise NotEnoughMemory(
             _too_small(
                 shape.all_weights_bytes,
+                encoder_bytes,
                 activation_bytes,
                 blocks_per_request * block_bytes,
                 max(cache_bytes, 0),
@@ -103,6 +110,8 @@ def plan_memory(
         num_blocks=min(cache_bytes // block_bytes, max_running * blocks_per_request),
         block_size=block_size,
         available_bytes=available_bytes,
+        encoder_weights_bytes=shape.encoder_weights_bytes,
+        encoder_cache_bytes=shape.encoder_cache_bytes,
     )
 
 
@@ -131,7 +140,7 @@ def activation_peak_bytes(shape: ModelShape, *, step_tokens: int, max_running: i
 
 def format_memory_plan(plan: MemoryPlan) -> str:
     """Return the plan as the small table an operator sees at start."""
-    rows = (
+    rows: tuple[tuple[str, int, str], ...] = (
         ("weights", plan.weights_bytes, ""),
         ("activation peak", plan.activation_peak_bytes, ""),
         (
@@ -141,12 +150,19 @@ def format_memory_plan(plan: MemoryPlan) -> str:
         ),
         ("left", plan.left_bytes, f"of {format_bytes(plan.available_bytes)} available"),
     )
+    if plan.encoder_cache_bytes:
+        seeing = (
+            ("encoder", plan.encoder_weights_bytes, ""),
+            ("encoder cache", plan.encoder_cache_bytes, "for images"),
+        )
+        rows = (*rows[:1], *seeing, *rows[1:])
     lines = [f"  {name:<16}{format_bytes(num_bytes):>11}  {note}".rstrip() for name, num_bytes, note in rows]
     return "\n".join(["memory plan", *lines])
 
 
 def _too_small(
     weights_bytes: int,
+    encoder_bytes: int,
     activation_bytes: int,
     request_bytes: int,
     cache_bytes: int,
@@ -159,7 +175,8 @@ def _too_small(
     """Say what one full-length request needs, what there is, and which knob would help."""
     needed = (
         f"one request of {max_model_tokens:,} tokens needs {format_bytes(request_bytes)} of cache beside "
-        f"{format_bytes(weights_bytes)} of weights and {format_bytes(activation_bytes)} of activations"
+        f"{format_bytes(weights_bytes)} of weights {_seeing(encoder_bytes)}and {format_bytes(activation_bytes)} of "
+        "activations"
     )
     if memory_share is None:
         have = f"--cache-memory allows {format_bytes(cache_bytes)}"
@@ -172,3 +189,7 @@ def _too_small(
     else:
         remedies.append("serve a smaller model")
     return f"{needed}, but {have}; {', or '.join(remedies)}"
+
+
+def _seeing(num_bytes: int) -> str:
+    return f"with {format_bytes(num_bytes)} for images " if num_bytes else ""

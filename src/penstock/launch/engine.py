@@ -23,6 +23,7 @@ try:
     from penstock.engine.config import EngineConfig, RunnerConfig
     from penstock.engine.engine import Engine
     from penstock.engine.profile import Profiler
+    from penstock.engine.runner.encoder import LocalEncoder
     from penstock.kernels import QUANTIZATIONS, Ops, ReferenceOps, ops_for, use_threads
     from penstock.kernels.paged_attention import cpu as cpu_attention
     from penstock.kernels.paged_attention import reference as reference_attention
@@ -31,6 +32,7 @@ try:
     from penstock.models.decoder import cache_dtype, count_parameters, load_model, run_dtype
     from penstock.models.model import LanguageModel
     from penstock.models.random_weights import count_random_parameters, make_random_model
+    from penstock.models.vision.load import count_vision_parameters, load_vision
     from penstock.quant import Scheme, bytes_of_weight
 except ImportError as error:
     raise MissingExtra(
@@ -100,10 +102,16 @@ def build_engine(settings: Settings, profiler: Profiler | None = None) -> Engine
         pooling=pooling,
         kernels=ops.name,
     )
+    source = None
+    if target.path is not None and config.vision is not None:
+        encoder = load_vision(target.path, target.dtype)
+        source = None if encoder is None else LocalEncoder(encoder)
     engine_config = EngineConfig(
         scheduler=settings.scheduler, cache=settings.cache, runner=settings.runner, speculation=settings.speculation
     )
-    return assemble_engine(model, tokenizer.result(), engine_config, info=info, profiler=profiler, draft=draft)
+    return assemble_engine(
+        model, tokenizer.result(), engine_config, info=info, profiler=profiler, draft=draft, source=source
+    )
 
 
 def _detokenizing(model: ModelSettings) -> Tokenizer:
@@ -148,6 +156,7 @@ def _choose(model: ModelSettings, settings: Settings, num_threads: int) -> _Chos
     kv_dtype = cache_dtype(dtype, runner.kv_dtype)
     max_tokens = min(runner.max_model_tokens or config.max_positions, config.max_positions)
     ops = ops_for(dtype, runner.quantize)
+    sees = path is not None and config.vision is not None
     shape = ModelShape(
         weights_bytes=_weights_bytes(config, num_parameters, dtype, runner.quantize, ops),
         num_layers=config.num_layers,
@@ -164,6 +173,8 @@ def _choose(model: ModelSettings, settings: Settings, num_threads: int) -> _Chos
         ),
         sampling_scratch_bytes=scratch_bytes(config.vocab_size, num_threads),
         kv_scale_bytes=torch.float32.itemsize if kv_dtype is torch.int8 else 0,
+        encoder_weights_bytes=count_vision_parameters(path) * dtype.itemsize if path is not None and sees else 0,
+        encoder_cache_bytes=settings.cache.encoder_memory_bytes if sees else 0,
     )
     return _Chosen(
         config=config, path=path, dtype=dtype, kv_dtype=kv_dtype, max_tokens=max_tokens, ops=ops, shape=shape

@@ -99,7 +99,7 @@ class DecoderModel:
         step = self._body.begin(layout, adapted)
         x_TE = self._ends.embed(token_ids)
         if inserted is not None:
-            x_TE[inserted.rows] = inserted.features
+            x_TE[inserted.rows] = inserted.features.to(x_TE.dtype)
         for layer, kv in zip(self._layers, cache, strict=True):
             x_TE = self._body.run_layer(layer, x_TE, kv, step)
             yield x_TE

@@ -15,7 +15,15 @@ from penstock.protocol.generate import (
     TokenLogprobs,
     Usage,
 )
-from penstock.protocol.status import EngineCounters, EngineState, EngineStatus, MemoryPlan, ModelInfo, SamplingDefaults
+from penstock.protocol.status import (
+    EngineCounters,
+    EngineState,
+    EngineStatus,
+    MemoryPlan,
+    ModelInfo,
+    SamplingDefaults,
+    SeeingStatus,
+)
 from penstock.protocol.timeline import Preemption, Timeline
 
 __all__ = [
@@ -36,6 +44,7 @@ __all__ = [
     "Priority",
     "SamplingDefaults",
     "SamplingParams",
+    "SeeingStatus",
     "Timeline",
     "TokenDelta",
     "TokenLogprobs",

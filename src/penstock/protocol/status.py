@@ -35,6 +35,10 @@ class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens per block."""
     available_bytes: int
     """What the machine had free for this process when the plan was made."""
+    encoder_weights_bytes: int = 0
+    """What images are encoded with."""
+    encoder_cache_bytes: int = 0
+    """What they may be encoded to at a time."""
 
     @property
     def cache_bytes(self) -> int:
@@ -49,7 +53,8 @@ class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def left_bytes(self) -> int:
         """Available memory that the plan leaves alone."""
-        return self.available_bytes - self.weights_bytes - self.activation_peak_bytes - self.cache_bytes
+        fixed_bytes = self.weights_bytes + self.encoder_weights_bytes + self.activation_peak_bytes
+        return self.available_bytes - fixed_bytes - self.encoder_cache_bytes - self.cache_bytes
 
 
 class SamplingDefaults(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,6 +129,29 @@ class EngineCounters(msgspec.Struct, frozen=True, kw_only=True):
         return self.undrafted_decode_s / self.decode_s if self.decode_s else 1.0
 
 
+class SeeingStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """How an engine encodes pictures: totals since it started, and what it holds now."""
+
+    num_feature_queries: int = 0
+    """Times that a sequence needed a picture's features."""
+    num_feature_hits: int = 0
+    """Of those, times that they were there, or on the way for another."""
+    num_evicted_features: int = 0
+    """Pictures whose features were given up for others'."""
+    feature_bytes: int = 0
+    """Of the features that are held or awaited."""
+    most_feature_bytes: int = 0
+    num_encoded_pictures: int = 0
+    num_encoded_tokens: int = 0
+    """Placeholder tokens of those."""
+    encode_s: float = 0.0
+    """Seconds that encoders took; several processes' are added up."""
+    num_workers: int = 0
+    """Processes that encode; 0: the engine's does."""
+    num_ready_workers: int = 0
+    num_worker_restarts: int = 0
+
+
 class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     """An engine at one moment."""
 
@@ -140,6 +168,8 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds since the last finished step; None before the first."""
     num_restarts: int = 0
     counters: EngineCounters = EngineCounters()
+    seeing: SeeingStatus | None = None
+    """None for a model that sees nothing."""
     model: ModelInfo | None = None
     """None until the engine has loaded."""
 

@@ -1,12 +1,14 @@
 """The CPU runner: integers to tensors, one forward, the sampler."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from penstock.engine.encoding.source import FeatureRows
 from penstock.engine.runner.base import StepResult
 from penstock.engine.sampling import GrammarMasks, Sampler
 from penstock.engine.scheduler import ScheduledBatch
@@ -14,6 +16,7 @@ from penstock.kernels import Replay
 from penstock.kernels.copy_blocks.reference import copy_blocks
 from penstock.kernels.layout import BatchLayout, KVBlocks
 from penstock.models.lora import Adapted, Adapter
+from penstock.models.vision import Inserted
 from penstock.protocol import SamplingParams, TokenLogprobs
 
 if TYPE_CHECKING:
@@ -30,7 +33,14 @@ class RunnableModel(Protocol):
     def load_adapter(self, path: Path) -> Adapter:
         """Return the LoRA adapter in directory ``path``. Raises ``ModelUnreadable``."""
 
-    def forward(self, token_ids: Tensor, layout: BatchLayout, cache: list[KVBlocks], adapted: Adapted = ()) -> Tensor:
+    def forward(
+        self,
+        token_ids: Tensor,
+        layout: BatchLayout,
+        cache: list[KVBlocks],
+        adapted: Adapted = (),
+        inserted: Inserted | None = None,
+    ) -> Tensor:
         """Return the final hidden states [T, E] of ``token_ids`` [T] int64, writing their keys and values."""
 
     def replay(self, cache: list[KVBlocks], block_size: int) -> Replay | None:
@@ -43,8 +53,18 @@ class RunnableModel(Protocol):
 class CPURunner:
     """Runs a model on the processor. T packed tokens, S sequences, R sampled rows, P tokens per block."""
 
-    def __init__(self, model: RunnableModel, cache: list[KVBlocks], sampler: Sampler, *, block_size: int) -> None:
+    def __init__(
+        self,
+        model: RunnableModel,
+        cache: list[KVBlocks],
+        sampler: Sampler,
+        *,
+        block_size: int,
+        features: Mapping[int, FeatureRows] | None = None,
+    ) -> None:
+        """``features`` has those of all pictures that a batch shows, by id."""
         self._model = model
+        self._features = {} if features is None else features
         self._cache = cache
         self._replay = model.replay(cache, block_size)
         self._sampler = sampler
@@ -119,13 +139,21 @@ class CPURunner:
         """Return the hidden states [T, E], valid until the next step."""
         placement = (batch.query_lens, batch.context_lens, batch.block_tables)
         adapted = self._adapted(batch)
-        if self._replay is not None and not adapted:
+        if self._replay is not None and not adapted and not batch.pictures:
             hidden = self._replay(batch.token_ids, *placement, batch.table_starts)
             if hidden is not None:
                 return hidden
         token_ids = torch.tensor(batch.token_ids, dtype=torch.int64)
         layout = BatchLayout.pack(*placement, self._block_size, batch.table_starts)
-        return self._model.forward(token_ids, layout, self._cache, adapted)
+        return self._model.forward(token_ids, layout, self._cache, adapted, self._inserted(batch))
+
+    def _inserted(self, batch: ScheduledBatch) -> Inserted | None:
+        """Return what takes the place of placeholders' embeddings."""
+        if not batch.pictures:
+            return None
+        rows = torch.cat([torch.arange(shown.row, shown.row + shown.num_rows) for shown in batch.pictures])
+        parts = [self._features[one.feature_id][one.first : one.first + one.num_rows] for one in batch.pictures]
+        return Inserted(rows, torch.from_numpy(np.concatenate(parts)))
 
     def _adapted(self, batch: ScheduledBatch) -> Adapted:
         """Return which rows run with which adapter."""

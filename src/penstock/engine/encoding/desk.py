@@ -1,0 +1,65 @@
+"""The engine's side of seeing: pictures go out to be encoded, and what comes back is entered and handed on."""
+
+from collections.abc import Sequence
+
+from penstock.engine.encoding.features import FeatureCache
+from penstock.engine.encoding.source import FeatureRows, FeatureSource
+from penstock.errors import PenstockError
+from penstock.protocol import Picture, SeeingStatus
+
+
+class EncodingDesk:
+    """Keeps what the scheduler knows of features and what the runner has of them the same."""
+
+    def __init__(
+        self, features: FeatureCache, source: FeatureSource | None, rows: dict[int, FeatureRows] | None = None
+    ) -> None:
+        """``rows`` are the runner's to read, by features' id. No ``source``: the model sees nothing."""
+        self._features = features
+        self._source = source
+        self._rows = {} if rows is None else rows
+
+    @property
+    def is_awaiting(self) -> bool:
+        """Whether pictures are being encoded and none of them is done."""
+        return self._source is not None and bool(self._features.num_awaited_tokens) and not self._source.has_news
+
+    def submit(self, work: Sequence[tuple[int, Picture]]) -> None:
+        """Have pictures encoded that the scheduler has made room for."""
+        assert self._source is not None, "only models that see take pictures"
+        for feature_id in self._features.take_evicted():
+            del self._rows[feature_id]
+        self._source.submit(work)
+
+    def collect(self) -> dict[int, PenstockError]:
+        """Take in what was encoded; return by features' id what went wrong."""
+        errors: dict[int, PenstockError] = {}
+        if self._source is None:
+            return errors
+        for feature_id, features in self._source.take():
+            if isinstance(features, PenstockError):
+                self._features.failed(feature_id)
+                errors[feature_id] = features
+            else:
+                self._features.encoded(feature_id)
+                self._rows[feature_id] = features
+        return errors
+
+    def status(self) -> SeeingStatus | None:
+        """Return totals and the present state; None for a model that sees nothing."""
+        if self._source is None:
+            return None
+        cache, encoder = self._features, self._source.counters
+        return SeeingStatus(
+            num_feature_queries=cache.counters.num_queries,
+            num_feature_hits=cache.counters.num_hits,
+            num_evicted_features=cache.counters.num_evicted,
+            feature_bytes=cache.num_bytes,
+            most_feature_bytes=cache.most_bytes,
+            num_encoded_pictures=encoder.num_pictures,
+            num_encoded_tokens=encoder.num_tokens,
+            encode_s=encoder.seconds,
+            num_workers=encoder.num_workers,
+            num_ready_workers=encoder.num_ready_workers,
+            num_worker_restarts=encoder.num_restarts,
+        )

@@ -1,0 +1,53 @@
+"""Where pictures become features: in this process or in others."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from penstock.errors import PenstockError
+from penstock.protocol import Picture
+
+FeatureRows = npt.NDArray[np.float32]
+"""[K, E] of K placeholder tokens"""
+FEATURE_ELEMENT_BYTES = 4
+
+
+class Encoded(NamedTuple):
+    """What became of one picture."""
+
+    feature_id: int
+    features: FeatureRows | PenstockError
+
+
+@dataclass(slots=True)
+class EncoderCounters:
+    """Totals since the start."""
+
+    num_pictures: int = 0
+    num_tokens: int = 0
+    """Placeholder tokens of those"""
+    seconds: float = 0.0
+    """Spent on them; several encoders' are added up"""
+    num_workers: int = 0
+    """Processes that encode; 0: the engine's does"""
+    num_ready_workers: int = 0
+    num_restarts: int = 0
+
+
+class FeatureSource(Protocol):
+    """One or more encoders of a model."""
+
+    counters: EncoderCounters
+
+    def submit(self, work: Sequence[tuple[int, Picture]]) -> None:
+        """Take pictures, with the ids of their features; returns once they are encoded if it is here that they are."""
+
+    def take(self) -> list[Encoded]:
+        """Return what has been encoded, or has failed, since this was last asked."""
+
+    @property
+    def has_news(self) -> bool:
+        """Whether ``take`` would return something."""

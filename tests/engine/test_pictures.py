@@ -1,0 +1,245 @@
+"""Pictures in the engine: scheduling, batching and caching must not change a single token of what is said of them."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+from torch import Tensor
+
+from penstock.engine.engine import Engine
+from penstock.engine.runner.encoder import LocalEncoder
+from penstock.images.families import load_processor
+from penstock.models.vision.load import load_vision
+from penstock.protocol import BeamParams, GenerateRequest, Picture, TokenDelta
+from tests.engines import build_engine, greedy, is_whole, run_to_end, tokens_of
+from tests.seeing_models import SEEING, drawing, make_seeing_checkpoint, upstream_model, with_images
+
+Asking = Callable[..., GenerateRequest]
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_seeing_checkpoint(tmp_path_factory.mktemp("llava"))
+
+
+@pytest.fixture(scope="module")
+def ask(path: Path) -> Asking:
+    """Return what makes a greedy request of text with an ``@`` for each drawing."""
+    processor = load_processor(path)
+    assert processor is not None
+
+    def asking(
+        name: str, text: str, drawings: Sequence[int] = (), max_tokens: int = 12, **sampling: object
+    ) -> GenerateRequest:
+        images = [drawing(40 + 9 * seed, 70 - 5 * seed, seed) for seed in drawings]
+        token_ids, pictures = with_images(path, processor, text, images)
+        request = greedy(name, token_ids, max_tokens, logprobs=2, **sampling)
+        return msgspec.structs.replace(request, pictures=tuple(pictures))
+
+    return asking
+
+
+def crowd(ask: Asking) -> list[GenerateRequest]:
+    """Return requests of text, an image, many images, shared images and other questions about them."""
+    return [
+        ask("text", "what is a penstock?"),
+        ask("one", "@what is this?", [1]),
+        ask("again", "@what is this?", [1]),
+        ask("question", "@and where is it?", [1]),
+        ask("other", "@what is this?", [2]),
+        ask("many", "first @ then @ and @ at last @.", [3, 1, 4, 3]),
+        ask("end", "look at @", [5]),
+        ask("short", "@", [6], 2),
+    ]
+
+
+def said(deltas: Sequence[TokenDelta]) -> tuple[list[int], list[float]]:
+    """Return tokens and their log probabilities."""
+    return tokens_of(list(deltas)), [one.chosen.logprob for delta in deltas for one in delta.logprobs]
+
+
+def alone(path: Path, request: GenerateRequest) -> tuple[list[int], list[float]]:
+    return said(run_to_end(build_engine(path, prefix_caching=False), [request])[request.request_id])
+
+
+def is_seen(engine: Engine) -> bool:
+    """Whether the engine is whole and nobody holds features."""
+    cache = engine._scheduler.encoding.features
+    return is_whole(engine) and not any(features.num_holders for features in cache._by_name.values())
+
+
+@torch.no_grad()
+def upstream_greedy(path: Path, request: GenerateRequest, num_tokens: int) -> list[int]:
+    """Return what transformers' model says, given our features: pixels are compared elsewhere."""
+    model = upstream_model(path)
+    embeddings: Tensor = model.get_input_embeddings()(torch.tensor([request.prompt_token_ids]))
+    encoder = load_vision(path, torch.float32)
+    assert encoder is not None
+    for picture, features in zip(request.pictures, encoder.encode(request.pictures), strict=True):
+        embeddings[0, picture.offset : picture.offset + picture.num_tokens] = features
+    output = model.generate(
+        inputs_embeds=embeddings,
+        attention_mask=torch.ones(embeddings.shape[:2], dtype=torch.int64),
+        do_sample=False,
+        max_new_tokens=num_tokens,
+        min_new_tokens=num_tokens,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    tokens: list[int] = output[0].tolist()
+    return tokens
+
+
+def test_tokens_equal_transformers(path: Path, ask: Asking) -> None:
+    for request in crowd(ask):
+        if request.pictures:
+            num_tokens = request.sampling.max_tokens
+            assert alone(path, request)[0] == upstream_greedy(path, request, num_tokens)
+    one, other = alone(path, ask("one", "@what is this?", [1])), alone(path, ask("other", "@what is this?", [2]))
+    assert one[0] != other[0], "a model that sees nothing would hide a wrong picture"
+
+
+@pytest.mark.parametrize("family", [name for name in SEEING if name != "llava"])
+def test_every_family_sees_in_the_engine(family: str, tmp_path: Path) -> None:
+    path = make_seeing_checkpoint(tmp_path, family)
+    processor = load_processor(path)
+    assert processor is not None
+    token_ids, pictures = with_images(path, processor, "@what is @?", [drawing(50, 60, 1), drawing(90, 30, 2)])
+    request = msgspec.structs.replace(greedy("one", token_ids, 8), pictures=tuple(pictures))
+    most = max(picture.num_tokens for picture in pictures)
+    engine = build_engine(path, step_tokens=most + 3, encoder_tokens=most)
+    whole = build_engine(path, step_tokens=512, encoder_tokens=512)
+    expected = tokens_of(run_to_end(whole, [request])["one"])
+    assert tokens_of(run_to_end(engine, [request])["one"]) == expected
+
+
+@pytest.mark.parametrize("step_tokens", [7, 33, 512])
+@pytest.mark.parametrize("prefix_caching", [True, False])
+def test_a_mixed_crowd_says_what_each_says_alone(
+    prefix_caching: bool, step_tokens: int, path: Path, ask: Asking
+) -> None:
+    engine = build_engine(
+        path, step_tokens=step_tokens, prefix_caching=prefix_caching, encoder_tokens=20, encoder_cache_bytes=40 * 256
+    )
+    requests = crowd(ask)
+    for turn in range(2):
+        named = [msgspec.structs.replace(one, request_id=f"{one.request_id}-{turn}") for one in requests]
+        deltas = run_to_end(engine, named)
+        for request in requests:
+            tokens, logprobs = said(deltas[f"{request.request_id}-{turn}"])
+            expected_tokens, expected_logprobs = alone(path, request)
+            assert tokens == expected_tokens
+            assert logprobs == pytest.approx(expected_logprobs, abs=1e-4)
+    assert is_seen(engine)
+    seeing = engine.status().seeing
+    assert seeing is not None
+    assert seeing.num_encoded_pictures == seeing.num_feature_queries - seeing.num_feature_hits > 0
+    assert seeing.feature_bytes <= seeing.most_feature_bytes
+    if prefix_caching:
+        assert engine.status().counters.num_prefix_hits > 100
+
+
+def test_a_shared_image_is_encoded_once_and_a_second_question_prefills_only_itself(path: Path, ask: Asking) -> None:
+    engine = build_engine(path)
+    run_to_end(engine, [ask(f"r{i}", "@what is this?", [1]) for i in range(5)])
+    seeing = engine.status().seeing
+    assert seeing is not None
+    assert (seeing.num_encoded_pictures, seeing.num_feature_queries, seeing.num_feature_hits) == (1, 5, 4)
+    request = ask("next", "@how large is it?", [1])
+    usage = run_to_end(engine, [request])["next"][-1].usage
+    assert usage is not None
+    num_shared = request.pictures[0].offset + request.pictures[0].num_tokens
+    assert usage.num_cached_tokens == num_shared // 4 * 4
+    other = run_to_end(engine, [ask("other", "@how large is it?", [2])])["other"][-1].usage
+    assert other is not None
+    assert other.num_cached_tokens < 4
+
+
+def test_choices_beams_and_guesses_see_the_same(path: Path, ask: Asking) -> None:
+    expected, _ = alone(path, ask("one", "@what is this?", [1]))
+    engine = build_engine(path, speculate="ngram", step_tokens=64)
+    deltas = run_to_end(engine, [ask("n", "@what is this?", [1], n=3), ask("plain", "@what is this?", [1])])
+    assert [tokens_of(deltas["n"], index) for index in range(3)] == [expected] * 3
+    assert tokens_of(deltas["plain"]) == expected
+    beams = [ask(str(i), "@what is this?", [i], beam=BeamParams(width=2)) for i in (1, 2)]
+    together = run_to_end(engine, beams)
+    for request in beams:
+        only = run_to_end(build_engine(path, prefix_caching=False), [request])[request.request_id]
+        assert tokens_of(together[request.request_id]) == tokens_of(only)
+    assert is_seen(engine)
+
+
+def test_preempted_requests_see_again(path: Path, ask: Asking) -> None:
+    requests = [ask(f"long-{i}", "@what is this?", [i], 40) for i in range(6)]
+    engine = build_engine(path, num_blocks=60, encoder_cache_bytes=40 * 256)
+    run_to_end(engine, [ask(f"short-{i}", "@", [i], 1) for i in range(3)])
+    deltas = run_to_end(engine, requests)
+    assert engine.status().counters.num_preemptions > 0
+    for request in requests:
+        assert tokens_of(deltas[request.request_id]) == alone(path, request)[0]
+    assert is_seen(engine)
+
+
+class _Choking:
+    """An encoder that cannot take one picture."""
+
+    num_parameters = 0
+    weights_bytes = 0
+
+    def __init__(self, path: Path, poison: bytes) -> None:
+        encoder = load_vision(path, torch.float32)
+        assert encoder is not None
+        self._encoder = encoder
+        self._poison = poison
+
+    def encode(self, pictures: Sequence[Picture]) -> list[Tensor]:
+        if any(picture.key == self._poison for picture in pictures):
+            raise RuntimeError("choked")
+        return self._encoder.encode(pictures)
+
+
+def test_a_picture_that_cannot_be_encoded_fails_its_requests_alone(path: Path, ask: Asking) -> None:
+    bad = ask("bad", "hm @", [9])
+    engine = build_engine(path, source=LocalEncoder(_Choking(path, bad.pictures[0].key)))
+    requests = crowd(ask)
+    deltas = run_to_end(engine, [*requests[:4], bad, *requests[4:]])
+    error = deltas["bad"][-1].error
+    assert error is not None
+    assert error.code == "encoding_failed"
+    assert "choked" in error.message
+    for request in requests:
+        assert tokens_of(deltas[request.request_id]) == alone(path, request)[0]
+    assert is_seen(engine)
+
+
+def test_leaving_releases_features(path: Path, ask: Asking) -> None:
+    engine = build_engine(path, step_tokens=8)
+    for i in range(4):
+        engine.add(ask(f"r{i}", "@what is this?", [i]))
+    engine.step()
+    assert not is_seen(engine)
+    for i in range(4):
+        engine.abort(f"r{i}")
+    assert is_seen(engine)
+    assert not engine.has_work
+
+
+def test_steps_without_a_picture_stay_on_the_tape(path: Path, ask: Asking, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = build_engine(path)
+    runner = engine._runner
+    if runner._replay is None:  # type: ignore[attr-defined]
+        pytest.skip("the native kernels were not built")
+    shown: list[int] = []
+    forward = runner._model.forward  # type: ignore[attr-defined]
+
+    def counting(token_ids: Tensor, layout: object, cache: object, adapted: object, inserted: object) -> Tensor:
+        shown.append(len(token_ids))
+        hidden: Tensor = forward(token_ids, layout, cache, adapted, inserted)
+        return hidden
+
+    run_to_end(engine, [ask("before", "what is a penstock?")])
+    monkeypatch.setattr(runner._model, "forward", counting)  # type: ignore[attr-defined]
+    run_to_end(engine, [ask("seeing", "@what is this?", [1], 6), ask("text", "and this?", (), 9)])
+    assert len(shown) == 1, "the one step that showed the picture"
