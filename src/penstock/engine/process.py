@@ -6,21 +6,17 @@ the worker knows that nobody is left to serve, and ends.
 
 import asyncio
 import contextlib
-import signal
-import tempfile
 import time
 from collections.abc import AsyncGenerator, Callable
 
 import msgspec
 import structlog
-import zmq
-import zmq.asyncio
 
 from penstock.engine.adapters import AdapterCalls
+from penstock.engine.child import ChildProcess, exit_reason
 from penstock.engine.messages import FromEngine, Loaded, LoadFailed, Stepped, Submit, ToEngine
 from penstock.engine.metrics import EngineMetrics
 from penstock.engine.streams import RequestStreams
-from penstock.engine.worker import LENGTH, endpoint
 from penstock.errors import (
     Draining,
     InternalError,
@@ -68,7 +64,7 @@ class ProcessClient:
         """When a request came to an engine that had none."""
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
-        self._worker: _Worker | None = None
+        self._worker: ChildProcess | None = None
         self._watcher: asyncio.Task[None] | None = None
 
     @property
@@ -78,7 +74,7 @@ class ProcessClient:
 
     async def start(self) -> None:
         """Start the process and wait until it has loaded; see ``EngineClient.start``."""
-        self._worker = await _Worker.spawn(self._command, self._payload)
+        self._worker = await ChildProcess.spawn(self._command, self._payload)
         error = await self._wait_loaded(self._worker)
         if error is not None:
             self._state, self._reason = EngineState.FAILED, error.message
@@ -167,7 +163,7 @@ class ProcessClient:
         if self._worker is not None:
             self._worker.send(self._encoder.encode(message))
 
-    async def _wait_loaded(self, worker: "_Worker") -> ErrorInfo | None:
+    async def _wait_loaded(self, worker: ChildProcess) -> ErrorInfo | None:
         """Wait for the worker's first word; an error if it cannot start or dies before."""
         received = asyncio.ensure_future(worker.receive())
         died = asyncio.ensure_future(worker.process.wait())
@@ -178,7 +174,7 @@ class ProcessClient:
         died.cancel()
         if not received.done():
             received.cancel()
-            how = _exit_reason(worker.process.returncode)
+            how = exit_reason(worker.process.returncode)
             return ErrorInfo(code=InternalError.code, message=f"the engine process {how} while it loaded; see its log")
         message = self._decoder.decode(received.result())
         if isinstance(message, LoadFailed):
@@ -194,7 +190,7 @@ class ProcessClient:
         """Deliver what the worker says; when it dies, fail its requests and start another."""
         while self._worker is not None:
             await self._relay(self._worker)
-            how = _exit_reason(self._worker.process.returncode)
+            how = exit_reason(self._worker.process.returncode)
             _log.error("engine_died", how=how, num_requests=len(self._streams))
             draining = self._state is EngineState.DRAINING
             if not draining:
@@ -214,7 +210,7 @@ class ProcessClient:
             if draining or not await self._restart():
                 return
 
-    async def _relay(self, worker: "_Worker") -> None:
+    async def _relay(self, worker: ChildProcess) -> None:
         """Hand messages on until the worker has died."""
         died = asyncio.ensure_future(worker.process.wait())
         try:
@@ -237,7 +233,7 @@ class ProcessClient:
         delay_s = _FIRST_DELAY_S
         for attempt in range(1, _MOST_FAILED_STARTS + 1):
             self._num_restarts += 1
-            worker = await _Worker.spawn(self._command, self._payload)
+            worker = await ChildProcess.spawn(self._command, self._payload)
             self._worker = worker
             error = await self._wait_loaded(worker)
             if error is None:
@@ -252,68 +248,3 @@ class ProcessClient:
             delay_s = min(2 * delay_s, _LONGEST_DELAY_S)
         self._state = EngineState.FAILED
         return False
-
-
-class _Worker:
-    """One engine process, its sockets and the private directory they live in."""
-
-    def __init__(self, process: asyncio.subprocess.Process, directory: "tempfile.TemporaryDirectory[str]") -> None:
-        self.process = process
-        self._directory = directory
-        self._context = zmq.asyncio.Context()
-        # Bounded by the requests the engine takes and by their tokens, so neither side may drop or block.
-        self._to_engine = self._context.socket(zmq.PUSH)
-        self._from_engine = self._context.socket(zmq.PULL)
-        for socket, name in ((self._to_engine, "in"), (self._from_engine, "out")):
-            socket.set(zmq.SNDHWM if socket is self._to_engine else zmq.RCVHWM, 0)
-            socket.set(zmq.LINGER, 0)
-            socket.bind(endpoint(directory.name, name))
-
-    @classmethod
-    async def spawn(cls, command: list[str], payload: bytes) -> "_Worker":
-        directory = tempfile.TemporaryDirectory(prefix="penstock-")
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            directory.name,
-            stdin=asyncio.subprocess.PIPE,
-            # Ctrl-C in a terminal is for the server, which drains; the engine ends when told.
-            start_new_session=True,
-        )
-        worker = cls(process, directory)
-        assert process.stdin is not None, "the worker was started with a pipe"
-        with contextlib.suppress(ConnectionError):
-            process.stdin.write(LENGTH.pack(len(payload)) + payload)
-            await process.stdin.drain()
-        return worker
-
-    def send(self, data: bytes) -> None:
-        # Never waits: the queue has no limit of its own. A dead worker's requests are failed by the watcher.
-        self._to_engine.send(data)
-
-    async def receive(self) -> bytes:
-        data: bytes = await self._from_engine.recv()
-        return data
-
-    async def close(self) -> None:
-        """End the process and free everything; safe on a dead one."""
-        if self.process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                self.process.terminate()
-            try:
-                await asyncio.wait_for(self.process.wait(), 5.0)
-            except TimeoutError:
-                self.process.kill()
-                await self.process.wait()
-        if self.process.stdin is not None:
-            self.process.stdin.close()
-        self._context.destroy(linger=0)
-        self._directory.cleanup()
-
-
-def _exit_reason(returncode: int | None) -> str:
-    if returncode is None:
-        return "stopped answering"
-    if returncode < 0:
-        with contextlib.suppress(ValueError):
-            return f"was killed by {signal.Signals(-returncode).name}"
-    return f"ended with status {returncode}"

@@ -1,4 +1,4 @@
-"""The engine's side of ``process``: what runs in the engine process. Imports little, for torch takes long enough."""
+"""The other side of ``child``: what runs in the engine's processes. Imports little, for torch takes long enough."""
 
 import contextlib
 import os
@@ -7,7 +7,7 @@ import struct
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 import zmq
@@ -27,10 +27,47 @@ def endpoint(directory: str, name: str) -> str:
     return f"ipc://{Path(directory) / name}"
 
 
+class Host(Protocol):
+    """What works in a worker: messages in, one message a step out."""
+
+    @property
+    def has_work(self) -> bool:
+        """Whether ``step`` has something to do or to say."""
+
+    def loaded(self) -> msgspec.Struct:
+        """Return the message that says messages are taken."""
+
+    def handle(self, message: Any) -> None:
+        """Take a message in."""
+
+    def step(self) -> msgspec.Struct:
+        """Do some of the work and return what there is to say."""
+
+
 def run_worker(address: str, build: "Callable[[bytes], SteppedEngine]") -> int:
     """Be the engine process: load with ``build(payload)``, then take messages and step until standard input closes.
 
     Returns the exit status. ``address`` is the directory that holds the sockets.
+    """
+
+    def host(payload: bytes, wake: Callable[[], object]) -> Host:
+        engine = build(payload)
+        # It comes with torch, whose import only ``build`` knows how to do.
+        from penstock.engine.host import EngineHost
+
+        return EngineHost(engine, wake)
+
+    return run_host(address, msgspec.msgpack.Decoder(ToEngine), host)
+
+
+def run_host(
+    address: str,
+    decoder: "msgspec.msgpack.Decoder[Any]",
+    build: Callable[[bytes, Callable[[], object]], Host],
+) -> int:
+    """Be a worker: load with ``build(payload, wake)``, then take messages and step until standard input closes.
+
+    Other threads call ``wake`` when they have made work. Returns the exit status.
     """
     context = zmq.Context()
     inbox, outbox = context.socket(zmq.PULL), context.socket(zmq.PUSH)
@@ -44,17 +81,12 @@ def run_worker(address: str, build: "Callable[[bytes], SteppedEngine]") -> int:
         (length,) = LENGTH.unpack(stdin.read(LENGTH.size))
         # A byte in a pipe wakes the loop when another thread has something for it.
         wake_read, wake_write = os.pipe()
-        engine = build(stdin.read(length))
-        # It comes with torch, whose import only ``build`` knows how to do.
-        from penstock.engine.host import EngineHost
-
-        host = EngineHost(engine, lambda: os.write(wake_write, b"w"))
+        host = build(stdin.read(length), lambda: os.write(wake_write, b"w"))
     except PenstockError as error:
         outbox.send(encoder.encode(LoadFailed(error_info(error))))
         context.destroy(linger=1000)
         return 1 if isinstance(error, ConfigError) else 70
     outbox.send(encoder.encode(host.loaded()))
-    decoder: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
     poller = zmq.Poller()
     poller.register(inbox, zmq.POLLIN)
     poller.register(stdin.fileno(), zmq.POLLIN)
