@@ -103,7 +103,7 @@ def test_flags_settings_and_metrics_in_prose_exist(file: Path) -> None:
         assert f"`{flag}`" in commands, flag
     for name in set(re.findall(r"`((?:vllm:|penstock_)\w+)`", text)):
         assert f"`{name.removesuffix('_total')}`" in metrics, name
-    for section, key in re.findall(r"`(server|scheduler|cache|runner|registry|log|model)\.(\w+)`", text):
+    for section, key in re.findall(r"`(server|images|scheduler|cache|runner|registry|log|model)\.(\w+)`", text):
         if key != "safetensors":
             assert f"`{key}`" in settings, (section, key)
 

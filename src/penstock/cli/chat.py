@@ -1,21 +1,31 @@
 """`penstock chat`: a conversation in the terminal, with a model in this process or with a server."""
 
 import asyncio
+import base64
 import contextlib
+import mimetypes
 import os
 import sys
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
-from penstock.errors import ConfigError, PenstockError
+from penstock.errors import ConfigError, InvalidImage, PenstockError
 from penstock.http.client import OpenAIClient
+from penstock.images.config import ImageConfig
+from penstock.images.reader import limits_of
+from penstock.images.reading import read_image
 from penstock.protocol import EngineClient, GenerateRequest, SamplingParams
-from penstock.text import ChatTemplate, Tokenizer
+from penstock.server.rendering import Rendered, Renderer
+from penstock.server.schemas import TokenizeChatRequest
 
-HELP = "/help this list   /reset forget the conversation   /system TEXT set the system message   /quit leave"
+HELP = (
+    "/help this list   /reset forget the conversation   /system TEXT set the system message   "
+    "/image FILE show an image with the next question   /quit leave"
+)
 
 
 @dataclass(slots=True)
@@ -25,12 +35,30 @@ class Conversation:
     system: str | None
     temperature: float
     max_tokens: int
-    turns: list[dict[str, str]] = field(default_factory=list)
+    turns: list[dict[str, Any]] = field(default_factory=list)
+    images: list[str] = field(default_factory=list)
+    """As data: URLs, those to show with the next question"""
 
-    def messages(self) -> list[dict[str, str]]:
+    def messages(self) -> list[dict[str, Any]]:
         """Return the turns, system message first."""
         head = [{"role": "system", "content": self.system}] if self.system else []
         return head + self.turns
+
+    def ask(self, question: str) -> None:
+        """Add a question with the images that are to be shown with it."""
+        shown = [{"type": "image_url", "image_url": {"url": url}} for url in self.images]
+        content = [*shown, {"type": "text", "text": question}] if shown else question
+        self.turns.append({"role": "user", "content": content})
+
+    def answered(self, text: str) -> None:
+        """Add the answer. The images have been shown."""
+        self.turns.append({"role": "assistant", "content": text})
+        self.images.clear()
+
+    def refused(self) -> None:
+        """Forget the question, and the images, which may be why."""
+        self.turns.pop()
+        self.images.clear()
 
 
 class Partner(Protocol):
@@ -45,30 +73,34 @@ class Partner(Protocol):
 class EnginePartner:
     """A model in this process."""
 
-    def __init__(self, name: str, client: EngineClient, tokenizer: Tokenizer, template: ChatTemplate) -> None:
+    def __init__(self, name: str, client: EngineClient, renderer: Renderer) -> None:
         self.name = name
         self._client = client
-        self._tokenizer = tokenizer
-        self._template = template
+        self._renderer = renderer
 
     async def answer(self, conversation: Conversation) -> AsyncGenerator[tuple[str, int], None]:
         """Yield each delta's text; the oldest turns are dropped when the context is full."""
         room = self._client.model().max_model_tokens
-        ids = self._render(conversation)
-        while len(ids) >= room and len(conversation.turns) > 2:
+        rendered = await self._render(conversation)
+        while len(rendered.token_ids) >= room and len(conversation.turns) > 2:
             del conversation.turns[:2]
-            ids = self._render(conversation)
+            rendered = await self._render(conversation)
         sampling = SamplingParams(
-            max_tokens=max(1, min(conversation.max_tokens, room - len(ids))), temperature=conversation.temperature
+            max_tokens=max(1, min(conversation.max_tokens, room - len(rendered.token_ids))),
+            temperature=conversation.temperature,
         )
-        request = GenerateRequest(request_id=uuid.uuid4().hex, prompt_token_ids=ids, sampling=sampling)
+        request = GenerateRequest(
+            request_id=uuid.uuid4().hex,
+            prompt_token_ids=rendered.token_ids,
+            pictures=rendered.pictures,
+            sampling=sampling,
+        )
         async with contextlib.aclosing(self._client.generate(request)) as deltas:
             async for delta in deltas:
                 yield delta.text, len(delta.token_ids)
 
-    def _render(self, conversation: Conversation) -> list[int]:
-        text = self._template.render(conversation.messages(), add_generation_prompt=True)
-        return self._tokenizer.encode(text, add_special_tokens=False)
+    async def _render(self, conversation: Conversation) -> Rendered:
+        return await self._renderer.render(TokenizeChatRequest.model_validate({"messages": conversation.messages()}))
 
 
 class ServerPartner:
@@ -112,9 +144,13 @@ def run_chat(
     system: str | None,
     temperature: float,
     max_tokens: int,
+    images: Sequence[Path],
 ) -> None:
-    """Hold the conversation until it ends. ``target`` is a model or a URL, ``model`` a name to ask a URL for."""
-    conversation = Conversation(system, temperature, max_tokens)
+    """Hold the conversation until it ends. ``target`` is a model or a URL, ``model`` a name to ask a URL for.
+
+    ``images`` are shown with the first question. Raises ``InvalidImage`` for a file that cannot be.
+    """
+    conversation = Conversation(system, temperature, max_tokens, images=[_url_of(file) for file in images])
     target = target or os.environ.get("OPENAI_BASE_URL") or "penstock-mini"
     # The loop runs only while there is something to wait for: a person types on the main thread, where Ctrl-C and
     # line editing work.
@@ -148,7 +184,20 @@ async def _partner(target: str, model: str | None, stack: contextlib.AsyncExitSt
     local = await stack.enter_async_context(open_engine(Settings(model=ModelSettings(name=target))))
     if local.template is None:
         raise ConfigError(f"{target} has no chat template, so it cannot chat; use a model made for it")
-    return EnginePartner(target, local.client, local.tokenizer, local.template)
+    return EnginePartner(target, local.client, Renderer(local.tokenizer, local.template, local.images))
+
+
+def _url_of(file: Path) -> str:
+    """Return an image file as a data: URL. Raises ``InvalidImage`` naming the file if it cannot be shown."""
+    try:
+        data = file.expanduser().read_bytes()
+        read_image(data, limits_of(ImageConfig()))
+    except OSError as error:
+        raise InvalidImage(f"{file} cannot be read ({error.strerror}); give the path of an image file") from error
+    except InvalidImage as error:
+        raise InvalidImage(f"{file}: {error.message}") from error
+    media_type = mimetypes.guess_type(file.name)[0] or "image/png"
+    return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
 
 
 def _converse(runner: asyncio.Runner, partner: Partner, conversation: Conversation) -> None:
@@ -173,6 +222,12 @@ def _converse(runner: asyncio.Runner, partner: Partner, conversation: Conversati
                 sys.stderr.write(HELP + "\n")
             case "/reset":
                 conversation.turns.clear()
+                conversation.images.clear()
+            case "/image":
+                try:
+                    conversation.images.append(_url_of(Path(rest)))
+                except PenstockError as error:
+                    sys.stderr.write(f"error: {error.message}\n")
             case "/system":
                 conversation.system = rest or None
             case _ if command.startswith("/"):
@@ -192,7 +247,7 @@ def _ask(runner: asyncio.Runner, partner: Partner, conversation: Conversation, q
     Raises KeyboardInterrupt after Ctrl-C, which stops the answer and keeps what there is of it; and what the
     partner raises, after which it is as if nothing had been asked.
     """
-    conversation.turns.append({"role": "user", "content": question})
+    conversation.ask(question)
     began_s = time.perf_counter()
     first_s: float | None = None
     num_tokens = 0
@@ -211,13 +266,13 @@ def _ask(runner: asyncio.Runner, partner: Partner, conversation: Conversation, q
     try:
         runner.run(listen())
     except PenstockError:
-        conversation.turns.pop()
+        conversation.refused()
         raise
     except KeyboardInterrupt:
-        conversation.turns.append({"role": "assistant", "content": "".join(pieces)})
+        conversation.answered("".join(pieces))
         raise
     else:
-        conversation.turns.append({"role": "assistant", "content": "".join(pieces)})
+        conversation.answered("".join(pieces))
     finally:
         if pieces:
             sys.stdout.write("\n")

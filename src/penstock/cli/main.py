@@ -165,13 +165,25 @@ def chat(
         typer.Option(help="Ask this, print the answer and leave."),
     ] = None,
     system: Annotated[Optional[str], typer.Option(help="System message.")] = None,  # noqa: UP045
+    image: Annotated[
+        Optional[list[Path]],  # noqa: UP045
+        typer.Option(help="Show this image file with the first question; may be repeated."),
+    ] = None,
     temperature: Annotated[float, typer.Option(min=0, max=2, help="0 gives the likeliest answer.")] = 0.0,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 512,
 ) -> None:
     """Talk to a model in the terminal."""
     from penstock.cli.chat import run_chat
 
-    run_chat(target, model=model, prompt=prompt, system=system, temperature=temperature, max_tokens=max_tokens)
+    run_chat(
+        target,
+        model=model,
+        prompt=prompt,
+        system=system,
+        temperature=temperature,
+        max_tokens=max_tokens,
+        images=image or [],
+    )
 
 
 @app.command()

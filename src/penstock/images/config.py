@@ -9,6 +9,8 @@ from penstock.config import Count, Seconds
 
 Limit = Annotated[int, msgspec.Meta(ge=0)]
 """Most of what a request may have; 0 allows none."""
+HostEntry = Annotated[str, msgspec.Meta(pattern=r"^(\*|(\*\.)?[A-Za-z0-9_.-]+)(:[0-9]{1,5})?$")]
+"""``example.com``, ``*.example.com``, ``example.com:8443``, ``*``"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,7 +29,7 @@ class ImageConfig:
     ones. Down: less memory and time for one."""
     max_frames: Count = 128
     """Most frames of a video."""
-    allowed_hosts: tuple[str, ...] = ()
+    allowed_hosts: tuple[HostEntry, ...] = ()
     """Hosts that http(s) images are fetched from: example.com, *.example.com for those below it, example.com:8443 for
     another port than 80 and 443, * for all. Empty: images come in the request, as data: URLs."""
     allow_private_addresses: bool = False

@@ -49,9 +49,7 @@ class ImageReader:
     def __init__(self, processor: Processor, config: ImageConfig) -> None:
         self.processor = processor
         self.config = config
-        self._limits = Limits(
-            max_pixels=config.max_pixels, max_frames=config.max_frames, timeout_s=config.decode_timeout_s
-        )
+        self._limits = limits_of(config)
         self._fetcher = Fetcher(config)
         self._workers = ThreadPoolExecutor(config.workers, "penstock-images")
         self._num_waiting = 0
@@ -127,6 +125,11 @@ class ImageReader:
     def _seen(self, shown: Shown, expansion: Expansion, remarks: tuple[Remark, ...]) -> Seen:
         pictures = tuple(_picture(one, type(self.processor).__qualname__) for one in expansion.pictures)
         return Seen(shown=shown, text=expansion.text, pictures=pictures, remarks=remarks)
+
+
+def limits_of(config: ImageConfig) -> Limits:
+    """Return what reading one image may cost."""
+    return Limits(max_pixels=config.max_pixels, max_frames=config.max_frames, timeout_s=config.decode_timeout_s)
 
 
 def _picture(prepared: Prepared, processor: str) -> Picture:

@@ -118,6 +118,7 @@ class _Server:
     def _http(self, client: ProcessClient, metrics: EngineMetrics) -> "uvicorn.Server":
         import uvicorn
 
+        from penstock.launch.images import load_images
         from penstock.launch.text import load_template, load_tokenizer
         from penstock.server.app import create_app
 
@@ -136,6 +137,7 @@ class _Server:
             template=load_template(settings.model),
             config=settings.server,
             registry=metrics.registry,
+            images=load_images(settings.model, settings.images),
         )
         config = uvicorn.Config(
             app,

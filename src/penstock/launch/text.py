@@ -13,13 +13,14 @@ def load_tokenizer(model: ModelSettings) -> Tokenizer:
     A shape has none: it reads text by penstock-mini's, and ids beyond that vocabulary are written ``<6200>``.
     """
     shape = find_shape(model.name)
-    return Tokenizer.load(_directory(model), num_ids=shape.vocab_size if shape else 0)
+    return Tokenizer.load(directory_of(model), num_ids=shape.vocab_size if shape else 0)
 
 
 def load_template(model: ModelSettings) -> ChatTemplate | None:
     """Return the chat template of ``model``, if it has one; a shape has penstock-mini's. Raises ``ModelUnreadable``."""
-    return ChatTemplate.load(_directory(model))
+    return ChatTemplate.load(directory_of(model))
 
 
-def _directory(model: ModelSettings) -> Path:
+def directory_of(model: ModelSettings) -> Path:
+    """Return where the files of ``model`` are; a shape's are penstock-mini's."""
     return resolve_model(DEMO_MODEL) if find_shape(model.name) else resolve_model(model.name, model.revision)
