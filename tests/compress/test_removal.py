@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from penstock.compress import run
+from penstock.compress import removal, run
 from penstock.compress.calibration.texts import CalibrationOptions
 from penstock.compress.recipe import parse_recipe
 from penstock.compress.removal import layers_to_keep, remove_channels
@@ -66,6 +66,31 @@ def test_without_channels_it_is_the_original_with_these_zeroed(
     torch.testing.assert_close(_logits(out), reference_logits(out, IDS), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("family", ["llama-tied-biases", "phi3-partial", "gemma3", "qwen3-moe"])
+def test_without_heads_it_is_the_original_with_these_silent(family: str, tmp_path: Path) -> None:
+    # transformers wants the others' width to be a multiple of their heads.
+    groups = 3 if "phi3" in family or "qwen" in family else 4
+    source, out = tmp_path / "source", tmp_path / "out"
+    make_checkpoint(source, family, num_attention_heads=2 * groups, num_key_value_heads=groups)
+    report = _compress(source, out, f"heads: {(groups - 2) / groups:.2f}")
+    config = read_config(out)
+    assert (config.num_heads, config.num_kv_heads, config.head_dim) == (4, 2, 16)
+    assert report.bytes_after < report.bytes_before
+    assert report.largest_difference < 1e-4
+    assert all(0 < (unit.error or 0) < 1 for unit in report.units)
+    original, ours = _upstream(source), _upstream(out)
+    with torch.no_grad():
+        for layer, smaller in zip(original.model.layers, ours.model.layers, strict=True):
+            wide, narrow = layer.self_attn.o_proj.weight, smaller.self_attn.o_proj.weight
+            stays = (wide.T.unsqueeze(1) == narrow.T.unsqueeze(0)).all(-1).any(1)
+            # Whole groups of two heads of 16.
+            assert sorted(stays.view(groups, 32).float().mean(1).tolist()) == [0] * (groups - 2) + [1, 1]
+            wide[:, ~stays] = 0
+        expected = original(torch.tensor([IDS])).logits[0]
+    torch.testing.assert_close(_logits(out), expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(_logits(out), reference_logits(out, IDS), rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma3", "smollm3", "qwen3-moe-sparse"])
 def test_without_layers_it_is_the_original_with_these_skipped(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -102,8 +127,9 @@ def test_a_layer_that_does_nothing_and_channels_that_say_nothing_go_first(tmp_pa
         model.model.layers[1].mlp.down_proj.weight.zero_()
         for layer in model.model.layers:
             layer.mlp.up_proj.weight[::3] = 0
+            layer.self_attn.v_proj.weight[:16] = 0
     model.save_pretrained(source)
-    report = _compress(source, out, "layers: 1, channels: 0.333")
+    report = _compress(source, out, "layers: 1, channels: 0.333, heads: 0.5")
     assert report.kl == pytest.approx(0, abs=1e-6)
     torch.testing.assert_close(_logits(out), _logits(source), rtol=1e-3, atol=1e-3)
 
@@ -124,7 +150,7 @@ def test_a_kill_costs_one_layer_and_changes_nothing(tmp_path: Path, monkeypatch:
             raise _Killed
         return remove_channels(*arguments)
 
-    monkeypatch.setattr(run, "remove_channels", killed_once)
+    monkeypatch.setattr(removal, "remove_channels", killed_once)
     with pytest.raises(_Killed):
         _compress(source, tmp_path / "out", remove)
     report = _compress(source, tmp_path / "out", remove)
@@ -141,6 +167,8 @@ def test_a_kill_costs_one_layer_and_changes_nothing(tmp_path: Path, monkeypatch:
         ("llama", "channels: 0.99", "leaves 0 of 96 channels"),
         ("llama", "channels: 0.01", "leaves 96 of 96 channels"),
         ("qwen3-moe", "channels: 0.5", "has experts"),
+        ("llama", "heads: 0.1", "leaves 2 of 2 groups of heads"),
+        ("olmo2", "heads: 0.5", "normalizes all heads as one row"),
     ],
 )
 def test_what_a_model_does_not_allow_is_refused_before_any_work(
@@ -149,6 +177,12 @@ def test_what_a_model_does_not_allow_is_refused_before_any_work(
     with pytest.raises(InvalidRecipe, match=complaint):
         _compress(checkpoint(family), tmp_path / "out", remove)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_llama_that_others_would_refuse_is_refused(tmp_path: Path) -> None:
+    source = make_checkpoint(tmp_path / "source", num_attention_heads=8, num_key_value_heads=4)
+    with pytest.raises(InvalidRecipe, match="leaves 6 heads"):
+        _compress(source, tmp_path / "out", "heads: 0.25")
 
 
 def test_kinds_that_follow_from_positions_are_not_changed_silently(

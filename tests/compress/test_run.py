@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from penstock.compress import run, work
+from penstock.compress import changes, run, work
 from penstock.compress.calibration.texts import CalibrationOptions
 from penstock.compress.layer import compress_layer
 from penstock.compress.output import tensors_of
@@ -126,7 +126,7 @@ def test_upstream_layers_are_compressed_when_a_layer_is_watched(
         seen.append([one.hessian.clone() for one in statistics.values()])
         return original(checkpoint, treatments, statistics)
 
-    monkeypatch.setattr(run, "compress_layer", spy)
+    monkeypatch.setattr(changes, "compress_layer", spy)
     for first in ("gptq", "keep"):
         text = f"steps: [{{match: decoder, method: gptq, bits: 2}}, {{match: decoder, layers: 0, method: {first}}}]"
         _compress(checkpoint("llama"), tmp_path / first, parse_recipe(text))
@@ -153,7 +153,7 @@ def test_a_kill_costs_one_layer_and_changes_nothing(
         done.append(index)
         return original(checkpoint, treatments, statistics)
 
-    monkeypatch.setattr(run, "compress_layer", killed_once)
+    monkeypatch.setattr(changes, "compress_layer", killed_once)
     with pytest.raises(_Killed):
         _compress(source, tmp_path / "out", recipe)
     assert not (tmp_path / "out").exists()

@@ -17,6 +17,7 @@ In place of steps, ``remove`` takes parts out, by how much they matter:
 
     remove:
       layers: 2                   # so many
+      heads: 0.25                 # so large a share of each attention's
       channels: 0.25              # so large a share of each feed-forward's
 
 What a later step says of a matrix counts. Components: ``decoder`` (every layer), ``attention``, ``mlp``. A unit's label
@@ -105,11 +106,6 @@ class Treatment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         """Whether calibration inputs decide what becomes of weights."""
         return self.method in ("gptq", "awq", "wanda", "sparsegpt") or self.smooth is not None
 
-    @property
-    def watches(self) -> bool:
-        """Whether calibration inputs matter to it."""
-        return self.needs_statistics or self.needs_ranges
-
     def input_codes(self, seen: ValueRange) -> InputCodes:
         """Return what static activations become."""
         return seen.codes(self.observer, symmetric=not self.activation_zeros, percentile=self.percentile)
@@ -133,6 +129,8 @@ class Removal(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     layers: int = 0
     """How many; those that change what they read least"""
+    heads: float = 0.0
+    """Share of each attention's, whole groups that share keys and values; those that add least to its result"""
     channels: float = 0.0
     """Share of each feed-forward's; those that add least to its result"""
 
@@ -223,10 +221,11 @@ def _check_removal(recipe: Recipe) -> None:
         raise InvalidRecipe("remove stands alone: make the smaller model first, then follow the steps with that one")
     if removal.layers < 0:
         raise InvalidRecipe(f"remove.layers is {removal.layers}; it is a number of layers")
-    if not 0 <= removal.channels < 1:
-        raise InvalidRecipe(f"remove.channels is {removal.channels}; it is a share from 0 to below 1")
-    if not removal.layers and not removal.channels:
-        raise InvalidRecipe("remove takes nothing out: set layers, a number, or channels, a share")
+    for name, share in (("heads", removal.heads), ("channels", removal.channels)):
+        if not 0 <= share < 1:
+            raise InvalidRecipe(f"remove.{name} is {share}; it is a share from 0 to below 1")
+    if not (removal.layers or removal.heads or removal.channels):
+        raise InvalidRecipe("remove takes nothing out: set layers, a number, or heads or channels, a share")
 
 
 def _check(step: Step, where: str) -> None:

@@ -9,11 +9,11 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import torch
@@ -25,15 +25,16 @@ from penstock.compress.calibration.ranges import ValueRange
 from penstock.compress.calibration.statistics import InputStatistics
 from penstock.compress.calibration.stream import BATCH_TOKENS, LayerStream
 from penstock.compress.calibration.texts import Calibration, CalibrationOptions, read_calibration, require_likely
+from penstock.compress.changes import change_of
 from penstock.compress.checkpoint import Checkpoint
-from penstock.compress.layer import UnitReport, compress_layer
+from penstock.compress.layer import UnitReport
 from penstock.compress.output import tensors_of, write_model
-from penstock.compress.plan import CoverageRow, Estimate, coverage, estimate
-from penstock.compress.recipe import Recipe, Treatment, resolve
-from penstock.compress.removal import Shape, layers_to_keep, remove_channels, smaller_config
-from penstock.compress.units import Unit, units_of
+from penstock.compress.plan import CoverageRow, Estimate, estimate
+from penstock.compress.recipe import Recipe, Treatment
+from penstock.compress.removal import layers_to_keep
+from penstock.compress.units import Observer, Unit
 from penstock.compress.work import WorkDirectory, keep, require_room, unfinished, write_whole
-from penstock.errors import InternalError, InvalidRecipe, NotEnoughDisk
+from penstock.errors import InternalError, NotEnoughDisk
 from penstock.kernels import InputCodes, ops_for
 from penstock.models import read_config
 from penstock.models.weights import Weights
@@ -95,24 +96,10 @@ class Compression:
         """Read all that is small, and find what is wrong. Raises ``ConfigError``."""
         self._options = options
         self._checkpoint = checkpoint = Checkpoint(options.model)
-        self.treatments: dict[Unit, Treatment] = {
-            unit: treatment
-            for unit, treatment in resolve(options.recipe, units_of(checkpoint.config)).items()
-            if unit.role != "gate"
-        }
-        schemes = {
-            module: treatment.scheme
-            for unit, treatment in self.treatments.items()
-            if treatment.makes_codes
-            for module in unit.modules
-        }
-        if options.recipe.remove is None and all(treatment.method == "keep" for treatment in self.treatments.values()):
-            raise InvalidRecipe("every unit is kept as it is: there is nothing to compress")
-        self._schemes = schemes
-        removal = options.recipe.remove
-        self._shape = None if removal is None else Shape.plan(removal, checkpoint.config)
-        if schemes:
-            _require_layout(options.layout, schemes, self.treatments)
+        self._change = change_of(options.recipe, checkpoint)
+        self.treatments = self._change.treatments
+        if self._change.schemes:
+            _require_layout(options.layout, self._change.schemes, self.treatments)
         self.calibration: Calibration = read_calibration(
             options.calibration,
             Tokenizer.load(options.model),
@@ -120,18 +107,18 @@ class Compression:
             num_inputs=max(unit.num_inputs for unit in self.treatments),
         )
         sequences = self.calibration.sequences
-        if self._shape is None and not any(treatment.watches for treatment in self.treatments.values()):
+        num_layers = checkpoint.config.num_layers
+        if not (
+            any(self._change.watched(index) for index in range(num_layers))
+            or any(treatment.needs_ranges for treatment in self.treatments.values())
+            or self._change.num_layers < num_layers
+        ):
             sequences = sequences[:_NUM_PROBES]
         self._ops = ops_for(torch.float32)
         self._stream = LayerStream(checkpoint.config, checkpoint, sequences, self._ops)
-        # Runs layers as wide as they become.
-        width = checkpoint.config.intermediate_size if self._shape is None else self._shape.num_channels
-        narrow = replace(checkpoint.config, intermediate_size=width)
-        self._outcome = LayerStream(narrow, checkpoint, sequences, self._ops)
+        self._outcome = LayerStream(self._change.outcome, checkpoint, sequences, self._ops)
         self._probes = sequences[:_NUM_PROBES]
-        self.coverage: list[CoverageRow] = coverage(checkpoint, self.treatments)
-        if self._shape is not None:
-            self.coverage = [self._shape.cover(row, checkpoint.config) for row in self.coverage]
+        self.coverage: list[CoverageRow] = self._change.coverage
         self._planned_bytes = sum(row.bytes_after for row in self.coverage)
         self.estimate: Estimate = estimate(
             checkpoint, self.treatments, self._stream.num_tokens, BATCH_TOKENS, self._planned_bytes
@@ -150,12 +137,12 @@ class Compression:
         with full_disk_explained(work.path):
             before = self._probe(work, progress)
             kept = self._choose_layers(work, progress)
-            changes = {} if self._shape is None else smaller_config(self._checkpoint, kept, self._shape, work.path)
+            changes = self._change.config_changes(kept, work.path)
             first = self._run_layers(work, kept, progress)
             result = work.path / "result"
             shutil.rmtree(result, ignore_errors=True)
             layers = {i: work.layer(i) for i in kept}
-            write_model(result, self._checkpoint, layers, self._schemes, self._options.layout, changes)
+            write_model(result, self._checkpoint, layers, self._change.schemes, self._options.layout, changes)
             (result / MADE_BY).write_text(json.dumps(self._made_by(), indent=2) + "\n", encoding="utf-8")
             for name, text in self._options.beside.items():
                 (result / name).write_text(text, encoding="utf-8")
@@ -189,7 +176,7 @@ class Compression:
     def _choose_layers(self, work: WorkDirectory, progress: Progress) -> list[int]:
         """Return the layers that stay, having measured them where some go."""
         num_layers = self._checkpoint.config.num_layers
-        if self._shape is None or self._shape.num_layers == num_layers:
+        if self._change.num_layers == num_layers:
             return list(range(num_layers))
         measured = work.path / "similarities.json"
         if not measured.is_file():
@@ -200,7 +187,7 @@ class Compression:
                 lambda before, after: found.append(self._stream.similarity(before, after)),
             ).unlink()
             write_whole(measured, json.dumps(found).encode())
-        return layers_to_keep(json.loads(measured.read_text(encoding="utf-8")), self._shape.num_layers)
+        return layers_to_keep(json.loads(measured.read_text(encoding="utf-8")), self._change.num_layers)
 
     def _run_layers(self, work: WorkDirectory, kept: list[int], progress: Progress) -> int:
         """Compress the layers that are not done, and return the first of them."""
@@ -221,45 +208,29 @@ class Compression:
 
     def _run_layer(self, work: WorkDirectory, index: int, progress: Progress) -> None:
         stream, num_layers = self._stream, self._checkpoint.config.num_layers
-        treatments = {unit: treatment for unit, treatment in self.treatments.items() if unit.layer == index}
-        watched = {
-            unit.modules: InputStatistics(unit.num_inputs)
-            for unit, treatment in treatments.items()
-            if treatment.needs_statistics
-        }
-
-        def observe(modules: tuple[str, ...], x: torch.Tensor) -> None:
-            if modules in watched:
-                watched[modules].add(x)
-
-        cuts = self._shape is not None and self._shape.num_channels < self._checkpoint.config.intermediate_size
-        if cuts:
-            watched |= {unit.modules: InputStatistics(unit.num_inputs) for unit in treatments if unit.role == "down"}
+        statistics = {unit: InputStatistics(unit.num_inputs) for unit in self._change.watched(index)}
         name = f"layer {index + 1} of {num_layers}"
         counted = _counted(progress, f"{name}: watching", stream.num_tokens)
-        if watched:
-            stream.run_layer(index, work.hidden(index), None, observe=observe, progress=counted)
+        if statistics:
+            stream.run_layer(index, work.hidden(index), None, observe=_adding_to(statistics), progress=counted)
         progress(f"{name}: compressing", 0, 1)
-        statistics = {unit: watched[unit.modules] for unit in treatments if unit.modules in watched}
-        if self._shape is not None and cuts:
-            layer = remove_channels(self._checkpoint, statistics, list(treatments), self._shape.num_channels)
-        else:
-            layer = compress_layer(self._checkpoint, treatments, statistics)
+        layer = self._change.make(index, statistics)
         counted = _counted(progress, f"{name}: running", stream.num_tokens)
         target = work.hidden(index + 1)
         # What the compressed layer reads, scales that moved between weights included.
-        ranges = {unit.modules: ValueRange() for unit, treatment in treatments.items() if treatment.needs_ranges}
+        ranges = {
+            unit: ValueRange() for unit, one in self.treatments.items() if unit.layer == index and one.needs_ranges
+        }
         self._outcome.run_layer(
             index,
             work.hidden(index),
             unfinished(target),
             replaced=layer.replaced(),
-            observe=lambda modules, x: ranges[modules].add(x) if modules in ranges else None,
+            observe=_adding_to(ranges),
             progress=counted,
         )
-        for unit, treatment in treatments.items():
-            if treatment.needs_ranges:
-                layer.inputs |= dict.fromkeys(unit.modules, treatment.input_codes(ranges[unit.modules]))
+        for unit, seen in ranges.items():
+            layer.inputs |= dict.fromkeys(unit.modules, self.treatments[unit].input_codes(seen))
         keep(target)
         work.save_layer(index, tensors_of(layer), [asdict(report) for report in layer.reports])
         work.hidden(index).unlink()
@@ -348,6 +319,21 @@ def _require_layout(name: str, schemes: Mapping[str, Scheme], treatments: Mappin
         zeros = None if scheme.symmetric else torch.full(scales.shape, scheme.middle, dtype=torch.uint8)
         inputs = InputCodes(1.0) if scheme.activations == "static" else None
         layout.pack(QuantizedWeight(scheme=scheme, codes=codes, scales=scales, zeros=zeros, inputs=inputs))
+
+
+class _Accumulator(Protocol):
+    def add(self, x: torch.Tensor) -> None: ...
+
+
+def _adding_to(seen: Mapping[Unit, _Accumulator]) -> Observer:
+    """Return what adds the inputs of these units."""
+    by_modules = {unit.modules: one for unit, one in seen.items()}
+
+    def observe(modules: tuple[str, ...], x: torch.Tensor) -> None:
+        if modules in by_modules:
+            by_modules[modules].add(x)
+
+    return observe
 
 
 def _counted(progress: Progress, what: str, total: int) -> Callable[[int], None]:

@@ -1,0 +1,81 @@
+"""What becomes of a model's layers: the matrices of each treated as a recipe says, or parts of the model removed."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from penstock.compress.calibration.statistics import InputStatistics
+from penstock.compress.checkpoint import Checkpoint
+from penstock.compress.layer import CompressedLayer, compress_layer
+from penstock.compress.plan import CoverageRow, coverage
+from penstock.compress.recipe import Recipe, Treatment, resolve
+from penstock.compress.removal import Removing
+from penstock.compress.units import Unit, units_of
+from penstock.errors import InvalidRecipe
+from penstock.models import ModelConfig
+from penstock.quant import Scheme
+
+
+class Change(Protocol):
+    """A recipe on a model."""
+
+    treatments: dict[Unit, Treatment]
+    """Of all units that could have one"""
+    schemes: dict[str, Scheme]
+    """Of modules whose weights become codes"""
+    coverage: list[CoverageRow]
+    outcome: ModelConfig
+    """Of layers as they become, as many as there were"""
+    num_layers: int
+    """How many stay"""
+
+    def watched(self, index: int) -> list[Unit]:
+        """Return the units of a layer whose inputs decide what becomes of it."""
+
+    def make(self, index: int, statistics: Mapping[Unit, InputStatistics]) -> CompressedLayer:
+        """Return what becomes of a layer, by the inputs of its watched units."""
+
+    def config_changes(self, kept: list[int], scratch: Path) -> dict[str, Any]:
+        """Return what changes in config.json if layers ``kept`` stay; in ``scratch``, which has none, it is tried."""
+
+
+class Treating:
+    """Each unit's treatment; all layers stay."""
+
+    def __init__(self, recipe: Recipe, checkpoint: Checkpoint, units: list[Unit]) -> None:
+        """Raise ``InvalidRecipe`` for steps that do not fit the model."""
+        self._checkpoint = checkpoint
+        resolved = resolve(recipe, units)
+        self.treatments = {unit: treatment for unit, treatment in resolved.items() if unit.role != "gate"}
+        if all(treatment.method == "keep" for treatment in self.treatments.values()):
+            raise InvalidRecipe("every unit is kept as it is: there is nothing to compress")
+        self.schemes = {
+            module: treatment.scheme
+            for unit, treatment in self.treatments.items()
+            if treatment.makes_codes
+            for module in unit.modules
+        }
+        self.coverage = coverage(checkpoint, self.treatments)
+        self.outcome = checkpoint.config
+        self.num_layers = checkpoint.config.num_layers
+
+    def watched(self, index: int) -> list[Unit]:
+        """See ``Change``."""
+        return [unit for unit, one in self.treatments.items() if unit.layer == index and one.needs_statistics]
+
+    def make(self, index: int, statistics: Mapping[Unit, InputStatistics]) -> CompressedLayer:
+        """See ``Change``."""
+        treatments = {unit: one for unit, one in self.treatments.items() if unit.layer == index}
+        return compress_layer(self._checkpoint, treatments, statistics)
+
+    def config_changes(self, kept: list[int], scratch: Path) -> dict[str, Any]:
+        """See ``Change``."""
+        return {}
+
+
+def change_of(recipe: Recipe, checkpoint: Checkpoint) -> Change:
+    """Return what ``recipe`` does. Raises ``InvalidRecipe`` where it does not fit the model."""
+    units = units_of(checkpoint.config)
+    if recipe.remove is not None:
+        return Removing(recipe.remove, checkpoint, [unit for unit in units if unit.role != "gate"])
+    return Treating(recipe, checkpoint, units)
