@@ -58,7 +58,7 @@ class Removing:
         if removal.heads and config.architecture in _WIDTH_BY_HEADS and config.hidden_size % num_heads:
             raise InvalidRecipe(
                 f"remove.heads is {removal.heads}, which leaves {num_heads} heads; transformers and vLLM refuse a "
-                f"model of this kind whose width, here {config.hidden_size}, is no multiple of that: remove more or fewer"
+                f"model of this kind whose width, {config.hidden_size}, is no multiple of that: remove more or fewer"
             )
         self.outcome = replace(
             config, intermediate_size=self._num_channels, num_heads=num_heads, num_kv_heads=self._num_groups
