@@ -80,6 +80,10 @@ def serve(
     pooling: Annotated[Optional[str], typer.Option(help="How embeddings are pooled: mean or last.")] = None,  # noqa: UP045
     max_loras: Annotated[Optional[int], typer.Option(help="LoRA adapters at once.  [default: 0, none]")] = None,  # noqa: UP045
     threads: Annotated[Optional[int], typer.Option(help="Threads a step uses.  [default: cores - 1]")] = None,  # noqa: UP045
+    encoder_workers: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Processes that encode images beside the engine.  [default: 0, the engine does]"),
+    ] = None,
     cache_memory: Annotated[Optional[str], typer.Option(help="Bytes for the KV cache, such as 4GiB.")] = None,  # noqa: UP045
     encoder_cache_memory: Annotated[
         Optional[str],  # noqa: UP045
@@ -134,6 +138,7 @@ def serve(
             "runner.pooling": ("--pooling", pooling),
             "runner.max_adapters": ("--max-loras", max_loras),
             "runner.threads": ("--threads", threads),
+            "runner.encoder_workers": ("--encoder-workers", encoder_workers),
             "cache.memory_bytes": ("--cache-memory", cache_memory),
             "cache.encoder_memory_bytes": ("--encoder-cache-memory", encoder_cache_memory),
             "cache.memory_share": ("--memory-share", memory_share),

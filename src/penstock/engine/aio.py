@@ -131,6 +131,8 @@ class InProcessClient:
         except Exception as error:  # without this thread every request would wait for ever
             deliver(LoadFailed(ErrorInfo(code=InternalError.code, message=f"the engine's loop failed: {error!r}")))
             raise
+        finally:
+            host.close()
 
     def _take_messages(self, host: EngineHost) -> bool:
         """Handle what has arrived, waiting if the engine is idle; False means end."""

@@ -67,6 +67,9 @@ class RunnerConfig:
     pooling: Pooling | None = None
     """``mean`` or ``last``: what embeddings are made of where a request does not say. None: as the model's
     1_Pooling/config.json has it; without one, the mean."""
+    encoder_workers: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Processes that encode images beside the engine's, which decodes meanwhile and outlives them, each with weights
+    and cores of its own. 0: steps encode, and wait for it."""
     max_adapters: Annotated[int, msgspec.Meta(ge=0)] = 0
     """LoRA adapters that may be loaded at once, by whoever reaches the API; above 0, steps are a little slower."""
 

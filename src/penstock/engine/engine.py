@@ -136,6 +136,14 @@ class Engine:
             )
             self._outputs[sequence.id] = ChoiceOutput(request.sampling, self._tokenizer, self._eos_token_ids)
 
+    def on_news(self, wake: Callable[[], object]) -> None:
+        """Have ``wake`` called, on any thread, when ``has_work`` may have become true by itself."""
+        self._desk.on_news(wake)
+
+    def close(self) -> None:
+        """End the processes that belong to it."""
+        self._desk.close()
+
     def load_adapter(self, name: str, path: Path) -> None:
         """See ``LoadedAdapters.load``."""
         self._adapters.load(name, path)

@@ -49,6 +49,12 @@ class SteppedEngine(Protocol):
     def step(self) -> list[TokenDelta]:
         """Run one step and return what it added to each choice."""
 
+    def on_news(self, wake: Callable[[], object]) -> None:
+        """Have ``wake`` called, on any thread, when ``has_work`` may have become true by itself."""
+
+    def close(self) -> None:
+        """End the processes that belong to it."""
+
     def status(self) -> EngineStatus:
         """Return the engine's state at this moment."""
 
@@ -60,6 +66,7 @@ class EngineHost:
         """``wake`` is called on another thread when ``has_work`` may have become true."""
         self._engine = engine
         self._wake = wake
+        engine.on_news(wake)
         self._compile_thread = compile_thread()
         self._compiling: dict[str, tuple[GenerateRequest, Future[LLMatcher]]] = {}
         self._refusals: list[TokenDelta] = []
@@ -77,6 +84,10 @@ class EngineHost:
     def loaded(self) -> Loaded:
         """Return the message that says the engine takes requests."""
         return Loaded(self._engine.model, self._engine.status())
+
+    def close(self) -> None:
+        """End the processes that belong to the engine."""
+        self._engine.close()
 
     def handle(self, message: ToEngine) -> None:
         """Take a message in. A request that is refused is answered with the next step."""

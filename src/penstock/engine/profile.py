@@ -162,6 +162,12 @@ class _Engine:
         self._left_work = self._engine.has_work
         return deltas
 
+    def on_news(self, wake: Callable[[], object]) -> None:
+        self._engine.on_news(wake)
+
+    def close(self) -> None:
+        self._engine.close()
+
     def status(self) -> EngineStatus:
         return self._engine.status()
 

@@ -6,9 +6,13 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import msgspec
+
 from penstock.errors import InvalidSetting, MissingExtra
 from penstock.estimate.memory import ModelShape, plan_memory
-from penstock.estimate.system import available_memory_bytes, usable_cores
+from penstock.estimate.system import available_memory_bytes
+from penstock.launch import encoder
+from penstock.launch.encoder import share_threads
 from penstock.launch.settings import ModelSettings, Settings
 from penstock.launch.text import load_tokenizer
 from penstock.models import find_shape, read_config, read_pooling, read_sampling_defaults, resolve_model
@@ -21,6 +25,8 @@ try:
 
     from penstock.engine.assemble import assemble_engine
     from penstock.engine.config import EngineConfig, RunnerConfig
+    from penstock.engine.encoding.pool import EncoderPool
+    from penstock.engine.encoding.source import FeatureSource
     from penstock.engine.engine import Engine
     from penstock.engine.profile import Profiler
     from penstock.engine.runner.encoder import LocalEncoder
@@ -32,6 +38,7 @@ try:
     from penstock.models.decoder import cache_dtype, count_parameters, load_model, run_dtype
     from penstock.models.model import LanguageModel
     from penstock.models.random_weights import count_random_parameters, make_random_model
+    from penstock.models.vision import VisionEncoder
     from penstock.models.vision.load import count_vision_parameters, load_vision
     from penstock.quant import Scheme, bytes_of_weight
 except ImportError as error:
@@ -49,8 +56,7 @@ def build_engine(settings: Settings, profiler: Profiler | None = None) -> Engine
 
     Raises ``ModelUnreadable``, ``NotEnoughMemory`` or ``InvalidSetting``, each before memory was taken for nothing.
     """
-    # All cores but one, which the API's process needs.
-    num_threads = settings.runner.threads or max(1, usable_cores() - 1)
+    num_threads, _ = share_threads(settings)
     use_threads(num_threads)
     # While weights are read and packed, which leaves the interpreter free.
     tokenizer = WorkThread("tokenizer").submit(_detokenizing, settings.model)
@@ -102,16 +108,45 @@ def build_engine(settings: Settings, profiler: Profiler | None = None) -> Engine
         pooling=pooling,
         kernels=ops.name,
     )
-    source = None
-    if target.path is not None and config.vision is not None:
-        encoder = load_vision(target.path, target.dtype)
-        source = None if encoder is None else LocalEncoder(encoder)
+    source = _open_source(settings, target)
     engine_config = EngineConfig(
         scheduler=settings.scheduler, cache=settings.cache, runner=settings.runner, speculation=settings.speculation
     )
     return assemble_engine(
         model, tokenizer.result(), engine_config, info=info, profiler=profiler, draft=draft, source=source
     )
+
+
+def _open_source(settings: Settings, target: "_Chosen") -> FeatureSource | None:
+    """Return what encodes images for a model; None if it sees none. Raises ``ConfigError``."""
+    num_workers = settings.runner.encoder_workers
+    if target.config.vision is None:
+        if num_workers:
+            raise InvalidSetting(
+                f"{num_workers} processes are to encode images (--encoder-workers), and {settings.model.name} sees "
+                "none; leave them out",
+                param="runner.encoder_workers",
+            )
+        return None
+    if not num_workers:
+        return LocalEncoder(load_encoder(settings))
+    pool = EncoderPool(
+        encoder.command(),
+        msgspec.json.encode(settings),
+        num_workers=num_workers,
+        encoder_tokens=settings.scheduler.encoder_tokens,
+    )
+    pool.start()
+    return pool
+
+
+def load_encoder(settings: Settings) -> VisionEncoder:
+    """Return what the model sees with. Raises ``ModelUnreadable``."""
+    config, path = find_model(settings.model)
+    assert path is not None, "no shape of a published model sees"
+    found = load_vision(path, getattr(torch, run_dtype(config, settings.runner.dtype)))
+    assert found is not None, "it was asked of a model that sees"
+    return found
 
 
 def _detokenizing(model: ModelSettings) -> Tokenizer:
@@ -123,7 +158,7 @@ def _detokenizing(model: ModelSettings) -> Tokenizer:
 
 def load_bare_model(settings: Settings) -> LanguageModel:
     """Return the model alone, as ``build_engine`` would run it. Raises ``ModelUnreadable`` or ``InvalidSetting``."""
-    num_threads = settings.runner.threads or max(1, usable_cores() - 1)
+    num_threads, _ = share_threads(settings)
     use_threads(num_threads)
     chosen = _choose(settings.model, settings, num_threads)
     adaptable = settings.runner.max_adapters > 0
@@ -173,7 +208,7 @@ def _choose(model: ModelSettings, settings: Settings, num_threads: int) -> _Chos
         ),
         sampling_scratch_bytes=scratch_bytes(config.vocab_size, num_threads),
         kv_scale_bytes=torch.float32.itemsize if kv_dtype is torch.int8 else 0,
-        encoder_weights_bytes=count_vision_parameters(path) * dtype.itemsize if path is not None and sees else 0,
+        encoder_weights_bytes=_encoder_bytes(path, dtype, runner.encoder_workers) if path and sees else 0,
         encoder_cache_bytes=settings.cache.encoder_memory_bytes if sees else 0,
     )
     return _Chosen(
@@ -267,6 +302,11 @@ def _attention_scratch_bytes(
         head_dim=config.head_dim,
         num_threads=num_threads,
     )
+
+
+def _encoder_bytes(path: Path, dtype: torch.dtype, num_workers: int) -> int:
+    """Return what the weights take that a model sees with, in all processes that have them."""
+    return max(1, num_workers) * count_vision_parameters(path) * dtype.itemsize
 
 
 def _weights_bytes(

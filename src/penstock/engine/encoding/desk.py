@@ -1,6 +1,6 @@
 """The engine's side of seeing: pictures go out to be encoded, and what comes back is entered and handed on."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from penstock.engine.encoding.features import FeatureCache
 from penstock.engine.encoding.source import FeatureRows, FeatureSource
@@ -23,6 +23,16 @@ class EncodingDesk:
     def is_awaiting(self) -> bool:
         """Whether pictures are being encoded and none of them is done."""
         return self._source is not None and bool(self._features.num_awaited_tokens) and not self._source.has_news
+
+    def on_news(self, wake: Callable[[], object]) -> None:
+        """Have ``wake`` called, on any thread, when ``is_awaiting`` may have become false."""
+        if self._source is not None:
+            self._source.on_news(wake)
+
+    def close(self) -> None:
+        """End encoders."""
+        if self._source is not None:
+            self._source.close()
 
     def submit(self, work: Sequence[tuple[int, Picture]]) -> None:
         """Have pictures encoded that the scheduler has made room for."""

@@ -1,6 +1,6 @@
 """Where pictures become features: in this process or in others."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -51,3 +51,9 @@ class FeatureSource(Protocol):
     @property
     def has_news(self) -> bool:
         """Whether ``take`` would return something."""
+
+    def on_news(self, wake: Callable[[], object]) -> None:
+        """Have ``wake`` called, on any thread, when ``has_news`` has become true by itself."""
+
+    def close(self) -> None:
+        """End what belongs to it."""

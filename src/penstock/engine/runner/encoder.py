@@ -42,6 +42,12 @@ class LocalEncoder:
         done, self._done = self._done, []
         return done
 
+    def on_news(self, wake: Callable[[], object]) -> None:
+        """Never: there is news only after ``submit``."""
+
+    def close(self) -> None:
+        """Nothing has to be ended."""
+
     def _encode_alone(self, feature_id: int, picture: Picture) -> Encoded:
         try:
             return self._encode([(feature_id, picture)])[0]

@@ -1,0 +1,284 @@
+"""Encoders in processes of their own, so that the engine goes on decoding meanwhile, and outlives what kills one."""
+
+import asyncio
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import msgspec
+import numpy as np
+import structlog
+
+from penstock.engine.child import ChildProcess, exit_reason
+from penstock.engine.encoding.messages import Encode, EncodedPictures, FromEncoder
+from penstock.engine.encoding.source import Encoded, EncoderCounters
+from penstock.engine.messages import LoadFailed
+from penstock.errors import EncodingFailed, InternalError, PenstockError, error_from_code
+from penstock.protocol import Picture
+
+T = TypeVar("T")
+
+_log = structlog.get_logger(__name__)
+
+_MOST_DEATHS = 3
+"""Encoders that may die at work on a picture before it is taken to be the cause"""
+_MOST_FAILED_STARTS = 5
+"""Restarts in a row that may fail before a process is given up"""
+_FIRST_DELAY_S = 0.1
+_LONGEST_DELAY_S = 10.0
+
+
+@dataclass(slots=True)
+class _Job:
+    feature_id: int
+    picture: Picture
+    num_deaths: int = 0
+    """Of encoders at work on it"""
+
+
+class EncoderPool:
+    """A ``FeatureSource`` of several processes. They are looked after on a thread, which the engine never waits for.
+
+    Each is handed as many pictures at a time as a step's budget has. What a dead one was at work on is encoded again,
+    each picture by itself, so that one that kills encoders fails alone.
+    """
+
+    def __init__(self, command: list[str], payload: bytes, *, num_workers: int, encoder_tokens: int) -> None:
+        """``command``, given the address to connect to as its last argument, runs ``worker.run_host``."""
+        self.counters = EncoderCounters(num_workers=num_workers)
+        self._command = command
+        self._payload = payload
+        self._encoder_tokens = encoder_tokens
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder: msgspec.msgpack.Decoder[FromEncoder] = msgspec.msgpack.Decoder(FromEncoder)
+        self._jobs: deque[_Job] = deque()
+        self._done: deque[Encoded] = deque()
+        self._wake: Callable[[], object] = lambda: None
+        self._children: set[ChildProcess] = set()
+        self._pids: set[int] = set()
+        self._num_living = num_workers
+        self._reason = ""
+        """Why the last process that could not be started could not"""
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._has_jobs = asyncio.Event()
+        self._is_closed = asyncio.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def pids(self) -> frozenset[int]:
+        """The processes that take pictures now."""
+        return frozenset(self._pids)
+
+    @property
+    def has_news(self) -> bool:
+        """Whether ``take`` would return something."""
+        return bool(self._done)
+
+    def start(self) -> None:
+        """Start all processes and wait until they have loaded. Raises the reason of the first that cannot."""
+        loaded: Future[None] = Future()
+        self._thread = threading.Thread(target=self._run, args=(loaded,), name="penstock-encoders", daemon=True)
+        self._thread.start()
+        try:
+            loaded.result()
+        except BaseException:
+            self.close()
+            raise
+
+    def on_news(self, wake: Callable[[], object]) -> None:
+        """Have ``wake`` called, on another thread, when ``has_news`` has become true."""
+        self._wake = wake
+
+    def submit(self, work: Sequence[tuple[int, Picture]]) -> None:
+        """Queue pictures."""
+        assert self._loop is not None, "the pool was started"
+        self._loop.call_soon_threadsafe(self._enqueue, [_Job(feature_id, picture) for feature_id, picture in work])
+
+    def take(self) -> list[Encoded]:
+        """Return what was encoded since."""
+        taken = []
+        with contextlib.suppress(IndexError):
+            while True:
+                taken.append(self._done.popleft())
+        return taken
+
+    def close(self) -> None:
+        """End all processes. Safe to call twice."""
+        if self._thread is None or self._loop is None:
+            return
+        self._loop.call_soon_threadsafe(self._is_closed.set)
+        self._thread.join()
+        self._thread = None
+
+    # ---- on the thread
+
+    def _run(self, loaded: "Future[None]") -> None:
+        # Whatever loop the program has chosen, only this one can have children on any thread.
+        with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+            runner.run(self._look_after_all(loaded))
+
+    async def _look_after_all(self, loaded: "Future[None]") -> None:
+        self._loop = asyncio.get_running_loop()
+        starting = [self._loop.create_future() for _ in range(self.counters.num_workers)]
+        tasks = [asyncio.create_task(self._look_after_or_give_up(one)) for one in starting]
+        try:
+            await asyncio.gather(*starting)
+        except PenstockError as error:
+            loaded.set_exception(error)
+        else:
+            loaded.set_result(None)
+        await self._is_closed.wait()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for child in list(self._children):
+            await child.close()
+
+    async def _look_after_or_give_up(self, started: "asyncio.Future[None]") -> None:
+        try:
+            await self._look_after(started)
+        except Exception as error:  # the thread's callers wait for an answer
+            _log.exception("encoder_failed")
+            failure = InternalError(f"an encoder process could not be run: {error!r}")
+            if started.done():
+                self._give_up(failure)
+            else:
+                started.set_exception(failure)
+
+    async def _look_after(self, started: "asyncio.Future[None]") -> None:
+        """Keep one process running; ``started`` is told how its first start went."""
+        num_failed, delay_s = 0, _FIRST_DELAY_S
+        while True:
+            child = await ChildProcess.spawn(self._command, self._payload)
+            self._children.add(child)
+            pid = child.process.pid
+            try:
+                error = await self._wait_loaded(child)
+                if error is None:
+                    num_failed, delay_s = 0, _FIRST_DELAY_S
+                    self._pids.add(pid)
+                    self._count_ready()
+                    if not started.done():
+                        started.set_result(None)
+                    await self._feed(child)
+                    _log.error("encoder_died", how=exit_reason(child.process.returncode))
+            finally:
+                self._pids.discard(pid)
+                self._count_ready()
+                await child.close()
+                self._children.discard(child)
+            if error is not None:
+                if not started.done():
+                    started.set_exception(error)
+                    return
+                num_failed += 1
+                _log.error("encoder_restart_failed", attempt=num_failed, reason=error.message)
+                if num_failed == _MOST_FAILED_STARTS:
+                    self._give_up(error)
+                    return
+                await asyncio.sleep(delay_s)
+                delay_s = min(2 * delay_s, _LONGEST_DELAY_S)
+            self.counters.num_restarts += 1
+
+    async def _wait_loaded(self, child: ChildProcess) -> PenstockError | None:
+        data = await _until_dead(child, child.receive())
+        if data is None:
+            how = exit_reason(child.process.returncode)
+            return InternalError(f"an encoder process {how} while it loaded; see its log")
+        message = self._decoder.decode(data)
+        if isinstance(message, LoadFailed):
+            error = message.error
+            return error_from_code(error.code, error.message, param=error.param)
+        return None
+
+    async def _feed(self, child: ChildProcess) -> None:
+        """Hand a process pictures until it dies."""
+        while await _until_dead(child, self._has_jobs.wait()):
+            jobs = self._next_jobs()
+            if not jobs:
+                continue
+            child.send(self._encoder.encode(Encode([(job.feature_id, job.picture) for job in jobs])))
+            data = await _until_dead(child, child.receive())
+            if data is None:
+                self._retry(jobs, exit_reason(child.process.returncode))
+                return
+            message = self._decoder.decode(data)
+            assert isinstance(message, EncodedPictures), "an encoder answers what it is handed"
+            self._deliver(jobs, message)
+
+    def _enqueue(self, jobs: list[_Job]) -> None:
+        self._jobs.extend(jobs)
+        if self._num_living:
+            self._has_jobs.set()
+        else:
+            self._fail(jobs, f"no encoder process could be started: {self._reason}")
+
+    def _next_jobs(self) -> list[_Job]:
+        """Take a step's budget of pictures from the queue; one that an encoder has died of goes by itself."""
+        jobs: list[_Job] = []
+        num_tokens = 0
+        while self._jobs:
+            job = self._jobs[0]
+            num_tokens += job.picture.num_tokens
+            if jobs and (num_tokens > self._encoder_tokens or job.num_deaths or jobs[0].num_deaths):
+                break
+            jobs.append(self._jobs.popleft())
+        if not self._jobs:
+            self._has_jobs.clear()
+        return jobs
+
+    def _deliver(self, jobs: list[_Job], message: EncodedPictures) -> None:
+        num_tokens = {job.feature_id: job.picture.num_tokens for job in jobs}
+        for one in message.pictures:
+            if one.error is not None:
+                self._done.append(Encoded(one.feature_id, error_from_code(one.error.code, one.error.message)))
+                continue
+            rows = np.frombuffer(one.rows, dtype=np.float32).reshape(num_tokens[one.feature_id], -1)
+            self._done.append(Encoded(one.feature_id, rows))
+            self.counters.num_pictures += 1
+            self.counters.num_tokens += num_tokens[one.feature_id]
+        self.counters.seconds += message.seconds
+        self._wake()
+
+    def _retry(self, jobs: list[_Job], how: str) -> None:
+        """Queue what a dead encoder was at work on before all others, but what too many have died of."""
+        for job in jobs:
+            job.num_deaths += 1
+        blamed = [job for job in jobs if job.num_deaths >= _MOST_DEATHS]
+        self._fail(blamed, f"{_MOST_DEATHS} encoder processes died at work on an image of this request; the last {how}")
+        self._jobs.extendleft(reversed([job for job in jobs if job.num_deaths < _MOST_DEATHS]))
+        if self._jobs:
+            self._has_jobs.set()
+
+    def _give_up(self, error: PenstockError) -> None:
+        self._num_living -= 1
+        self._reason = error.message
+        if not self._num_living:
+            jobs = list(self._jobs)
+            self._jobs.clear()
+            self._fail(jobs, f"no encoder process could be started: {self._reason}")
+
+    def _fail(self, jobs: Sequence[_Job], reason: str) -> None:
+        for job in jobs:
+            self._done.append(Encoded(job.feature_id, EncodingFailed(reason)))
+        if jobs:
+            self._wake()
+
+    def _count_ready(self) -> None:
+        self.counters.num_ready_workers = len(self._pids)
+
+
+async def _until_dead(child: ChildProcess, awaited: Coroutine[Any, Any, T]) -> T | None:
+    """Return what ``awaited`` gives, or None if the process dies first."""
+    waiting = asyncio.ensure_future(awaited)
+    died = asyncio.ensure_future(child.process.wait())
+    try:
+        await asyncio.wait({waiting, died}, return_when=asyncio.FIRST_COMPLETED)
+        return waiting.result() if waiting.done() else None
+    finally:
+        waiting.cancel()
+        died.cancel()

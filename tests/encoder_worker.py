@@ -1,0 +1,57 @@
+"""An encoder process over a tiny checkpoint, whose path is the payload: `python -m tests.encoder_worker ADDRESS`."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+import torch
+from torch import Tensor
+
+from penstock.engine.encoding.host import EncoderHost
+from penstock.engine.encoding.messages import Encode
+from penstock.engine.runner.encoder import LocalEncoder
+from penstock.engine.worker import Host, run_host
+from penstock.errors import ModelUnreadable
+from penstock.models.vision import VisionEncoder
+from penstock.models.vision.load import load_vision
+from penstock.protocol import Picture
+
+DEADLY, DEADLY_ONCE, BROKEN = b"deadly", b"deadly once", b"broken"
+"""Keys of pictures that kill who encodes them, or that cannot be encoded"""
+
+
+class Mortal:
+    """An encoder that some pictures are bad for; ``directory`` remembers across deaths."""
+
+    num_parameters = 0
+    weights_bytes = 0
+
+    def __init__(self, encoder: VisionEncoder, directory: Path) -> None:
+        self._encoder = encoder
+        self._directory = directory
+
+    def encode(self, pictures: Sequence[Picture]) -> list[Tensor]:
+        """Encode, unless."""
+        for picture in pictures:
+            if picture.key == BROKEN:
+                raise RuntimeError("a broken picture")
+            if picture.key == DEADLY or (picture.key == DEADLY_ONCE and not (self._directory / "died").exists()):
+                (self._directory / "died").touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+        return self._encoder.encode(pictures)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+
+    def build(payload: bytes, wake: Callable[[], object]) -> Host:
+        path = Path(payload.decode())
+        encoder = load_vision(path, torch.float32) if path.is_dir() else None
+        if encoder is None:
+            raise ModelUnreadable(f"{path} is not there")
+        return EncoderHost(LocalEncoder(Mortal(encoder, path)))
+
+    sys.exit(run_host(sys.argv[1], msgspec.msgpack.Decoder(Encode), build))

@@ -1,0 +1,183 @@
+"""Encoders in processes of their own: they die and come back, and nobody's text waits for them."""
+
+import asyncio
+import os
+import random
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from penstock.engine.aio import InProcessClient
+from penstock.engine.encoding.pool import EncoderPool
+from penstock.engine.engine import Engine
+from penstock.errors import EncodingFailed, ModelUnreadable
+from penstock.images.families import load_processor
+from penstock.protocol import GenerateRequest, TokenDelta
+from tests.encoder_worker import BROKEN, DEADLY, DEADLY_ONCE
+from tests.engines import build_engine, greedy, is_whole, run_to_end, tokens_of
+from tests.seeing_models import drawing, make_seeing_checkpoint, with_images
+
+COMMAND = [sys.executable, "-m", "tests.encoder_worker"]
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_seeing_checkpoint(tmp_path_factory.mktemp("llava"))
+
+
+def pool_of(path: Path, num_workers: int = 1) -> EncoderPool:
+    return EncoderPool(COMMAND, str(path).encode(), num_workers=num_workers, encoder_tokens=64)
+
+
+@pytest.fixture(scope="module")
+def pool(path: Path) -> Iterator[EncoderPool]:
+    pool = pool_of(path)
+    pool.start()
+    yield pool
+    pool.close()
+
+
+def ask(
+    path: Path, name: str, drawings: Sequence[int], max_tokens: int = 8, key: bytes | None = None
+) -> GenerateRequest:
+    """Return a greedy request about some drawings; ``key`` is the first one's instead of its own."""
+    processor = load_processor(path)
+    assert processor is not None
+    images = [drawing(40 + seed, 60, seed) for seed in drawings]
+    token_ids, pictures = with_images(path, processor, "@" * len(images) + "what is this?", images)
+    if key is not None:
+        pictures[0] = msgspec.structs.replace(pictures[0], key=key)
+    return msgspec.structs.replace(greedy(name, token_ids, max_tokens), pictures=tuple(pictures))
+
+
+def engine_over(path: Path, pool: EncoderPool) -> tuple[Engine, threading.Event]:
+    """Return an engine that ``pool`` encodes for, and what is set when there is news."""
+    engine = build_engine(path, source=pool, encoder_cache_bytes=1 << 18)
+    news = threading.Event()
+    engine.on_news(news.set)
+    return engine, news
+
+
+def run(engine: Engine, news: threading.Event, requests: Sequence[GenerateRequest]) -> dict[str, list[TokenDelta]]:
+    """Run requests to their ends, waiting where there is nothing to do but wait."""
+    deltas: dict[str, list[TokenDelta]] = {request.request_id: [] for request in requests}
+    for request in requests:
+        engine.add(request)
+    while engine._requests:
+        while not engine.has_work:
+            assert news.wait(30), "a step that waits is woken"
+        news.clear()
+        for delta in engine.step():
+            deltas[delta.request_id].append(delta)
+    return deltas
+
+
+def alone(path: Path, request: GenerateRequest) -> list[int]:
+    return tokens_of(run_to_end(build_engine(path), [request])[request.request_id])
+
+
+def test_what_others_encode_says_the_same(path: Path, pool: EncoderPool) -> None:
+    engine, news = engine_over(path, pool)
+    requests = [ask(path, f"r{i}", seen) for i, seen in enumerate([[1], [2, 3, 1], [], [4, 4], [1], [5]])]
+    deltas = run(engine, news, requests)
+    for request in requests:
+        assert tokens_of(deltas[request.request_id]) == alone(path, request)
+    seeing = engine.status().seeing
+    assert seeing is not None
+    assert (seeing.num_workers, seeing.num_ready_workers, seeing.num_encoded_pictures) == (1, 1, 5)
+    assert seeing.encode_s > 0
+    assert is_whole(engine)
+
+
+def test_text_does_not_wait_for_a_picture(path: Path, pool: EncoderPool) -> None:
+    (pid,) = pool.pids
+    engine, news = engine_over(path, pool)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        engine.add(ask(path, "seeing", [7]))
+        text = ask(path, "text", [])
+        deltas = []
+        engine.add(text)
+        while "text" in engine._requests:
+            deltas += engine.step()
+        assert tokens_of(deltas) == alone(path, text)
+        while engine.has_work:
+            deltas += engine.step()
+        assert "seeing" in engine._requests
+        assert engine.status().num_running == 1
+        assert not news.is_set()
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    while "seeing" in engine._requests:
+        if not engine.has_work:
+            assert news.wait(30)
+        deltas += engine.step()
+    assert engine.status().counters.num_generation_tokens == 16
+
+
+def test_a_picture_that_an_encoder_died_of_is_encoded_by_the_next(path: Path, pool: EncoderPool) -> None:
+    engine, news = engine_over(path, pool)
+    before = pool.counters.num_restarts
+    requests = [ask(path, "once", [8], key=DEADLY_ONCE), ask(path, "beside", [9]), ask(path, "text", [])]
+    deltas = run(engine, news, requests)
+    for request in requests:
+        assert tokens_of(deltas[request.request_id]) == alone(path, request)
+    assert pool.counters.num_restarts == before + 1
+
+
+def test_a_picture_that_kills_encoders_fails_alone(path: Path, pool: EncoderPool) -> None:
+    engine, news = engine_over(path, pool)
+    bad = [ask(path, "deadly", [8], key=DEADLY), ask(path, "broken", [8], key=BROKEN)]
+    good = [ask(path, f"r{i}", [10 + i]) for i in range(4)]
+    deltas = run(engine, news, [*good[:2], *bad, *good[2:]])
+    for request in good:
+        assert tokens_of(deltas[request.request_id]) == alone(path, request)
+    errors = [deltas[request.request_id][-1].error for request in bad]
+    assert [error and error.code for error in errors] == [EncodingFailed.code] * 2
+    assert "SIGKILL" in str(errors[0])
+    assert "a broken picture" in str(errors[1])
+    assert is_whole(engine)
+
+
+def test_a_model_that_cannot_load_says_why(tmp_path: Path) -> None:
+    pool = pool_of(tmp_path / "nothing", 2)
+    with pytest.raises(ModelUnreadable, match="is not there"):
+        pool.start()
+
+
+async def test_64_clients_lose_nothing_when_encoders_are_killed(path: Path) -> None:
+    pool = pool_of(path, 2)
+    pool.start()
+    client = InProcessClient(lambda: build_engine(path, num_blocks=1200, source=pool, encoder_cache_bytes=1 << 15))
+    await client.start()
+    drawn = random.Random(0)
+    requests = [
+        ask(path, f"r{i}", [drawn.randrange(40) for _ in range(i % 3)], 4 + drawn.randrange(20)) for i in range(160)
+    ]
+    waiting = list(requests)
+    answers: dict[str, list[int]] = {}
+
+    async def work() -> None:
+        while waiting:
+            request = waiting.pop()
+            answers[request.request_id] = tokens_of([delta async for delta in client.generate(request)])
+            if len(answers) % 40 == 20:
+                for pid in list(pool.pids)[: 1 + len(answers) // 80]:
+                    os.kill(pid, signal.SIGKILL)
+
+    await asyncio.gather(*(work() for _ in range(64)))
+    assert pool.counters.num_restarts >= 2
+    engine = build_engine(path, num_blocks=1200)
+    expected = run_to_end(engine, requests)
+    assert answers == {name: tokens_of(deltas) for name, deltas in expected.items()}
+    pids = pool.pids
+    await client.stop()
+    assert pids
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):  # whoever ends an engine ends its encoders
+            os.kill(pid, 0)
