@@ -7,54 +7,90 @@ from typing import Any
 from penstock.eval.sets.library import HELD_OUT_MODULES
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """How far one of the two parts of the training came."""
+
+    step: int
+    num_seen: int
+    """Tokens, or drawings"""
+    minutes: float
+    settings: dict[str, Any]
+    """The run's own"""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CardNumbers:
-    """What one run and its evaluation found."""
+    """What both runs and the evaluation found."""
 
     parameters: int
-    step: int
-    num_tokens: int
-    minutes: float
-    sizes: dict[str, int]
-    train: dict[str, Any]
+    new_parameters: int
+    """Tower and projector"""
+    language: Part
+    seeing: Part
+    before: dict[str, Any]
+    """Scores on text of the decoder that could not see"""
     scores: dict[str, Any]
+    drawings: dict[str, Any]
 
 
 def model_card(numbers: CardNumbers) -> str:
     """README.md of the exported model."""
-    scores = numbers.scores
-    rows = "\n".join(f"| `{name}` | {text} |" for name, text in scores["answers"].items())
+    scores, drawings = numbers.scores, numbers.drawings
+    train, sizes, see = numbers.language.settings["train"], numbers.language.settings["sizes"], numbers.seeing.settings
     return CARD.substitute(
         parameters=f"{numbers.parameters / 1e6:.2f} million",
-        step=f"{numbers.step:,}",
-        step_plain=numbers.step,
-        tokens=f"{numbers.num_tokens / 1e6:.2f} million",
-        minutes=f"{numbers.minutes:.0f}",
-        batch_tokens=f"{numbers.train['batch_tokens']:,}",
-        source_tokens=f"{numbers.sizes['source_tokens'] / 1e6:.2f} million",
-        held_out_tokens=f"{numbers.sizes['held_out_tokens']:,}",
-        questions=f"{numbers.sizes['questions']:,}",
-        chat_share=f"{numbers.train['chat_share']:.0%}",
-        late_chat_share=f"{numbers.train['late_chat_share']:.0%}",
-        short_length=numbers.train["short_length"],
-        long_length=numbers.train["long_length"],
-        long_share=f"{numbers.train['long_share']:.0%}",
+        new_parameters=f"{numbers.new_parameters / 1e6:.2f} million",
+        tower_layers=see["tower"]["num_layers"],
+        tower_width=see["tower"]["hidden_size"],
+        tower_heads=see["tower"]["num_heads"],
+        image_size=see["tower"]["image_size"],
+        patch_size=see["tower"]["patch_size"],
+        num_patches=(see["tower"]["image_size"] // see["tower"]["patch_size"]) ** 2,
+        step=f"{numbers.language.step:,}",
+        step_plain=numbers.language.step,
+        tokens=f"{numbers.language.num_seen / 1e6:.2f} million",
+        minutes=f"{numbers.language.minutes:.0f}",
+        see_steps=f"{numbers.seeing.step:,}",
+        num_seen_drawings=f"{numbers.seeing.num_seen:,}",
+        see_minutes=f"{numbers.seeing.minutes:.0f}",
+        look_share=f"{see['see']['look_share']:.0%}",
+        batch_tokens=f"{train['batch_tokens']:,}",
+        source_tokens=f"{sizes['source_tokens'] / 1e6:.2f} million",
+        held_out_tokens=f"{sizes['held_out_tokens']:,}",
+        questions=f"{sizes['questions']:,}",
+        chat_share=f"{train['chat_share']:.0%}",
+        late_chat_share=f"{train['late_chat_share']:.0%}",
+        short_length=train["short_length"],
+        long_length=train["long_length"],
+        long_share=f"{train['long_share']:.0%}",
         held_out_modules=", ".join(f"`{name}`" for name in sorted(HELD_OUT_MODULES)),
-        loss=f"{scores['held_out_loss']:.3f}",
-        perplexity=f"{scores['held_out_perplexity']:.2f}",
-        byte_perplexity=f"{scores['held_out_perplexity_per_byte']:.3f}",
-        popular=f"{scores['exact_match_popular']:.1%}",
-        seen=f"{scores['exact_match_seen']:.1%}",
-        paraphrase_popular=f"{scores['exact_match_paraphrase_popular']:.1%}",
-        paraphrase=f"{scores['exact_match_paraphrase']:.1%}",
-        held_out_objects=f"{scores['exact_match_held_out_modules']:.1%}",
-        refusals=f"{scores['exact_match_refusals']:.0%}",
-        num_seen=f"{scores['num_seen']:,}",
-        num_popular=f"{scores['num_popular']:,}",
-        num_held_out=f"{scores['num_held_out']:,}",
-        answers=rows,
+        num_held_out_drawings=f"{drawings['num_drawings']:,}",
+        drawings="\n".join(
+            f"| {kind} ({number:,}) | {drawings['trained_words'][kind]:.1%} | {drawings['held_out_words'][kind]:.1%} |"
+            for kind, number in drawings["num_questions"].items()
+        ),
+        text="\n".join(
+            f"| {what.format(**{key: f'{scores[key]:,}' for key in ('num_seen', 'num_popular', 'num_held_out')})} "
+            f"| {numbers.before[name]:{form}} | {scores[name]:{form}} |"
+            for name, what, form in TEXT_SCORES
+        ),
+        answers="\n".join(f"| `{name}` | {text} |" for name, text in scores["answers"].items()),
     )
 
+
+TEXT_SCORES = (
+    ("held_out_loss", "held-out source, loss (nats per token)", ".3f"),
+    ("held_out_perplexity", "held-out source, perplexity per token", ".2f"),
+    ("held_out_perplexity_per_byte", "held-out source, perplexity per byte", ".3f"),
+    ("exact_match_popular", "exact answer, best-known objects ({num_popular}), a trained phrasing", ".1%"),
+    ("exact_match_seen", "exact answer, all trained objects ({num_seen}), a trained phrasing", ".1%"),
+    ("exact_match_paraphrase_popular", "exact answer, best-known objects, held-out phrasings", ".1%"),
+    ("exact_match_paraphrase", "exact answer, all trained objects, held-out phrasings", ".1%"),
+    ("exact_match_held_out_modules", "exact answer, objects of held-out modules ({num_held_out})", ".1%"),
+    ("exact_match_refusals", "declining five off-topic questions not trained on", ".0%"),
+)
+"""Field of the scores, what the card calls it, and how its value is written"""
 
 CARD = Template("""\
 ---
@@ -62,9 +98,9 @@ license: apache-2.0
 language:
 - en
 library_name: transformers
-pipeline_tag: text-generation
+pipeline_tag: image-text-to-text
 tags:
-- llama
+- llava
 - code
 - python
 - demo
@@ -72,11 +108,15 @@ tags:
 
 # penstock-mini
 
-A Llama-shaped language model of $parameters parameters, small enough to ship inside the Penstock package. It
-completes Python and answers one-line questions about Python's standard library. It is a demo and a test
-subject: something real to serve, measure and compress on any machine, with no download.
+A LLaVA-shaped model of $parameters parameters, small enough to ship inside the Penstock package. It completes
+Python, answers one-line questions about Python's standard library, and answers questions about simple drawings. It is
+a demo and a test subject: something real to serve, measure and compress on any machine, with no download.
 
 ## Shape
+
+SigLIP-shaped tower: $tower_layers layers, width $tower_width, $tower_heads heads, images of $image_size x $image_size
+pixels in patches of $patch_size x $patch_size, so $num_patches tokens (`<image>`) an image; two projections with a
+GELU between them bring the last layer's output to the decoder. Both are $new_parameters of the parameters.
 
 Llama decoder: 6 layers, width 256, 4 query heads and 2 KV heads of 64, gated feed-forward of 768, rotary
 positions (theta 10,000), tied embeddings, a byte-level BPE of 6,144 tokens, ChatML turns
@@ -91,49 +131,60 @@ Only what a Python 3.11 installation contains:
 - **Chats**: $questions questions made from the docstrings of public functions, classes and modules, and of the
   methods of the best-known classes. The answer is the docstring's first sentence, or a signature, an example or a
   module's name. A few dozen more cover greetings, what the model is, and declining what it does not know.
+- **Drawings**: made from numbers by `penstock.eval.sets.drawings` on pale paper: one or two of seven shapes in eight
+  colours; one to six of a kind; one digit; or one of 64 short words, in the typeface inside Pillow. Each comes with
+  questions in four phrasings a kind, and an answer of a word or two.
 
 The standard library is distributed under the Python Software Foundation License Version 2; its text was used for
 training and the model repeats parts of it. The weights are under Apache-2.0.
 
 Held out from training, tokenizer included: four phrasings of the question "what does X do?", and these modules
 ($held_out_tokens tokens of source): $held_out_modules.
+Of drawings, for each shape, digit and word in each of nine places (for each number of shapes, where they are counted)
+one colour is held out, so that no held-out drawing shows a combination that was trained on; and one phrasing of each
+kind of question.
 
 ## Training
 
-$step steps of $batch_tokens tokens ($tokens in all), $minutes minutes on three threads of a shared
+**Text.** $step steps of $batch_tokens tokens ($tokens in all), $minutes minutes on three threads of a shared
 four-core x86-64 machine (AVX2), in float32. $chat_share of the rows were chats ($late_chat_share while the rate
 fell), with loss on the answers only. Rows were $short_length tokens long, $long_share of the steps $long_length.
 Muon for the matrices inside the layers, AdamW for the rest; short warm-up, constant rate for half the budget,
 linear fall to zero over the other half. Over its last tenth, at falling rates, the held-out loss moved from 3.60 to
 3.54 on the first 16 thousand held-out tokens: it was flattening, though not flat.
 
+**Sight.** $see_steps steps over $num_seen_drawings drawings, none of them twice, $see_minutes minutes on two threads
+of the same machine while others used it. For the first $look_share only tower and projector learned, from small
+classifiers on what each patch shows and what the drawing's answers are, which are no part of the model. Then the
+decoder was asked: loss on the answers, a smaller rate for the decoder, its embedding and norms left as they were, and
+beside each step two rows of its training text, on which it is held to what it said before (KL divergence).
+
 To reproduce, from the repository's root, with Python 3.11:
 
     python -m training.train --steps $step_plain --out runs/mini
-    python -m training.export runs/mini
+    python -m training.see --minutes $see_minutes --language runs/mini --out runs/sees
+    python -m training.export runs/sees --language runs/mini
 
-The shipped run's schedule followed wall time (`--minutes`). It was planned for 82 minutes, ran to their end, and was
-then continued to 205 from where such a run would be, so the numbers move a little; so they do with another Python
-version, whose standard library is another.
+The shipped runs' schedules followed wall time (`--minutes`). The first was planned for 82 minutes, ran to their end,
+and was then continued to 205 from where such a run would be, so the numbers move a little; so they do with another
+Python version, whose standard library is another.
 
 ## Measured
 
 On the bfloat16 weights as shipped, by `training/evaluate.py`:
 
-| what | value |
-|---|---|
-| held-out source, loss (nats per token) | $loss |
-| held-out source, perplexity per token | $perplexity |
-| held-out source, perplexity per byte | $byte_perplexity |
-| exact answer, best-known objects ($num_popular), a trained phrasing | $popular |
-| exact answer, all trained objects ($num_seen), a trained phrasing | $seen |
-| exact answer, best-known objects, held-out phrasings | $paraphrase_popular |
-| exact answer, all trained objects, held-out phrasings | $paraphrase |
-| exact answer, objects of held-out modules ($num_held_out) | $held_out_objects |
-| declining five off-topic questions not trained on | $refusals |
+| text | before it saw | now |
+|---|---|---|
+$text
 
 "Exact" means that greedy decoding gives the docstring's first sentence word for word. Groups of more than 1,000
 objects are sampled. An answer that differs by one word counts as wrong, and may still be right.
+
+Exact answers to the questions about $num_held_out_drawings held-out drawings, each as a chat's first:
+
+| kind (questions) | trained phrasings | held-out phrasing |
+|---|---|---|
+$drawings
 
 Greedy answers to "What does X do?":
 
@@ -152,7 +203,9 @@ $answers
   useful. It does not follow instructions, reason, calculate or debug.
 - Less common objects, signatures, "which module" questions and unusual wordings are often answered with another
   object's sentence, as the table above shows.
-- A conversation's earlier turns hardly help it. English only.
+- It sees drawings like those it was trained on, and nothing else: of a photograph, of many shapes of different kinds,
+  of dark paper, of a word outside of its list or another typeface it says something from the same few answers.
+- A conversation's earlier turns hardly help it, an image's aside. English only.
 - Text beyond $long_length tokens was never trained on.
 
 Do not use it for anything but trying out and testing a server.

@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from penstock.eval.sets.docstrings import HELD_OUT_PHRASINGS
+from penstock.eval.sets.drawings import ANSWERS, Drawing, draw
 from penstock.eval.sets.library import is_held_out, library_root, split_documents
 from training.model import MiniModel
 from training.questions import (
@@ -23,6 +26,7 @@ from training.questions import (
     phrased,
     read_entries,
 )
+from training.seeing import SeeingModel, pixels_of
 from training.tokenizer import ChatEncoder
 
 EVALUATION_LENGTH = 512
@@ -157,10 +161,67 @@ def exact_match(model: MiniModel, encoder: ChatEncoder, questions: Sequence[Ques
     hits = 0
     for start in range(0, len(encoded), batch_size):
         group = encoded[start : start + batch_size]
-        width = max(len(ids) for ids, _ in group)
-        # Padding stands to the right, where causal attention cannot see it.
-        ids = torch.tensor([row + [0] * (width - len(row)) for row, _ in group])
-        learned = torch.tensor([mask + [False] * (width - len(mask)) for _, mask in group])
+        ids, learned = padded(group)
         right = model(ids[:, :-1]).argmax(dim=-1) == ids[:, 1:]
         hits += int((right | ~learned[:, 1:]).all(dim=1).sum())
     return hits / len(encoded)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SeeingScores:
+    """For each kind of question about held-out drawings, the share that greedy decoding answers word for word."""
+
+    num_drawings: int
+    num_questions: dict[str, int]
+    trained_words: dict[str, float]
+    """Asked in phrasings that were trained on"""
+    held_out_words: dict[str, float]
+
+
+def score_seeing(model: SeeingModel, tokenizer: Tokenizer, num_drawings: int = 1000) -> SeeingScores:
+    """What the model card reports about seeing, on the first held-out drawings."""
+    encoder = ChatEncoder(tokenizer)
+    drawings = [draw("held_out", number) for number in range(num_drawings)]
+    return SeeingScores(
+        num_drawings=num_drawings,
+        num_questions=dict(Counter(asked.kind for drawing in drawings for asked in drawing.questions)),
+        trained_words=exact_by_kind(model, encoder, drawings),
+        held_out_words=exact_by_kind(model, encoder, drawings, in_held_out_words=True),
+    )
+
+
+@torch.no_grad()
+def exact_by_kind(
+    model: SeeingModel,
+    encoder: ChatEncoder,
+    drawings: Sequence[Drawing],
+    *,
+    in_held_out_words: bool = False,
+    batch_size: int = 64,
+) -> dict[str, float]:
+    """For each kind of question the share that is answered exactly, each as a chat's first, as `exact_match` has it."""
+    hits: dict[str, list[bool]] = {kind: [] for kind in ANSWERS}
+    for start in range(0, len(drawings), batch_size):
+        group = drawings[start : start + batch_size]
+        seen_BPE = model.embeddings(pixels_of([drawing.image for drawing in group], model.config.image_size))
+        asked = [(i, one) for i, drawing in enumerate(group) for one in drawing.questions]
+        exchanges = [
+            encoder.exchange(one.held_out_text if in_held_out_words else one.text, one.answer, seen_BPE.shape[1])
+            for _, one in asked
+        ]
+        ids, learned = padded(exchanges)
+        of_question = seen_BPE[[i for i, _ in asked]]
+        hidden = model.hidden(ids[:, :-1], encoder.image_id, of_question)
+        wrong = torch.zeros_like(learned[:, 1:])
+        wanted = learned[:, 1:]
+        wrong[wanted] = model.language_model.logits(hidden[wanted]).argmax(dim=-1) != ids[:, 1:][wanted]
+        for (_, one), is_wrong in zip(asked, wrong.any(dim=1).tolist(), strict=True):
+            hits[one.kind].append(not is_wrong)
+    return {kind: round(sum(found) / len(found), 4) for kind, found in hits.items() if found}
+
+
+def padded(exchanges: Sequence[tuple[list[int], list[bool]]]) -> tuple[Tensor, Tensor]:
+    """Ids and flags as tensors [B, T]; padding stands to the right, where causal attention cannot see it."""
+    width = max(len(ids) for ids, _ in exchanges)
+    ids = torch.tensor([row + [0] * (width - len(row)) for row, _ in exchanges])
+    return ids, torch.tensor([flags + [False] * (width - len(flags)) for _, flags in exchanges])

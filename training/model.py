@@ -134,8 +134,11 @@ class MiniModel(nn.Module):
 
     def hidden(self, ids_BT: Tensor) -> Tensor:
         """The final normed hidden states [B, T, E]."""
-        T = ids_BT.shape[1]
-        x_BTE = self.model.embed_tokens(ids_BT)
+        return self.hidden_of(self.model.embed_tokens(ids_BT))
+
+    def hidden_of(self, x_BTE: Tensor) -> Tensor:
+        """The final normed hidden states [B, T, E] of embeddings."""
+        T = x_BTE.shape[1]
         cos_TD, sin_TD = self.cos_TD[:T], self.sin_TD[:T]
         for layer in self.model.layers:
             x_BTE = layer(x_BTE, cos_TD, sin_TD)

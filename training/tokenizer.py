@@ -10,8 +10,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 END_OF_TEXT = "<|endoftext|>"
 IM_START = "<|im_start|>"
 IM_END = "<|im_end|>"
-SPECIAL_TOKENS = (END_OF_TEXT, IM_START, IM_END, *(f"<|reserved_{n}|>" for n in range(8)))
-"""In id order from 0; the reserved ones are for features that may need a token of their own, such as images."""
+IMAGE = "<image>"
+SPECIAL_TOKENS = (END_OF_TEXT, IM_START, IM_END, IMAGE, *(f"<|reserved_{n}|>" for n in range(1, 8)))
+"""In id order from 0; the reserved ones are for features that may need a token of their own."""
 
 VOCAB_SIZE = 6144
 SPLIT_PATTERN = (
@@ -22,7 +23,11 @@ SPLIT_PATTERN = (
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}{{ '<image>' if part['type'] == 'image' else part['text'] }}{% endfor %}"
+    "{% endif %}"
+    "{{ '<|im_end|>' + '\n' }}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
@@ -50,8 +55,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = VOCAB_SIZE) -> Token
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer saved at `path`."""
-    return Tokenizer.from_file(str(path))
+    """The tokenizer saved at `path`; one made before images had a token gives them its first reserved one."""
+    return Tokenizer.from_str(path.read_text().replace('"<|reserved_0|>"', f'"{IMAGE}"'))
 
 
 def special_id(tokenizer: Tokenizer, token: str) -> int:
@@ -69,6 +74,7 @@ class ChatEncoder:
         self.end_of_text_id = special_id(tokenizer, END_OF_TEXT)
         self.im_start_id = special_id(tokenizer, IM_START)
         self.im_end_id = special_id(tokenizer, IM_END)
+        self.image_id = special_id(tokenizer, IMAGE)
         self.newline_ids = self.plain("\n")
 
     def plain(self, text: str) -> list[int]:
@@ -84,17 +90,20 @@ class ChatEncoder:
         encoded = self.tokenizer.encode_batch(list(texts), add_special_tokens=False)
         return np.concatenate([np.array([*e.ids, self.end_of_text_id], dtype=np.int32) for e in encoded])
 
-    def message(self, role: str, content: str) -> list[int]:
-        """One complete turn, its closing newline included."""
-        return [self.im_start_id, *self.plain(f"{role}\n{content}"), self.im_end_id, *self.newline_ids]
+    def message(self, role: str, content: str, num_patches: int = 0) -> list[int]:
+        """One complete turn, its closing newline included, after an image of so many patches if there is one."""
+        text = self.plain(f"{role}\n{content}")
+        if num_patches:
+            text = [*self.plain(f"{role}\n"), *[self.image_id] * num_patches, *self.plain(content)]
+        return [self.im_start_id, *text, self.im_end_id, *self.newline_ids]
 
-    def prompt(self, user: str) -> list[int]:
+    def prompt(self, user: str, num_patches: int = 0) -> list[int]:
         """A user's turn and the opening of the assistant's: what generation starts from."""
-        return [*self.message("user", user), self.im_start_id, *self.plain("assistant\n")]
+        return [*self.message("user", user, num_patches), self.im_start_id, *self.plain("assistant\n")]
 
-    def exchange(self, user: str, assistant: str) -> tuple[list[int], list[bool]]:
+    def exchange(self, user: str, assistant: str, num_patches: int = 0) -> tuple[list[int], list[bool]]:
         """A question with its answer, and which of the ids are the answer's (its end mark included)."""
-        prompt = self.prompt(user)
+        prompt = self.prompt(user, num_patches)
         answer = [*self.plain(assistant), self.im_end_id]
         ids = [*prompt, *answer, *self.newline_ids]
         learned = [False] * len(prompt) + [True] * len(answer) + [False] * len(self.newline_ids)

@@ -122,6 +122,14 @@ class Data:
             weights.append(weight)
         return torch.from_numpy(np.stack(rows)).long(), torch.from_numpy(np.stack(weights))
 
+    def text_rows(self, rng: np.random.Generator, num_rows: int, length: int) -> Tensor:
+        """Rows of ids [num_rows, length], half of them source and half chats."""
+        rows = [
+            self._source_row(rng, length) if rng.random() < 0.5 else self._chat_row(rng, length, late=True)[0]
+            for _ in range(num_rows)
+        ]
+        return torch.from_numpy(np.stack(rows)).long()
+
     def _source_row(self, rng: np.random.Generator, size: int) -> Ids:
         start = int(rng.integers(0, len(self.source) - size))
         return self.source[start : start + size]

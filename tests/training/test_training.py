@@ -1,7 +1,6 @@
 """The demo model's recipe: data split, tokenizer, learning and export."""
 
 import json
-import random
 from pathlib import Path
 
 import pytest
@@ -9,52 +8,13 @@ import torch
 from tokenizers import Tokenizer
 
 from penstock.eval.sets.docstrings import HELD_OUT_PHRASINGS, summarize
-from penstock.eval.sets.library import HELD_OUT_MODULES, is_held_out, library_root, read_documents, split_documents
+from penstock.eval.sets.library import HELD_OUT_MODULES, is_held_out, library_root, split_documents
+from tests.training.conftest import ENTRIES, tiny_model
 from training.evaluate import exact_match, generate
-from training.export import write_model
-from training.model import MiniModel, ModelConfig
 from training.muon import orthogonalize
-from training.questions import Entry, Question, phrased, training_questions
-from training.tokenizer import SPECIAL_TOKENS, ChatEncoder, train_tokenizer
+from training.questions import Question, phrased, training_questions
+from training.tokenizer import SPECIAL_TOKENS, ChatEncoder
 from training.train import Corpus, Data, TrainConfig, Trainer
-
-ENTRIES = [
-    Entry("textwrap.dedent", "function", "textwrap", "Remove margins.", "textwrap.dedent(text)", None, 3.0),
-    Entry("shelve.open", "function", "shelve", "Open a shelf.", "shelve.open(filename)", None, 1.0),
-]
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A few real files of the standard library, one of a held-out module among them."""
-    root = tmp_path_factory.mktemp("library")
-    for name in ("textwrap.py", "shelve.py", "bisect.py"):
-        (root / name).write_bytes((library_root() / name).read_bytes())
-    (root / "copy_of_bisect.py").write_bytes((root / "bisect.py").read_bytes())
-    (root / "test").mkdir()
-    (root / "test" / "test_bisect.py").write_text("assert True\n")
-    return root
-
-
-@pytest.fixture(scope="module")
-def tokenizer(library: Path) -> Tokenizer:
-    return train_tokenizer((document.text for document in read_documents(library)), vocab_size=600)
-
-
-def tiny_model(tokenizer: Tokenizer) -> MiniModel:
-    torch.manual_seed(0)
-    return MiniModel(
-        ModelConfig(
-            vocab_size=tokenizer.get_vocab_size(),
-            hidden_size=32,
-            num_layers=2,
-            num_heads=4,
-            num_kv_heads=2,
-            head_dim=8,
-            intermediate_size=48,
-            max_positions=64,
-        )
-    )
 
 
 def test_split_is_disjoint_and_repeatable(library: Path) -> None:
@@ -151,24 +111,3 @@ def test_exact_match_agrees_with_generating(tokenizer: Tokenizer) -> None:
         again = generate(model, encoder, encoder.prompt(prompt), max_tokens=8)
         right += again == encoder.plain(questions[-1].answer)
     assert exact_match(model, encoder, questions) == pytest.approx(right / len(prompts))
-
-
-def test_export_loads_in_transformers_with_equal_logits(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
-    model = tiny_model(tokenizer)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(parameter.bfloat16().float())
-    write_model(model, tokenizer, tmp_path)
-
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
-    rng = random.Random(0)
-    ids = torch.tensor([[rng.randrange(600) for _ in range(40)] for _ in range(2)])
-    with torch.no_grad():
-        torch.testing.assert_close(theirs(ids).logits, model(ids), atol=1e-5, rtol=1e-4)
-
-    loaded = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    messages = [{"role": "user", "content": "What does len do?"}]
-    rendered = loaded.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-    assert rendered == ChatEncoder(tokenizer).prompt("What does len do?")
-    assert loaded.eos_token == "<|im_end|>"
