@@ -23,7 +23,7 @@ def test_a_recipe_is_shown_followed_and_reported(checkpoint: Callable[[str], Pat
     result = run(*command, "--json")
     assert result.returncode == 0, result.stderr
     answer = json.loads(result.stdout)
-    assert [row["treatment"] for row in answer["coverage"]] == ["gptq 4 bits, g32", "kept", "kept"]
+    assert [row["treatment"] for row in answer["coverage"]] == ["gptq 4 bits, g32", "kept", "kept", "kept", "kept"]
     assert answer["report"]["bytes_after"] < answer["report"]["bytes_before"]
     assert [unit["bits"] for unit in answer["report"]["units"]] == [4] * 4
     assert (tmp_path / "out" / "config.json").is_file()

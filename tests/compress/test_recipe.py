@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from penstock.compress.recipe import KEEP, NAMED, parse_recipe, read_recipe, resolve
-from penstock.compress.units import Unit, units_of
+from penstock.compress.units import Unit, ends_of, units_of
 from penstock.errors import InvalidRecipe
 from penstock.models import read_config
 
@@ -15,7 +15,8 @@ STATIC = "steps: [{match: decoder, method: rtn, bits: 8, group: null, activation
 
 @pytest.fixture
 def units(checkpoint: Callable[[str], Path]) -> list[Unit]:
-    return units_of(read_config(checkpoint("llama")))
+    config = read_config(checkpoint("llama"))
+    return [*units_of(config), *ends_of(config)]
 
 
 def _resolved(text: str, units: list[Unit]) -> dict[str, str]:
@@ -72,7 +73,8 @@ def test_later_steps_count(units: list[Unit]) -> None:
 
 def test_what_no_step_reaches_is_kept(units: list[Unit]) -> None:
     resolved = resolve(parse_recipe("steps: [{match: attention, method: rtn}]"), units)
-    assert {unit.component for unit, treatment in resolved.items() if treatment is KEEP} == {"mlp"}
+    kept = {unit.component for unit, treatment in resolved.items() if treatment is KEEP}
+    assert kept == {"mlp", "embeddings", "lm_head"}
 
 
 @pytest.mark.parametrize("name", NAMED)
@@ -82,7 +84,8 @@ def test_named_recipes_resolve_and_are_sound(name: str, units: list[Unit]) -> No
 
     written = yaml.safe_dump(msgspec.to_builtins(read_recipe(name)))
     assert parse_recipe(written) == NAMED[name]
-    assert all(treatment.method != "keep" for treatment in resolve(NAMED[name], units).values())
+    resolved = resolve(NAMED[name], units)
+    assert all((treatment.method == "keep") is (unit.layer is None) for unit, treatment in resolved.items())
 
 
 @pytest.mark.parametrize(
@@ -127,6 +130,7 @@ def test_bad_recipes_are_refused_by_name(text: str, complaint: str) -> None:
     ("step", "complaint"),
     [
         ("match: vision_encoder", "'vision_encoder' matches nothing"),
+        ("match: embeddings, bits: 8, activations: dynamic, group: null", "outside of the layers"),
         ("match: '*.q_proj'", "matches a part of model.layers.0.self_attn.q_proj"),
         ("match: mlp, layers: 2", "layers 0-1"),
         ("match: mlp, layers: first", "write numbers and ranges"),

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 
 from penstock.compress import changes, run, work
@@ -19,8 +20,10 @@ from penstock.compress.output import tensors_of
 from penstock.compress.recipe import NAMED, Recipe, parse_recipe
 from penstock.compress.run import Compression, CompressOptions, Report
 from penstock.errors import CalibrationUnfit, InternalError, InvalidSetting, ModelUnreadable, NotEnoughDisk
-from penstock.models import resolve_model
+from penstock.kernels import Ops, ReferenceOps
+from penstock.models import read_config, resolve_model
 from penstock.models.decoder import load_model
+from penstock.models.weights import Weights
 from tests.packing import layout_of
 
 FEW = CalibrationOptions(num_samples=6, length=48, force=True)
@@ -38,8 +41,8 @@ def _compress(model: Path, out: Path, recipe: Recipe, **options: Any) -> Report:
 
 
 @torch.inference_mode()
-def _logits(path: Path) -> torch.Tensor:
-    model = load_model(path, dtype="float32")
+def _logits(path: Path, ops: Ops | None = None) -> torch.Tensor:
+    model = load_model(path, dtype="float32", ops=ops)
     ids = torch.arange(40) * 7 % 320
     return model.logits(model.forward(ids, layout_of([40], [40], [[0, 1, 2]], 16), model.new_cache(3, 16)))
 
@@ -105,6 +108,65 @@ def test_static_activations_are_measured_written_and_served(
     assert (ours - original).norm() < (0.4 if family == "qwen3-moe" else 0.2) * original.norm()
     # What was measured is what is served, rounded activations included.
     assert report.kl > 0
+
+
+ENDS = """
+steps:
+  - {match: decoder, method: rtn, group: 32}
+  - {match: [embeddings, lm_head], method: rtn, %s}
+"""
+
+
+@pytest.mark.parametrize("family", ["llama", "llama-tied-biases", "gemma2", "gemma3"])
+@pytest.mark.parametrize("codes", ["bits: 8, group: null", "bits: 4, group: 32, symmetric: false"])
+def test_embeddings_and_head_are_codes_that_are_served(
+    family: str, codes: str, checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    source, out = checkpoint(family), tmp_path / "out"
+    compression = Compression(
+        CompressOptions(model=source, out=out, recipe=parse_recipe(ENDS % codes), calibration=FEW)
+    )
+    is_tied = read_config(source).tie_word_embeddings
+    rows = {row.component: row for row in compression.coverage}
+    ends = ["embeddings and head"] if is_tied else ["embeddings", "lm_head"]
+    assert list(rows) == ["attention", "mlp", *ends, "norms and biases"]
+    assert all("rtn" in rows[name].treatment and rows[name].bytes_after < rows[name].bytes_before / 2 for name in ends)
+    report = compression.run()
+    assert report.bytes_after < report.bytes_before * 0.6
+    with Weights(out) as stored:
+        assert stored.quantized is not None
+        coded = {"model.embed_tokens", "lm_head"} - ({"lm_head"} if is_tied else set())
+        assert coded < set(stored.quantized)
+        assert ("lm_head.weight" in stored) is False
+    # The reference computes with floats, and the native kernels with the head's codes.
+    torch.testing.assert_close(_logits(out), _logits(out, ReferenceOps()), atol=5e-4, rtol=1e-3)
+    original, ours = _logits(source), _logits(out)
+    assert 1e-4 < (ours - original).norm() / original.norm() < 0.9
+
+
+@pytest.mark.parametrize("family", ["llama", "llama-tied-biases"])
+@pytest.mark.filterwarnings("ignore")
+def test_transformers_reads_embeddings_in_codes(family: str, checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    _compress(checkpoint(family), out, parse_recipe(ENDS % "bits: 4, group: 32"))
+    # Only where it widens codes at once: its tables of embeddings have no other form.
+    theirs: Any = transformers.AutoModelForCausalLM.from_pretrained(
+        out, dtype=torch.float32, quantization_config=transformers.CompressedTensorsConfig(dequantize=True)
+    ).eval()
+    with torch.no_grad():
+        found = theirs((torch.arange(40) * 7 % 320)[None]).logits[0]
+    ours = _logits(out)
+    assert (found - ours).norm() < 0.02 * ours.norm()
+
+
+def test_a_head_alone_may_be_compressed(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    recipe = "steps: [{match: lm_head, method: rtn, bits: 8, group: null}]"
+    report = _compress(checkpoint("llama"), tmp_path / "out", parse_recipe(recipe))
+    assert [unit.unit for unit in report.units] == ["lm_head"]
+    _compress(checkpoint("llama-tied-biases"), tmp_path / "tied", parse_recipe(recipe))
+    for layout in ("gptq", "awq"):
+        with pytest.raises(InvalidSetting, match=r"in codes|AWQ"):
+            _compress(checkpoint("llama"), tmp_path / "other", parse_recipe(recipe), layout=layout)
 
 
 def test_a_layout_that_cannot_say_it_is_refused_before_any_work(
@@ -211,8 +273,9 @@ def test_files_that_do_not_hold_what_was_made_are_not_put_in_place(
 
     def damaged(layer: Any) -> Any:
         tensors = original(layer)
-        name = next(name for name in tensors if name.endswith(".codes"))
-        tensors[name] = tensors[name].flip(0)
+        name = next((name for name in tensors if name.endswith(".codes")), None)
+        if name is not None:  # the ends have none
+            tensors[name] = tensors[name].flip(0)
         return tensors
 
     monkeypatch.setattr(run, "tensors_of", damaged)

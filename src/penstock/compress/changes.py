@@ -10,7 +10,7 @@ from penstock.compress.layer import CompressedLayer, compress_layer
 from penstock.compress.plan import CoverageRow, coverage
 from penstock.compress.recipe import Recipe, Treatment, resolve
 from penstock.compress.removal import Removing
-from penstock.compress.units import Unit, units_of
+from penstock.compress.units import Unit, ends_of, units_of
 from penstock.errors import InvalidRecipe
 from penstock.models import ModelConfig
 from penstock.quant import Scheme
@@ -20,7 +20,9 @@ class Change(Protocol):
     """A recipe on a model."""
 
     treatments: dict[Unit, Treatment]
-    """Of all units that could have one"""
+    """Of all units in layers"""
+    ends: dict[Unit, Treatment]
+    """Of the table of embeddings and the head, if they may change"""
     schemes: dict[str, Scheme]
     """Of modules whose weights become codes"""
     coverage: list[CoverageRow]
@@ -45,17 +47,20 @@ class Treating:
     def __init__(self, recipe: Recipe, checkpoint: Checkpoint, units: list[Unit]) -> None:
         """Raise ``InvalidRecipe`` for steps that do not fit the model."""
         self._checkpoint = checkpoint
-        resolved = resolve(recipe, units)
-        self.treatments = {unit: treatment for unit, treatment in resolved.items() if unit.role != "gate"}
-        if all(treatment.method == "keep" for treatment in self.treatments.values()):
+        resolved = resolve(recipe, [*units, *ends_of(checkpoint.config)])
+        if all(treatment.method == "keep" for treatment in resolved.values()):
             raise InvalidRecipe("every unit is kept as it is: there is nothing to compress")
+        self.treatments = {
+            unit: one for unit, one in resolved.items() if unit.layer is not None and unit.role != "gate"
+        }
+        self.ends = {unit: one for unit, one in resolved.items() if unit.layer is None}
         self.schemes = {
             module: treatment.scheme
-            for unit, treatment in self.treatments.items()
+            for unit, treatment in resolved.items()
             if treatment.makes_codes
             for module in unit.modules
         }
-        self.coverage = coverage(checkpoint, self.treatments)
+        self.coverage = coverage(checkpoint, self.treatments | self.ends)
         self.outcome = checkpoint.config
         self.num_layers = checkpoint.config.num_layers
 

@@ -35,6 +35,7 @@ def producer_of(unit: Unit, config: ModelConfig) -> Producer | None:
     That is so after the last norm, which nothing of its layer follows; where there is no norm before a block; and for
     experts' first projections, which share their input with each other and the gate that chooses them.
     """
+    assert unit.layer is not None
     prefix = f"model.layers.{unit.layer}"
     has_experts = unit.component == "mlp" and config.layers[unit.layer].experts is not None
     match unit.role:

@@ -38,13 +38,15 @@ def write_model(
     directory: Path,
     checkpoint: Checkpoint,
     layers: Mapping[int, Path],
+    ends: Path,
     schemes: Mapping[str, Scheme],
     layout: str,
     changes: Mapping[str, Any],
 ) -> None:
-    """Write the model to ``directory``, matrices of ``schemes``, by module, being in codes in the files ``layers``.
+    """Write the model to ``directory``, matrices of ``schemes``, by module, being in codes in ``layers`` and ``ends``.
 
-    ``layers``, by number, follow each other in the model, which has no others; ``changes`` are those of config.json.
+    The files ``layers``, by number, follow each other in the model, which has no others; ``ends`` is the file of what
+    is in no layer; ``changes`` are those of config.json.
     Raises ``InvalidSetting`` for what the ``layout`` cannot say.
     """
 
@@ -54,26 +56,21 @@ def write_model(
         for name in checkpoint.names:
             layer = layer_of(name)
             module = name.removesuffix(".weight")
+            if layer is None and module in schemes:
+                with safe_open(ends, framework="pt") as done:
+                    yield module, read_codes(done, module, schemes[module])
+                continue
             if layer is None:
-                yield name, checkpoint.read(name)
+                # A tied head's copy would differ from what has become of the table.
+                if not (name == "lm_head.weight" and checkpoint.config.tie_word_embeddings):
+                    yield name, checkpoint.read(name)
                 continue
             if layer not in layers:
                 continue
             with safe_open(layers[layer], framework="pt") as done:
                 there = set(done.keys())
                 if module in schemes and name.endswith(".weight"):
-                    yield (
-                        module,
-                        QuantizedWeight(
-                            scheme=schemes[module],
-                            codes=done.get_tensor(f"{module}.codes"),
-                            scales=done.get_tensor(f"{module}.scales"),
-                            zeros=done.get_tensor(f"{module}.zeros") if f"{module}.zeros" in there else None,
-                            inputs=_inputs(done.get_tensor(f"{module}.inputs"))
-                            if f"{module}.inputs" in there
-                            else None,
-                        ),
-                    )
+                    yield module, read_codes(done, module, schemes[module])
                 else:
                     written = name.replace(f"layers.{layer}.", f"layers.{numbers[layer]}.", 1)
                     yield written, done.get_tensor(name) if name in there else checkpoint.read(name)
@@ -81,9 +78,19 @@ def write_model(
     write_checkpoint(directory, checkpoint.path, weights(), layout, shard_bytes=_SHARD_BYTES, changes=changes)
 
 
-def _inputs(values: Tensor) -> InputCodes:
-    scale, zero = values.tolist()
-    return InputCodes(scale, int(zero))
+def read_codes(done: Any, module: str, scheme: Scheme) -> QuantizedWeight:
+    """Return a module's weight from the opened file of what is finished."""
+    inputs = None
+    if scheme.activations == "static":
+        scale, zero = done.get_tensor(f"{module}.inputs").tolist()
+        inputs = InputCodes(scale, int(zero))
+    return QuantizedWeight(
+        scheme=scheme,
+        codes=done.get_tensor(f"{module}.codes"),
+        scales=done.get_tensor(f"{module}.scales"),
+        zeros=None if scheme.symmetric else done.get_tensor(f"{module}.zeros"),
+        inputs=inputs,
+    )
 
 
 def _own(tensor: Tensor) -> Tensor:

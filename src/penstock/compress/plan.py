@@ -74,7 +74,7 @@ def coverage(checkpoint: Checkpoint, treatments: Mapping[Unit, Treatment]) -> li
     """Return a row for each component and treatment, and one for all that no recipe reaches."""
     groups: dict[tuple[str, str], list[tuple[Unit, Treatment]]] = {}
     for unit, treatment in treatments.items():
-        name = unit.component if unit.role != "gate" else "experts' gate"
+        name = "embeddings and head" if unit.role == "tied" else unit.component
         groups.setdefault((name, describe(treatment)), []).append((unit, treatment))
     itemsize = getattr(torch, checkpoint.config.dtype).itemsize
     rows = []
@@ -90,7 +90,7 @@ def coverage(checkpoint: Checkpoint, treatments: Mapping[Unit, Treatment]) -> li
             CoverageRow(
                 component=component,
                 treatment=treatment_text,
-                layers=_ranges(sorted({unit.layer for unit, _ in members})),
+                layers=_ranges(sorted({unit.layer for unit, _ in members if unit.layer is not None})),
                 num_matrices=sum(len(unit.modules) for unit, _ in members),
                 num_weights=sum(unit.num_weights for unit, _ in members),
                 bytes_before=before,
@@ -100,7 +100,7 @@ def coverage(checkpoint: Checkpoint, treatments: Mapping[Unit, Treatment]) -> li
     rest = max(checkpoint.num_bytes - sum(row.bytes_before for row in rows), 0)
     rows.append(
         CoverageRow(
-            component="embeddings, norms, head",
+            component="norms and biases" if any(unit.layer is None for unit in treatments) else "all else",
             treatment="kept",
             layers="",
             num_matrices=0,
@@ -117,7 +117,7 @@ def estimate(
 ) -> Estimate:
     """Return what a run with so many calibration tokens takes."""
     config = checkpoint.config
-    layers: dict[int, list[tuple[Unit, Treatment]]] = {}
+    layers: dict[int | None, list[tuple[Unit, Treatment]]] = {}
     for unit, treatment in treatments.items():
         layers.setdefault(unit.layer, []).append((unit, treatment))
     # Every matrix runs twice, as it was and as it became; second moments are a product of inputs with themselves.

@@ -20,8 +20,8 @@ In place of steps, ``remove`` takes parts out, by how much they matter:
       heads: 0.25                 # so large a share of each attention's
       channels: 0.25              # so large a share of each feed-forward's
 
-What a later step says of a matrix counts. Components: ``decoder`` (every layer), ``attention``, ``mlp``. A unit's label
-names just that unit.
+What a later step says of a matrix counts. Components: ``decoder`` (every layer), ``attention``, ``mlp``,
+``embeddings``, ``lm_head``. A unit's label names just that unit.
 """
 
 import re
@@ -39,7 +39,7 @@ from penstock.errors import InvalidRecipe
 from penstock.kernels import InputCodes
 from penstock.quant import Scheme
 
-COMPONENTS = ("decoder", "attention", "mlp")
+COMPONENTS = ("decoder", "attention", "mlp", "embeddings", "lm_head")
 Method = Literal["keep", "rtn", "gptq", "awq", "magnitude", "wanda", "sparsegpt"]
 
 
@@ -194,7 +194,7 @@ def resolve(recipe: Recipe, units: list[Unit]) -> dict[Unit, Treatment]:
 
     Raises ``InvalidRecipe`` for a step that matches nothing, or a part of a unit, or layers that are not there.
     """
-    num_layers = 1 + max(unit.layer for unit in units)
+    num_layers = 1 + max(unit.layer for unit in units if unit.layer is not None)
     resolved = dict.fromkeys(units, KEEP)
     for number, step in enumerate(recipe.steps, start=1):
         layers = None if step.layers is None else _layers(str(step.layers), num_layers, f"step {number}")
@@ -207,6 +207,7 @@ def resolve(recipe: Recipe, units: list[Unit]) -> dict[Unit, Treatment]:
                 raise InvalidRecipe(_nothing(f"step {number}", pattern, step, units))
             for unit in chosen:
                 _require_runs(step, unit, f"step {number}")
+                _require_rounding(step, unit, f"step {number}")
                 resolved[unit] = step
     return resolved
 
@@ -303,8 +304,19 @@ def _require_runs(step: Step, unit: Unit, where: str) -> None:
         )
 
 
+def _require_rounding(step: Step, unit: Unit, where: str) -> None:
+    """Raise ``InvalidRecipe`` where calibration would have to see the model's ends, which it passes only once."""
+    if unit.layer is None and (step.method not in ("keep", "rtn") or step.smooth is not None or step.activations):
+        raise InvalidRecipe(
+            f"{where}: {unit.label} is outside of the layers that calibration watches; set method: rtn, without smooth "
+            "and activations, or keep"
+        )
+
+
 def _matches(pattern: str, unit: Unit, where: str) -> bool:
     if pattern in COMPONENTS:
+        if unit.layer is None:
+            return pattern == unit.component or (pattern == "lm_head" and unit.role == "tied")
         return pattern in ("decoder", unit.component)
     if pattern == unit.label:
         return True

@@ -14,7 +14,7 @@ from penstock.compress.checkpoint import Checkpoint
 from penstock.compress.layer import CompressedLayer, UnitReport, relative_error
 from penstock.compress.methods.awq import product_error
 from penstock.compress.plan import CoverageRow, coverage
-from penstock.compress.recipe import KEEP, Removal
+from penstock.compress.recipe import KEEP, Removal, Treatment
 from penstock.compress.units import Unit
 from penstock.errors import InvalidRecipe
 from penstock.json_objects import read_json_object
@@ -37,6 +37,7 @@ class Removing:
         config = self._config = checkpoint.config
         self._checkpoint = checkpoint
         self.treatments = dict.fromkeys(units, KEEP)
+        self.ends: dict[Unit, Treatment] = {}
         self.schemes: dict[str, Scheme] = {}
         if removal.layers >= config.num_layers:
             raise InvalidRecipe(

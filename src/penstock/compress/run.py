@@ -25,20 +25,30 @@ from penstock.compress.calibration.ranges import ValueRange
 from penstock.compress.calibration.statistics import InputStatistics
 from penstock.compress.calibration.stream import BATCH_TOKENS, LayerStream
 from penstock.compress.calibration.texts import Calibration, CalibrationOptions, read_calibration, require_likely
-from penstock.compress.changes import change_of
+from penstock.compress.changes import Change, change_of
 from penstock.compress.checkpoint import Checkpoint
+from penstock.compress.ends import WithEnds, compress_ends
 from penstock.compress.layer import UnitReport
 from penstock.compress.output import tensors_of, write_model
 from penstock.compress.plan import CoverageRow, Estimate, estimate
-from penstock.compress.recipe import Recipe, Treatment
+from penstock.compress.recipe import Recipe
 from penstock.compress.removal import layers_to_keep
 from penstock.compress.units import Observer, Unit
-from penstock.compress.work import WorkDirectory, keep, require_room, unfinished, write_whole
-from penstock.errors import InternalError, NotEnoughDisk
+from penstock.compress.work import (
+    WorkDirectory,
+    ends_file,
+    keep,
+    reported,
+    require_room,
+    save_finished,
+    unfinished,
+    write_whole,
+)
+from penstock.errors import InternalError, InvalidSetting, NotEnoughDisk
 from penstock.kernels import InputCodes, ops_for
 from penstock.models import read_config
 from penstock.models.weights import Weights
-from penstock.quant import QuantizedWeight, Scheme, layout_to_write
+from penstock.quant import QuantizedWeight, layout_to_write
 from penstock.registry.provenance import MADE_BY
 from penstock.text.chat_template import ChatTemplate
 from penstock.text.tokenizer import Tokenizer
@@ -99,7 +109,7 @@ class Compression:
         self._change = change_of(options.recipe, checkpoint)
         self.treatments = self._change.treatments
         if self._change.schemes:
-            _require_layout(options.layout, self._change.schemes, self.treatments)
+            _require_layout(options.layout, self._change)
         self.calibration: Calibration = read_calibration(
             options.calibration,
             Tokenizer.load(options.model),
@@ -115,8 +125,10 @@ class Compression:
         ):
             sequences = sequences[:_NUM_PROBES]
         self._ops = ops_for(torch.float32)
-        self._stream = LayerStream(checkpoint.config, checkpoint, sequences, self._ops)
-        self._outcome = LayerStream(self._change.outcome, checkpoint, sequences, self._ops)
+        ends = {module: self._change.schemes[module] for module in _coded_ends(self._change)}
+        weights = WithEnds(checkpoint, ends_file(options.out), ends) if ends else checkpoint
+        self._stream = LayerStream(checkpoint.config, weights, sequences, self._ops)
+        self._outcome = LayerStream(self._change.outcome, weights, sequences, self._ops)
         self._probes = sequences[:_NUM_PROBES]
         self.coverage: list[CoverageRow] = self._change.coverage
         self._planned_bytes = sum(row.bytes_after for row in self.coverage)
@@ -138,17 +150,21 @@ class Compression:
             before = self._probe(work, progress)
             kept = self._choose_layers(work, progress)
             changes = self._change.config_changes(kept, work.path)
+            self._finish_ends(work)
             first = self._run_layers(work, kept, progress)
             result = work.path / "result"
             shutil.rmtree(result, ignore_errors=True)
             layers = {i: work.layer(i) for i in kept}
-            write_model(result, self._checkpoint, layers, self._change.schemes, self._options.layout, changes)
+            write_model(
+                result, self._checkpoint, layers, work.ends, self._change.schemes, self._options.layout, changes
+            )
             (result / MADE_BY).write_text(json.dumps(self._made_by(), indent=2) + "\n", encoding="utf-8")
             for name, text in self._options.beside.items():
                 (result / name).write_text(text, encoding="utf-8")
             bytes_after = self._require_planned_size(result)
             kl, difference = self._prove(work, result, before, progress)
-            reports = [UnitReport(**unit) for i in range(self._checkpoint.config.num_layers) for unit in work.report(i)]
+            files = [work.ends, *map(work.layer, range(self._checkpoint.config.num_layers))]
+            reports = [UnitReport(**unit) for file in files for unit in reported(file)]
             work.finish(result)
         return Report(
             units=reports,
@@ -189,6 +205,11 @@ class Compression:
             write_whole(measured, json.dumps(found).encode())
         return layers_to_keep(json.loads(measured.read_text(encoding="utf-8")), self._change.num_layers)
 
+    def _finish_ends(self, work: WorkDirectory) -> None:
+        if not work.ends.is_file():
+            ends = compress_ends(self._checkpoint, self._change.ends)
+            save_finished(work.ends, tensors_of(ends), [asdict(report) for report in ends.reports])
+
     def _run_layers(self, work: WorkDirectory, kept: list[int], progress: Progress) -> int:
         """Compress the layers that are not done, and return the first of them."""
         num_layers, stream = self._checkpoint.config.num_layers, self._stream
@@ -202,7 +223,7 @@ class Compression:
             else:
                 shutil.copyfile(work.hidden(index), unfinished(work.hidden(index + 1)))
                 keep(work.hidden(index + 1))
-                work.save_layer(index, {}, [])
+                save_finished(work.layer(index), {}, [])
                 work.hidden(index).unlink()
         return first
 
@@ -232,7 +253,7 @@ class Compression:
         for unit, seen in ranges.items():
             layer.inputs |= dict.fromkeys(unit.modules, self.treatments[unit].input_codes(seen))
         keep(target)
-        work.save_layer(index, tensors_of(layer), [asdict(report) for report in layer.reports])
+        save_finished(work.layer(index), tensors_of(layer), [asdict(report) for report in layer.reports])
         work.hidden(index).unlink()
 
     def _prove(
@@ -303,13 +324,23 @@ class Compression:
         }
 
 
-def _require_layout(name: str, schemes: Mapping[str, Scheme], treatments: Mapping[Unit, Treatment]) -> None:
-    """Raise ``InvalidSetting`` if the layout ``name`` cannot say what these units become."""
+def _coded_ends(change: Change) -> list[str]:
+    """Return the modules in no layer that become codes."""
+    return [module for unit, one in change.ends.items() if one.makes_codes for module in unit.modules]
+
+
+def _require_layout(name: str, change: Change) -> None:
+    """Raise ``InvalidSetting`` if the layout ``name`` cannot say what units become."""
     layout = layout_to_write(name)
-    layout.describe(schemes, [])
+    layout.describe(change.schemes, [])
+    if name != "compressed-tensors" and _coded_ends(change):
+        raise InvalidSetting(
+            f"{name} has no embeddings or head in codes that others would read; write compressed-tensors instead",
+            param="layout",
+        )
     kinds = {
         (treatment.scheme, shape)
-        for unit, treatment in treatments.items()
+        for unit, treatment in (change.treatments | change.ends).items()
         if treatment.makes_codes
         for shape in unit.shapes
     }

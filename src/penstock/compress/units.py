@@ -28,11 +28,13 @@ class Unit:
     """As the checkpoint calls them, without ``.weight``"""
     shapes: tuple[tuple[int, int], ...]
     """[N, K] of each"""
-    layer: int
+    layer: int | None
+    """None of the table of embeddings and the head"""
     component: str
-    """attention or mlp"""
+    """attention or mlp; embeddings or lm_head"""
     role: str
-    """What it is in its block: qkv, o, gate_up, down, or gate, which chooses experts and is never compressed"""
+    """What it is in its block: qkv, o, gate_up, down, or gate, which chooses experts and is never compressed; in no
+    layer embeddings, lm_head, or tied, which is both"""
 
     @property
     def num_inputs(self) -> int:
@@ -148,6 +150,18 @@ class _Shapes:
 
     def take_codes(self, module: str, shape: tuple[int, int]) -> QuantizedWeight | None:
         return None
+
+
+def ends_of(config: ModelConfig) -> list[Unit]:
+    """Return the table of embeddings and the head, which are one unit where they are one matrix."""
+    shapes = ((config.vocab_size, config.hidden_size),)
+    table = ("model.embed_tokens",)
+    if config.tie_word_embeddings:
+        return [Unit(table, shapes, None, "embeddings", "tied")]
+    return [
+        Unit(table, shapes, None, "embeddings", "embeddings"),
+        Unit(("lm_head",), shapes, None, "lm_head", "lm_head"),
+    ]
 
 
 def units_of(config: ModelConfig) -> list[Unit]:

@@ -1,6 +1,7 @@
 """The directory in which a compressed model comes about: what was finished survives the process.
 
     OUT.partial/plan.json            what is being made, so that nothing else goes on from it
+    OUT.partial/ends.safetensors     what became of embeddings and head
     OUT.partial/hidden-00003.bin     what layer 3 reads
     OUT.partial/layers/00002.safetensors   what layer 2 became; beside it, in JSON, what is reported of it
 
@@ -30,7 +31,7 @@ class WorkDirectory:
         Raises ``InvalidSetting`` if ``out`` exists, or unfinished work of another plan does.
         """
         self.out = out
-        self.path = out.with_name(f"{out.name}.partial")
+        self.path = _path(out)
         require_absent(out)
         if restart:
             shutil.rmtree(self.path, ignore_errors=True)
@@ -51,6 +52,11 @@ class WorkDirectory:
         """Where layers are."""
         return self.path / "layers"
 
+    @property
+    def ends(self) -> Path:
+        """Where the finished matrices of no layer are."""
+        return ends_file(self.out)
+
     def hidden(self, index: int) -> Path:
         """Where the inputs of layer ``index`` are."""
         return self.path / f"hidden-{index:05}.bin"
@@ -58,16 +64,6 @@ class WorkDirectory:
     def layer(self, index: int) -> Path:
         """Where a finished layer is."""
         return self.layers / f"{index:05}.safetensors"
-
-    def save_layer(self, index: int, tensors: Mapping[str, Tensor], report: object) -> None:
-        """Keep a finished layer."""
-        file = self.layer(index)
-        write_whole(file.with_suffix(".json"), json.dumps(report).encode())
-        save_tensors(file, tensors)
-
-    def report(self, index: int) -> Any:
-        """Return what was reported of a finished layer."""
-        return json.loads(self.layer(index).with_suffix(".json").read_text(encoding="utf-8"))
 
     def first_unfinished(self, num_layers: int) -> int:
         """Return the first layer that is not done. Raises ``ModelUnreadable`` if its inputs are gone."""
@@ -81,6 +77,15 @@ class WorkDirectory:
         result.rename(self.out)
         _sync(self.out.parent)
         shutil.rmtree(self.path)
+
+
+def _path(out: Path) -> Path:
+    return out.with_name(f"{out.name}.partial")
+
+
+def ends_file(out: Path) -> Path:
+    """Return where a work directory for ``out`` keeps the finished matrices of no layer."""
+    return _path(out) / "ends.safetensors"
 
 
 def require_absent(out: Path) -> None:
@@ -98,6 +103,17 @@ def require_room(path: Path, num_bytes: int) -> None:
             f"compressing takes {format_bytes(num_bytes)} on disk, and {parent} has {format_bytes(free)} left; free "
             "some, or write elsewhere"
         )
+
+
+def save_finished(file: Path, tensors: Mapping[str, Tensor], report: object) -> None:
+    """Keep a finished layer, or the ends, in ``file``, and beside it what is reported of it."""
+    write_whole(file.with_suffix(".json"), json.dumps(report).encode())
+    save_tensors(file, tensors)
+
+
+def reported(file: Path) -> Any:
+    """Return what was reported of a finished layer, or of the ends."""
+    return json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
 
 
 def write_whole(file: Path, content: bytes) -> None:

@@ -137,6 +137,7 @@ class CompressedTensors:
         kinds = (
             lambda target: target == module,
             lambda target: target.startswith("re:") and matches(target[3:], module),
+            lambda target: target == ("Embedding" if _is_table(module) else "Linear"),
             lambda target: target == "Linear",
         )
         for is_meant in kinds:
@@ -154,7 +155,9 @@ class CompressedTensors:
         kinds = list(dict.fromkeys(schemes.values()))
         groups: dict[str, Any] = {}
         for number, kind in enumerate(kinds):
-            targets = ["Linear"] if len(kinds) == 1 else [name for name, scheme in schemes.items() if scheme == kind]
+            named = [name for name, scheme in schemes.items() if scheme == kind]
+            # All linear modules that are not left out; a table of embeddings is none.
+            targets = ["Linear", *filter(_is_table, named)] if len(kinds) == 1 else named
             groups[f"group_{number}"] = {"targets": targets, **_describe_scheme(kind)}
         formats = {group["format"] for group in groups.values()}
         return {
@@ -165,6 +168,10 @@ class CompressedTensors:
             "ignore": list(untouched),
             "kv_cache_scheme": None,
         }
+
+
+def _is_table(module: str) -> bool:
+    return module.endswith("embed_tokens")
 
 
 def _read_group(group: Settings | None) -> tuple[tuple[str, ...], Scheme]:
