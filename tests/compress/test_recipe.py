@@ -112,6 +112,8 @@ def test_named_recipes_resolve_and_are_sound(name: str, units: list[Unit]) -> No
         ("steps: [{match: decoder, method: wanda, sparsity: 0.5, bits: 8}]", "wanda leaves floats"),
         ("{remove: {layers: 1}, steps: [{match: mlp, method: rtn}]}", "remove stands alone"),
         ("remove: {heads: 1}", "remove.heads is 1"),
+        ("{remove: {layers: 1}, kv_cache: fp8}", "remove stands alone"),
+        ("kv_cache: int8", "int8"),
         ("remove: {neurons: 1}", "neurons"),
         ("remove: {layers: -1}", "remove.layers is -1"),
         ("remove: {channels: 1.5}", "remove.channels is 1.5"),

@@ -9,8 +9,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import structlog
 import torch
 import transformers
+from compressed_tensors.quantization import QuantizationArgs
 from safetensors.torch import load_file
 
 from penstock.compress import changes, run, work
@@ -167,6 +169,45 @@ def test_a_head_alone_may_be_compressed(checkpoint: Callable[[str], Path], tmp_p
     for layout in ("gptq", "awq"):
         with pytest.raises(InvalidSetting, match=r"in codes|AWQ"):
             _compress(checkpoint("llama"), tmp_path / "other", parse_recipe(recipe), layout=layout)
+
+
+@pytest.mark.parametrize("steps", ["", "steps: [{match: decoder, method: rtn, group: 32}]"])
+@pytest.mark.filterwarnings("ignore")
+def test_scales_of_keys_and_values_cover_what_calibration_saw(
+    steps: str, checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    source, out = checkpoint("llama"), tmp_path / "out"
+    recipe = parse_recipe(f"{steps}\nkv_cache: fp8")
+    compression = Compression(CompressOptions(model=source, out=out, recipe=recipe, calibration=FEW))
+    compression.run()
+    config = json.loads((out / "config.json").read_text())["quantization_config"]
+    assert QuantizationArgs(**config["kv_cache_scheme"]) == QuantizationArgs(num_bits=8, type="float")
+    tensors = load_file(out / "model.safetensors")
+    theirs: Any = transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
+    greatest = torch.zeros(2, 2)
+    for sequence in compression.calibration.sequences:
+        with torch.no_grad():
+            cache = theirs(torch.tensor([sequence]), use_cache=True).past_key_values
+        seen = [[layer.keys.abs().max(), layer.values.abs().max()] for layer in cache.layers]
+        greatest = torch.maximum(greatest, torch.tensor(seen))
+    for layer in range(2):
+        for i, name in enumerate("kv"):
+            scale = tensors[f"model.layers.{layer}.self_attn.{name}_scale"]
+            assert scale.shape == (1,)
+            assert scale.item() * 448 == pytest.approx(greatest[layer, i].item(), rel=2e-2)
+
+
+def test_scales_of_keys_and_values_are_not_used_and_the_log_says_so(
+    checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    source, out = checkpoint("llama"), tmp_path / "out"
+    _compress(source, out, parse_recipe("kv_cache: fp8"))
+    with structlog.testing.capture_logs() as logs:
+        ours = _logits(out)
+    assert [one["num_tensors"] for one in logs if one["event"] == "cache_scales_ignored"] == [4]
+    torch.testing.assert_close(ours, _logits(source), atol=0, rtol=0)
+    with pytest.raises(InvalidSetting, match="scales of keys"):
+        _compress(source, tmp_path / "gptq", parse_recipe("kv_cache: fp8"), layout="gptq")
 
 
 def test_a_layout_that_cannot_say_it_is_refused_before_any_work(

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from penstock.compress.calibration.statistics import InputStatistics
 from penstock.compress.checkpoint import Checkpoint
 from penstock.compress.layer import CompressedLayer, compress_layer
-from penstock.compress.plan import CoverageRow, coverage
+from penstock.compress.plan import CoverageRow, cache_row, coverage
 from penstock.compress.recipe import Recipe, Treatment, resolve
 from penstock.compress.removal import Removing
 from penstock.compress.units import Unit, ends_of, units_of
@@ -48,7 +48,7 @@ class Treating:
         """Raise ``InvalidRecipe`` for steps that do not fit the model."""
         self._checkpoint = checkpoint
         resolved = resolve(recipe, [*units, *ends_of(checkpoint.config)])
-        if all(treatment.method == "keep" for treatment in resolved.values()):
+        if recipe.kv_cache is None and all(treatment.method == "keep" for treatment in resolved.values()):
             raise InvalidRecipe("every unit is kept as it is: there is nothing to compress")
         self.treatments = {
             unit: one for unit, one in resolved.items() if unit.layer is not None and unit.role != "gate"
@@ -61,6 +61,8 @@ class Treating:
             for module in unit.modules
         }
         self.coverage = coverage(checkpoint, self.treatments | self.ends)
+        if recipe.kv_cache is not None:
+            self.coverage.append(cache_row(checkpoint.config.num_layers))
         self.outcome = checkpoint.config
         self.num_layers = checkpoint.config.num_layers
 

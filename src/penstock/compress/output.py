@@ -18,6 +18,7 @@ from penstock.compress.layer import CompressedLayer
 from penstock.kernels import InputCodes
 from penstock.quant import QuantizedWeight, Scheme, write_checkpoint
 
+_PARTS = ("codes", "scales", "zeros", "inputs")
 _SHARD_BYTES = 256 << 20
 """Little beside a layer's weights in float32, which is what memory is counted by"""
 
@@ -42,11 +43,13 @@ def write_model(
     schemes: Mapping[str, Scheme],
     layout: str,
     changes: Mapping[str, Any],
+    *,
+    cache_scales: bool = False,
 ) -> None:
     """Write the model to ``directory``, matrices of ``schemes``, by module, being in codes in ``layers`` and ``ends``.
 
     The files ``layers``, by number, follow each other in the model, which has no others; ``ends`` is the file of what
-    is in no layer; ``changes`` are those of config.json.
+    is in no layer; ``changes`` are those of config.json. With ``cache_scales`` layers have those of keys and values.
     Raises ``InvalidSetting`` for what the ``layout`` cannot say.
     """
 
@@ -74,8 +77,21 @@ def write_model(
                 else:
                     written = name.replace(f"layers.{layer}.", f"layers.{numbers[layer]}.", 1)
                     yield written, done.get_tensor(name) if name in there else checkpoint.read(name)
+        of_codes = {f"{module}.{part}" for module in schemes for part in _PARTS}
+        for file in layers.values():
+            with safe_open(file, framework="pt") as done:
+                for name in sorted(set(done.keys()) - of_codes - set(checkpoint.names)):
+                    yield name, done.get_tensor(name)
 
-    write_checkpoint(directory, checkpoint.path, weights(), layout, shard_bytes=_SHARD_BYTES, changes=changes)
+    write_checkpoint(
+        directory,
+        checkpoint.path,
+        weights(),
+        layout,
+        shard_bytes=_SHARD_BYTES,
+        changes=changes,
+        cache_scales=cache_scales,
+    )
 
 
 def read_codes(done: Any, module: str, scheme: Scheme) -> QuantizedWeight:

@@ -112,6 +112,19 @@ def coverage(checkpoint: Checkpoint, treatments: Mapping[Unit, Treatment]) -> li
     return rows
 
 
+def cache_row(num_layers: int) -> CoverageRow:
+    """Return the row of scales for keys and values, of which a layer has one each."""
+    return CoverageRow(
+        component="keys and values",
+        treatment="fp8 scales",
+        layers=_ranges(list(range(num_layers))),
+        num_matrices=0,
+        num_weights=0,
+        bytes_before=0,
+        bytes_after=8 * num_layers,
+    )
+
+
 def estimate(
     checkpoint: Checkpoint, treatments: Mapping[Unit, Treatment], num_tokens: int, batch_tokens: int, after_bytes: int
 ) -> Estimate:

@@ -13,7 +13,8 @@
       - match: "*.self_attn.o_proj"
         method: keep
 
-In place of steps, ``remove`` takes parts out, by how much they matter:
+Beside steps, or alone, ``kv_cache: fp8`` finds scales for keys and values. In place of steps, ``remove`` takes parts
+out, by how much they matter:
 
     remove:
       layers: 2                   # so many
@@ -140,6 +141,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     steps: list[Step] = []
     remove: Removal | None = None
+    kv_cache: Literal["fp8"] | None = None
+    """``fp8``: a scale for each layer's keys, and for its values, for engines that cache them in 8-bit floats"""
 
 
 KEEP = Treatment(method="keep")
@@ -215,10 +218,10 @@ def resolve(recipe: Recipe, units: list[Unit]) -> dict[Unit, Treatment]:
 def _check_removal(recipe: Recipe) -> None:
     removal = recipe.remove
     if removal is None:
-        if not recipe.steps:
+        if not recipe.steps and recipe.kv_cache is None:
             raise InvalidRecipe("there are no steps")
         return
-    if recipe.steps:
+    if recipe.steps or recipe.kv_cache is not None:
         raise InvalidRecipe("remove stands alone: make the smaller model first, then follow the steps with that one")
     if removal.layers < 0:
         raise InvalidRecipe(f"remove.layers is {removal.layers}; it is a number of layers")

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 
 from penstock import __version__
+from penstock.compress.calibration.cache import CacheRange
 from penstock.compress.calibration.ranges import ValueRange
 from penstock.compress.calibration.statistics import InputStatistics
 from penstock.compress.calibration.stream import BATCH_TOKENS, LayerStream
@@ -110,6 +111,10 @@ class Compression:
         self.treatments = self._change.treatments
         if self._change.schemes:
             _require_layout(options.layout, self._change)
+        if options.recipe.kv_cache is not None and options.layout != "compressed-tensors":
+            raise InvalidSetting(
+                f"{options.layout} has no scales of keys and values; write compressed-tensors instead", param="layout"
+            )
         self.calibration: Calibration = read_calibration(
             options.calibration,
             Tokenizer.load(options.model),
@@ -122,6 +127,7 @@ class Compression:
             any(self._change.watched(index) for index in range(num_layers))
             or any(treatment.needs_ranges for treatment in self.treatments.values())
             or self._change.num_layers < num_layers
+            or options.recipe.kv_cache is not None
         ):
             sequences = sequences[:_NUM_PROBES]
         self._ops = ops_for(torch.float32)
@@ -156,7 +162,14 @@ class Compression:
             shutil.rmtree(result, ignore_errors=True)
             layers = {i: work.layer(i) for i in kept}
             write_model(
-                result, self._checkpoint, layers, work.ends, self._change.schemes, self._options.layout, changes
+                result,
+                self._checkpoint,
+                layers,
+                work.ends,
+                self._change.schemes,
+                self._options.layout,
+                changes,
+                cache_scales=self._options.recipe.kv_cache is not None,
             )
             (result / MADE_BY).write_text(json.dumps(self._made_by(), indent=2) + "\n", encoding="utf-8")
             for name, text in self._options.beside.items():
@@ -242,16 +255,20 @@ class Compression:
         ranges = {
             unit: ValueRange() for unit, one in self.treatments.items() if unit.layer == index and one.needs_ranges
         }
+        cache = CacheRange()
         self._outcome.run_layer(
             index,
             work.hidden(index),
             unfinished(target),
             replaced=layer.replaced(),
             observe=_adding_to(ranges),
+            observe_cache=cache.add,
             progress=counted,
         )
         for unit, seen in ranges.items():
             layer.inputs |= dict.fromkeys(unit.modules, self.treatments[unit].input_codes(seen))
+        if self._options.recipe.kv_cache is not None:
+            layer.changed |= cache.tensors(index)
         keep(target)
         save_finished(work.layer(index), tensors_of(layer), [asdict(report) for report in layer.reports])
         work.hidden(index).unlink()

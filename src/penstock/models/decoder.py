@@ -28,6 +28,9 @@ _log = structlog.get_logger(__name__)
 
 _EMBEDDING_NAMES = ("model.embed_tokens.weight", "token_embd.weight")
 
+_CACHE_SCALES = (".k_scale", ".v_scale", ".k_proj.output_scale", ".v_proj.output_scale")
+"""Static ones. They are not used: 8-bit keys and values have a scale for each token and head here, which is finer."""
+
 KV_DTYPES = ("float32", "bfloat16", "int8")
 """What keys and values can be cached in, whatever the weights' dtype."""
 
@@ -155,6 +158,9 @@ def load_model(
                 f"{path} has tensors of a layer {config.num_layers} ({name}), and its config says that there are "
                 f"{config.num_layers} layers; the two do not belong together"
             )
+    num_scales = sum(name.endswith(_CACHE_SCALES) for name in ignored)
+    if num_scales:
+        _log.info("cache_scales_ignored", num_tensors=num_scales, kv_dtype=str(torch_kv_dtype).removeprefix("torch."))
     if ignored:
         _log.debug("weights_ignored", num_tensors=len(ignored), first=ignored[0])
     return model

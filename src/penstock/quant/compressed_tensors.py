@@ -22,6 +22,9 @@ from penstock.quant.words import pack_words, unpack_words
 _FORMATS = ("pack-quantized", "int-quantized", "naive-quantized")
 _BITS = range(2, 9)
 
+KV_CACHE_SCHEME = {"num_bits": 8, "type": "float", "strategy": "tensor", "symmetric": True, "dynamic": False}
+"""Of keys and values with a ``k_scale`` and a ``v_scale`` [1] float32 beside each layer's attention"""
+
 
 def pack(weight: QuantizedWeight) -> dict[str, Tensor]:
     """Return a projection's tensors by the last part of their names.
@@ -122,7 +125,7 @@ class CompressedTensors:
         ``kv_cache_scheme``: what keys and values are kept in is chosen where the model is served.
         """
         settings.only("quantization_status", (None, "compressed"))
-        settings.only("format", (None, *_FORMATS, "mixed-precision"))
+        settings.only("format", (None, *_FORMATS, "mixed-precision", "dense"))
         for key in ("sparsity_config", "transform_config"):
             part = settings.part(key)
             if part is not None and part.values and part.values.get("format") != "dense":
@@ -162,7 +165,7 @@ class CompressedTensors:
         formats = {group["format"] for group in groups.values()}
         return {
             "quant_method": "compressed-tensors",
-            "format": formats.pop() if len(formats) == 1 else "mixed-precision",
+            "format": formats.pop() if len(formats) == 1 else "mixed-precision" if formats else "dense",
             "quantization_status": "compressed",
             "config_groups": groups,
             "ignore": list(untouched),

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from penstock.errors import InvalidSetting, ModelUnreadable
 from penstock.quant.codes import QuantizedWeight, Scheme, dequantize
+from penstock.quant.compressed_tensors import KV_CACHE_SCHEME
 from penstock.quant.layouts import layout_to_write
 from penstock.quant.reader import QuantizedModules, StoredTensors
 
@@ -28,13 +29,15 @@ def write_checkpoint(
     *,
     shard_bytes: int = _SHARD_BYTES,
     changes: Mapping[str, Any] | None = None,
+    cache_scales: bool = False,
 ) -> None:
     """Write the model in directory ``source`` with other ``weights`` to ``directory``, which must not have one.
 
     ``weights`` are, by name and one at a time, projections in codes (``model.layers.0.mlp.up_proj``) and other tensors
     as they are (``model.norm.weight``). ``layout`` is one of ``LAYOUTS``; without any codes it says nothing. No more
     than ``shard_bytes`` and a tensor are held. ``changes`` are those to make in config.json, which comes last: a
-    directory with one is whole.
+    directory with one is whole. With ``cache_scales`` there are static scales of keys and values among the tensors, and
+    the layout is compressed-tensors.
     Raises ``InvalidSetting`` for what the layout cannot say.
     """
     if directory.exists() and any(directory.iterdir()):
@@ -61,10 +64,12 @@ def write_checkpoint(
     if not schemes and untouched:
         config.pop("torch_dtype", None)
         config["dtype"] = str(next(iter(untouched.values()))).removeprefix("torch.")
-    if schemes:
+    if schemes or cache_scales:
         # A head that is not among the tensors is the embedding, and must not be taken for a projection in codes.
         left_out = [*untouched, *(["lm_head"] if "lm_head" not in {*schemes, *untouched} else [])]
         config["quantization_config"] = form.describe(schemes, left_out)
+        if cache_scales:
+            config["quantization_config"] |= {"kv_cache_scheme": KV_CACHE_SCHEME}
     _copy_others(source, directory)
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 

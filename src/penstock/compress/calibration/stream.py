@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from penstock.compress.units import NamedTensors, Observer, WatchedOps
-from penstock.kernels import BatchLayout, Ops
+from penstock.kernels import BatchLayout, KVBlocks, Ops
 from penstock.models import ModelConfig
 from penstock.models.frame import DecoderBody, DecoderEnds, DecoderLayer
 from penstock.models.model import new_cache
@@ -69,11 +69,13 @@ class LayerStream:
         *,
         replaced: Mapping[str, Tensor] | None = None,
         observe: Observer | None = None,
+        observe_cache: Callable[[KVBlocks], None] = lambda kv: None,
         progress: Callable[[int], None] = lambda tokens: None,
     ) -> None:
         """Run layer ``index`` on the file ``source`` and write what the next one reads to ``target``, if it is given.
 
-        ``replaced`` are tensors that stand in for the checkpoint's; ``observe`` is told what each product reads.
+        ``replaced`` are tensors that stand in for the checkpoint's; ``observe`` is told what each product reads, and
+        ``observe_cache`` a batch's keys and values.
         """
         tensors = NamedTensors(self._weights, replaced, as_served=self._as_served)
         ops = WatchedOps(self._ops, tensors, observe)
@@ -89,6 +91,7 @@ class LayerStream:
                 layout = BatchLayout.pack(lengths, lengths, tables, _BLOCK)
                 (kv,) = new_cache(single, self._ops, torch.float32, starts[-1], _BLOCK)
                 x = self._body.run_layer(layer, torch.from_numpy(hidden[rows].copy()), kv, self._body.begin(layout))
+                observe_cache(kv)
                 if out is not None:
                     out.write(x.numpy().tobytes())
                 progress(sum(lengths))
