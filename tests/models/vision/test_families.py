@@ -1,5 +1,6 @@
 """Every family that sees against transformers on tiny random weights."""
 
+from array import array
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -163,6 +164,19 @@ def test_older_names_of_tensors_are_known(rename: Callable[[str], str], tmp_path
 
 def test_a_model_that_reads_text_has_no_encoder(checkpoint: Callable[[str], Path]) -> None:
     assert load_vision(checkpoint("llama"), torch.float32) is None
+
+
+@needs_native
+@torch.inference_mode()
+def test_steps_of_text_are_recorded(seeing_checkpoint: Callable[[str], Path]) -> None:
+    model = load_model(seeing_checkpoint("llava-siglip"), dtype="float32")
+    cache, other_cache = model.new_cache(2, BLOCK), model.new_cache(2, BLOCK)
+    replay = model.replay(cache, BLOCK)
+    assert replay is not None
+    hidden = replay([3, 1, 4, 1, 5], [5], [5], [array("i", [0, 1])], [0])
+    layout = layout_of([5], [5], [[0, 1]], BLOCK)
+    assert hidden is not None
+    assert torch.equal(hidden, model.forward(torch.tensor([3, 1, 4, 1, 5]), layout, other_cache))
 
 
 @needs_native

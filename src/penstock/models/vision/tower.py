@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from penstock.models.config_json import ConfigJson
 from penstock.models.parts import Loader
+from penstock.models.vision.attention import PackedAttention, keys_and_values
 
 _ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "quick_gelu": "quick_gelu"}
 """Kernels' names by upstream's"""
@@ -120,7 +120,6 @@ class MLP:
 class _Layer:
     def __init__(self, loader: Loader, config: TowerConfig, prefix: str) -> None:
         C = config.hidden_size
-        self._num_heads = config.num_heads
         self._norms = [LayerNorm(loader, f"{prefix}.layer_norm{i}", C, config.norm_eps) for i in (1, 2)]
         names = [f"{prefix}.self_attn.{name}_proj" for name in "qkv"]
         self._qkv = loader.side_by_side(
@@ -130,22 +129,11 @@ class _Layer:
         sizes = (C, config.intermediate_size, C)
         self._mlp = MLP(loader, f"{prefix}.mlp.fc1", f"{prefix}.mlp.fc2", sizes, config.activation)
 
-    def __call__(self, x: Tensor, num_tokens: int) -> Tensor:
+    def __call__(self, x: Tensor, attention: PackedAttention) -> Tensor:
         """Return [n * N, C] from ``x`` [n * N, C], which may be overwritten."""
         before_attention, before_mlp = self._norms
-        x = self._out(attend(self._qkv(before_attention(x)), num_tokens, self._num_heads), x)
+        x = self._out(attention(self._qkv(before_attention(x))), x)
         return self._mlp(before_mlp(x), x)
-
-
-def attend(qkv: Tensor, num_tokens: int, num_heads: int) -> Tensor:
-    """Let each picture's tokens see each other: [n * N, C] from queries, keys and values [n * N, 3C]."""
-    out = qkv.new_empty(len(qkv), qkv.shape[1] // 3)
-    # One by one, so that no picture's bits depend on the others.
-    for rows, result in zip(torch.split(qkv, num_tokens), torch.split(out, num_tokens), strict=True):
-        q, k, v = rows.view(1, num_tokens, 3, num_heads, -1).permute(2, 0, 3, 1, 4)
-        heads = F.scaled_dot_product_attention(q, k, v)
-        result.view(1, num_tokens, num_heads, -1).copy_(heads.transpose(1, 2))
-    return out
 
 
 def _fractional_positions(side: int) -> Tensor:
@@ -175,7 +163,8 @@ class VisionTower:
         bias = loader.biases(f"{embeddings}.patch_embedding", sizes=[C])[0] if config.patch_bias else None
         # Patches come as they lie in an image, colours innermost.
         self._embed = loader.ops.prepare_linear(weight_CKPP.permute(0, 2, 3, 1).reshape(C, -1), bias, exact=True)
-        dtype = loader.ops.activation_dtype(loader.dtype)
+        self._ops, self._dtype = loader.ops, loader.ops.activation_dtype(loader.dtype)
+        dtype = self._dtype
         positions = loader.tensor(f"{embeddings}.position_embedding.weight", config.num_tokens, C).to(dtype)
         if config.has_fractional_positions:
             positions = positions[_fractional_positions(config.image_size // P)]
@@ -200,16 +189,25 @@ class VisionTower:
         x_nNC = self._embed(patches).view(-1, N - config.has_class_token, C)
         if self._class is not None:
             x_nNC = torch.cat([self._class.expand(len(x_nNC), 1, C), x_nNC], 1)
+        attention = self._attention(len(x_nNC))
         x = (x_nNC + self._positions).view(-1, C)
         if self._norm_before is not None:
             x = self._norm_before(x)
         if self._wanted is None:
             for layer in self._layers:
-                x = layer(x, N)
+                x = layer(x, attention)
             return (x if self._norm_after is None else self._norm_after(x)).view(-1, N, C)
         results = {0: x.clone()} if 0 in self._wanted else {}
         for i, layer in enumerate(self._layers, 1):
-            x = layer(x, N)
+            x = layer(x, attention)
             if i in self._wanted:
                 results[i] = x if i == len(self._layers) else x.clone()  # the next layer adds to it
         return torch.cat([results[i] for i in self._wanted], 1).view(-1, N, C * len(self._wanted))
+
+    def _attention(self, num_pictures: int) -> PackedAttention:
+        """Return the attention of pictures whose tokens see each other; where they are, the embeddings have said."""
+        H, D = self.config.num_heads, self.config.hidden_size // self.config.num_heads
+        lengths = [self.config.num_tokens] * num_pictures
+        unrotated = torch.ones(sum(lengths), 1, D), torch.zeros(sum(lengths), 1, D)
+        kv = keys_and_values(self._ops, self._dtype, lengths, H, D)
+        return PackedAttention(self._ops, lengths, H, D, unrotated, kv)
