@@ -280,8 +280,8 @@ _TEXT_MODELS: dict[str, tuple[Callable[[ConfigJson], ModelConfig], dict[str, Any
     "llama": (llama, _LLAMA_7B),
     "mistral": (mistral, {**_MISTRAL_7B, "sliding_window": 4096}),
     "qwen2": (qwen2, _QWEN2_7B),
-    "qwen3": (qwen3, {}),
-    "granite": (granite, {}),
+    "qwen3": (qwen3, {**_QWEN2_7B, "head_dim": 128}),
+    "granite": (granite, _LLAMA_7B),
     "gemma3_text": (gemma3, _GEMMA3_2B),
 }
 """By a text_config's ``model_type``: its family, and the values of upstream's class where they are not written down.
