@@ -21,6 +21,9 @@ from tests.tiny_models import SHAPE, write_tokenizer
 IMAGE_ID = 300
 """The placeholder's, in every tiny model"""
 
+FRAMES_PER_S = 2.0
+"""Of every video"""
+
 _TOWER: dict[str, Any] = {
     "hidden_size": 48,
     "intermediate_size": 80,
@@ -163,6 +166,55 @@ SEEING: dict[str, Seeing] = {
 }
 
 
+_QWEN_IMAGE = {
+    "size": {"shortest_edge": 4 * 28 * 28, "longest_edge": 20 * 28 * 28},
+    "image_mean": _CLIP_MEAN,
+    "image_std": _CLIP_STD,
+}
+_QWEN: dict[str, Any] = {
+    "image_processor": "Qwen2VLImageProcessor",
+    "image": _QWEN_IMAGE,
+    "text_differences": {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
+    },
+    "differences": {"image_token_id": IMAGE_ID, "video_token_id": 301},
+    "tokens": {"<|image_pad|>": IMAGE_ID, "<|video_pad|>": 301, "<|vision_start|>": 302, "<|vision_end|>": 303},
+}
+
+THREE_AXES: dict[str, Seeing] = {
+    "qwen2-vl": Seeing(
+        prefix="Qwen2VL",
+        text="qwen2_vl_text",
+        vision={
+            "depth": 2,
+            "embed_dim": 48,
+            "hidden_size": 64,
+            "num_heads": 3,
+            "mlp_ratio": 2,
+            "initializer_range": 0.1,
+        },
+        **_QWEN,
+    ),
+    "qwen2.5-vl": Seeing(
+        prefix="Qwen2_5_VL",
+        text="qwen2_5_vl_text",
+        vision={
+            "depth": 3,
+            "hidden_size": 48,
+            "out_hidden_size": 64,
+            "intermediate_size": 76,
+            "num_heads": 3,
+            "window_size": 56,
+            "fullatt_block_indexes": [1],
+            "tokens_per_second": 2,
+            "initializer_range": 0.1,
+        },
+        **_QWEN,
+    ),
+}
+"""Families whose positions are in time, row and column; they see videos too."""
+
+
 def make_seeing_checkpoint(
     path: Path, family: str = "llava", *, rename: Callable[[str], str] | None = None, **text: Any
 ) -> Path:
@@ -170,7 +222,7 @@ def make_seeing_checkpoint(
 
     ``rename`` gives tensors the names they have in files of older versions; ``text`` is added to text_config.
     """
-    seeing = SEEING[family]
+    seeing = (SEEING | THREE_AXES)[family]
     shape = {**SHAPE, "head_dim": 16, "model_type": seeing.text, **seeing.text_differences, **text}
     config = getattr(transformers, f"{seeing.prefix}Config")(
         text_config=shape,
@@ -201,7 +253,8 @@ def make_seeing_checkpoint(
 
 def upstream_image_processor(family: str) -> Any:
     """Return transformers' own, on Pillow."""
-    return getattr(transformers, f"{SEEING[family].image_processor}Pil")(**SEEING[family].image)
+    seeing = (SEEING | THREE_AXES)[family]
+    return getattr(transformers, f"{seeing.image_processor}Pil")(**seeing.image)
 
 
 @lru_cache(maxsize=8)
@@ -227,10 +280,13 @@ def token_ids_of(path: Path, text: str) -> list[int]:
 
 
 def with_images(
-    path: Path, processor: Processor, text: str, images: Sequence[Image.Image]
+    path: Path, processor: Processor, text: str, images: Sequence[Image.Image | list[Image.Image]]
 ) -> tuple[list[int], list[Picture]]:
-    """Return a prompt's tokens and pictures; ``text`` has an ``@`` where an image goes."""
-    expansions = [processor.image(image, "auto") for image in images]
+    """Return a prompt's tokens and pictures; ``text`` has an ``@`` where an image goes, or the frames of a video."""
+    expansions = [
+        processor.image(image, "auto") if isinstance(image, Image.Image) else processor.video(image, FRAMES_PER_S)
+        for image in images
+    ]
     pieces = text.split("@")
     token_ids: list[int] = token_ids_of(path, pieces[0])
     pictures: list[Picture] = []
@@ -241,8 +297,10 @@ def with_images(
 
 
 def pictures_of(path: Path, processor: Processor, expansion: Expansion, *, offset: int = 0) -> list[Picture]:
-    """Return the pictures of one image, at ``offset`` of a prompt."""
-    (placeholder,), token_ids = token_ids_of(path, processor.placeholder), token_ids_of(path, expansion.text)
+    """Return the pictures of one image or video, at ``offset`` of a prompt."""
+    is_video = processor.video_placeholder is not None and processor.video_placeholder in expansion.text
+    stands_for = processor.video_placeholder if is_video else processor.placeholder
+    (placeholder,), token_ids = token_ids_of(path, stands_for or ""), token_ids_of(path, expansion.text)
     pictures: list[Picture] = []
     place = 0
     for prepared in expansion.pictures:

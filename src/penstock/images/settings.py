@@ -25,8 +25,8 @@ class ImageSettings:
     """The values of one object. Methods raise ``ModelUnreadable`` for what cannot be honoured."""
 
     def __init__(self, values: Mapping[str, Any], where: str) -> None:
-        """Take ``values``, which stand at ``where``."""
-        self.values = values
+        """Take ``values``, which stand at ``where``; what is null is not there."""
+        self.values = {key: value for key, value in values.items() if value is not None}
         self._where = where
 
     def part(self, key: str) -> "ImageSettings":
@@ -113,7 +113,7 @@ class SeeingFiles:
     image: ImageSettings
     """preprocessor_config.json, which version 5 of transformers writes into the former: pixels"""
     video: ImageSettings
-    """video_preprocessor_config.json likewise, where there is one: pixels of frames"""
+    """video_preprocessor_config.json, likewise; where there is none, the same as of images"""
 
 
 def read_seeing_files(path: Path) -> SeeingFiles | None:

@@ -25,12 +25,16 @@ class ConfigJson:
         self._generation = generation
         self._prefix = prefix
 
-    def part(self, key: str, defaults: Mapping[str, Any] | None = None) -> "ConfigJson":
-        """Return the object under ``key`` over ``defaults``."""
+    def over(self, defaults: Mapping[str, Any]) -> "ConfigJson":
+        """Return the same over ``defaults``."""
+        return ConfigJson({**defaults, **self.values}, self.path, self._generation, prefix=self._prefix)
+
+    def part(self, key: str) -> "ConfigJson":
+        """Return the object under ``key``."""
         values = self.values.get(key)
         if not isinstance(values, dict):
             raise self.bad(key, values, "an object of settings")
-        return ConfigJson({**(defaults or {}), **values}, self.path, self._generation, prefix=f"{self._prefix}{key}.")
+        return ConfigJson(values, self.path, self._generation, prefix=f"{self._prefix}{key}.")
 
     def integer(self, key: str, default: int | None = None, *, most: int | None = None) -> int:
         """Return a positive integer, of at most ``most``."""

@@ -172,8 +172,7 @@ def qwen3_moe(raw: ConfigJson) -> ModelConfig:
 def llava(raw: ConfigJson) -> ModelConfig:
     """LLaVA 1.5 and NeXT: any text family, before which images become tokens."""
     text = _text(raw)
-    # Either may say so; the other has its class's value then.
-    is_tied = text.tie_word_embeddings or raw.flag("tie_word_embeddings")
+    is_tied = _is_tied_by_either(text, raw)
     # Granite multiplies what it is given, whatever that is.
     vision = VisionConfig(image_token_id=_placeholder(raw, "image_token_index", "image_token_id"), scales_features=True)
     return replace(text, vision=vision, tie_word_embeddings=is_tied)
@@ -189,6 +188,19 @@ def gemma3_vision(raw: ConfigJson) -> ModelConfig:
     """Gemma 3, with images whose tokens see each other."""
     vision = VisionConfig(image_token_id=_placeholder(raw, "image_token_index", "image_token_id"), sees_both_ways=True)
     return replace(_text(raw), vision=vision, tie_word_embeddings=raw.flag("tie_word_embeddings", True))
+
+
+def qwen2_vl(raw: ConfigJson) -> ModelConfig:
+    """Qwen2-VL and Qwen2.5-VL: Qwen2 with positions on three axes."""
+    config = _text(raw)
+    if not all(rope is not None and rope.sections for rope in config.ropes):
+        raise raw.bad("rope_scaling.mrope_section", None, "three numbers, of pairs that turn with time, row and column")
+    vision = VisionConfig(
+        image_token_id=_placeholder(raw, "image_token_id"),
+        video_token_id=_placeholder(raw, "video_token_id"),
+        has_three_axes=True,
+    )
+    return replace(config, vision=vision, tie_word_embeddings=_is_tied_by_either(config, raw))
 
 
 FAMILIES: dict[str, Callable[[ConfigJson], ModelConfig]] = {
@@ -209,6 +221,8 @@ FAMILIES: dict[str, Callable[[ConfigJson], ModelConfig]] = {
     "Gemma3ForConditionalGeneration": gemma3_vision,
     "Idefics3ForConditionalGeneration": idefics3,
     "SmolVLMForConditionalGeneration": idefics3,
+    "Qwen2VLForConditionalGeneration": qwen2_vl,
+    "Qwen2_5_VLForConditionalGeneration": qwen2_vl,
 }
 """By the name in config.json's ``architectures``."""
 
@@ -276,6 +290,17 @@ _GEMMA3_2B = {
     "max_position_embeddings": 131072,
     "sliding_window": 4096,
 }
+_QWEN2_VL_72B = {
+    **_QWEN2_7B,
+    "vocab_size": 152064,
+    "hidden_size": 8192,
+    "intermediate_size": 29568,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1e6,
+}
 _TEXT_MODELS: dict[str, tuple[Callable[[ConfigJson], ModelConfig], dict[str, Any]]] = {
     "llama": (llama, _LLAMA_7B),
     "mistral": (mistral, {**_MISTRAL_7B, "sliding_window": 4096}),
@@ -283,25 +308,31 @@ _TEXT_MODELS: dict[str, tuple[Callable[[ConfigJson], ModelConfig], dict[str, Any
     "qwen3": (qwen3, {**_QWEN2_7B, "head_dim": 128}),
     "granite": (granite, _LLAMA_7B),
     "gemma3_text": (gemma3, _GEMMA3_2B),
+    **dict.fromkeys(("qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text"), (qwen2, _QWEN2_VL_72B)),
 }
 """By a text_config's ``model_type``: its family, and the values of upstream's class where they are not written down.
 Before version 5 transformers wrote only what differs from those."""
 
 
 def _text(raw: ConfigJson) -> ModelConfig:
-    """Return the decoder's configuration, which is under ``text_config``.
+    """Return the decoder's configuration, which is under ``text_config``; in older files of some families, outside.
 
     What a family does to its logits, upstream's models that see leave out.
     """
-    kind = raw.part("text_config").values.get("model_type", "llama")
+    inner = raw if raw.values.get("text_config") is None else raw.part("text_config")
+    kind = inner.values.get("model_type", "llama")
     if kind not in _TEXT_MODELS:
-        raise raw.bad("text_config.model_type", kind, f"one of {', '.join(_TEXT_MODELS)}")
+        raise inner.bad("model_type", kind, f"one of {', '.join(_TEXT_MODELS)}")
     family, defaults = _TEXT_MODELS[kind]
-    outer: dict[str, Any] = {
-        key: raw.values[key] for key in ("dtype", "torch_dtype", "eos_token_id") if key in raw.values
-    }
-    config = family(raw.part("text_config", {**defaults, **outer}))
+    shared = ("dtype", "torch_dtype", "eos_token_id")
+    outer: dict[str, Any] = {key: raw.values[key] for key in shared if key in raw.values}
+    config = family(inner.over({**defaults, **outer}))
     return replace(config, logit_scale=1.0, logit_cap=None)
+
+
+def _is_tied_by_either(text: ModelConfig, raw: ConfigJson) -> bool:
+    """Return whether the decoder's part or the outer one says so; the other has its class's value then."""
+    return text.tie_word_embeddings or raw.flag("tie_word_embeddings")
 
 
 def _placeholder(raw: ConfigJson, *keys: str) -> int:

@@ -16,6 +16,7 @@ from penstock.models.vision.gemma3 import Gemma3Encoder
 from penstock.models.vision.idefics3 import Idefics3Encoder
 from penstock.models.vision.llava import LlavaEncoder
 from penstock.models.vision.llava_next import LlavaNextEncoder
+from penstock.models.vision.qwen2_vl import qwen2_5_vl, qwen2_vl
 from penstock.models.weights import is_of_seeing, open_weights
 
 ENCODERS: dict[str, Callable[[ConfigJson, Loader, Normalization], VisionEncoder]] = {
@@ -24,6 +25,8 @@ ENCODERS: dict[str, Callable[[ConfigJson, Loader, Normalization], VisionEncoder]
     "Gemma3ForConditionalGeneration": Gemma3Encoder,
     "Idefics3ForConditionalGeneration": Idefics3Encoder,
     "SmolVLMForConditionalGeneration": Idefics3Encoder,
+    "Qwen2VLForConditionalGeneration": qwen2_vl,
+    "Qwen2_5_VLForConditionalGeneration": qwen2_5_vl,
 }
 """By the name in config.json's ``architectures``"""
 
