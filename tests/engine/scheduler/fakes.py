@@ -1,13 +1,15 @@
 """A scheduler with its cache, driven without a model."""
 
 import random
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 
 from penstock.engine.config import SchedulerConfig
 from penstock.engine.encoding import EncodePlanner, FeatureCache
 from penstock.engine.kv import BlockPool, CacheManager
-from penstock.engine.request import Request, SequenceState
+from penstock.engine.request import Request, Sequence, SequenceState
 from penstock.engine.scheduler import AdmissionPolicy, ScheduledBatch, Scheduler
+from penstock.engine.scheduler.plan import Plan
 from penstock.protocol import BeamParams, GenerateRequest, Picture, Priority, SamplingParams
 
 
@@ -70,6 +72,17 @@ class Driver:
             sees_both_ways=self.sees_both_ways,
         )
         self.scheduler = Scheduler(self.config, self.cache, admission=self.admission, encoding=encoding)
+        plan_sequence = self.scheduler._plan_sequence
+
+        def plan_and_check(
+            plan: Plan, sequence: Sequence, num_new: int, now_s: float, draft: SequenceOf[int] = ()
+        ) -> None:
+            may_preempt = not draft and not plan.drafts
+            num_preemptions = self.scheduler.counters.num_preemptions
+            plan_sequence(plan, sequence, num_new, now_s, draft)
+            assert may_preempt or self.scheduler.counters.num_preemptions == num_preemptions, "preempted for a guess"
+
+        self.scheduler._plan_sequence = plan_and_check  # type: ignore[method-assign]
         self.under_way: list[int] = []
         """Ids of features that encoders elsewhere are at work on"""
         self.there: set[int] = set()
@@ -107,9 +120,7 @@ class Driver:
             for sequence in running
             if drafted and sequence.is_decoding and sequence.request.sampling.beam is None
         }
-        num_preemptions = self.scheduler.counters.num_preemptions
         batch = self.scheduler.schedule(self.now_s, drafts)
-        assert not batch.drafts or self.scheduler.counters.num_preemptions == num_preemptions, "preempted for a guess"
         self._encode(batch)
         self._check_pictures(batch)
         for sequence_id, num_new in zip(batch.sequence_ids, batch.query_lens, strict=True):
