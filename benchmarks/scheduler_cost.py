@@ -20,7 +20,7 @@ from penstock.engine.runner import StepResult
 from penstock.engine.sampling import SampledToken
 from penstock.engine.scheduler import ScheduledBatch, Scheduler
 from penstock.models import resolve_model
-from penstock.protocol import GenerateRequest, MemoryPlan, ModelInfo, SamplingParams
+from penstock.protocol import GenerateRequest, MemoryPlan, ModelInfo, Picture, SamplingParams
 from penstock.text import Tokenizer
 
 NUM_STEPS = 200
@@ -37,6 +37,7 @@ class NullRunner:
         prompt_token_ids: Sequence[int],
         matcher: object = None,
         adapter: object | None = None,
+        pictures: Sequence[Picture] = (),
     ) -> None:
         """Nothing to prepare."""
 

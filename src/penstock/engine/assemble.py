@@ -9,6 +9,7 @@ from penstock.engine.engine import Engine
 from penstock.engine.kv import BlockPool, CacheManager
 from penstock.engine.profile import Profiler
 from penstock.engine.runner import CPURunner, Runner
+from penstock.engine.runner.pictures import ShownPictures
 from penstock.engine.sampling import Sampler
 from penstock.engine.scheduler import Scheduler
 from penstock.engine.speculative import Drafter, Index, LookupDrafter, NgramIndex, Speculator, SuffixIndex
@@ -59,7 +60,7 @@ def assemble_engine(
         model.new_cache(plan.num_blocks, plan.block_size),
         sampler,
         block_size=plan.block_size,
-        features=feature_rows,
+        shown=ShownPictures(feature_rows, model.config.vision),
     )
     scheduler = Scheduler(config.scheduler, cache, encoding=planner)
     drafter: Drafter | None = None

@@ -133,6 +133,7 @@ class Engine:
                 request.prompt_token_ids,
                 own,
                 None if adapter is None else adapter.weights,
+                request.pictures,
             )
             self._outputs[sequence.id] = ChoiceOutput(request.sampling, self._tokenizer, self._eos_token_ids)
 

@@ -31,7 +31,7 @@ from penstock.kernels.ops import CacheShapes
 from penstock.models import ModelConfig
 from penstock.models.lora import Adapted, Adapter
 from penstock.models.vision import Inserted
-from penstock.protocol import EngineStatus, GenerateRequest, SamplingParams, TokenDelta
+from penstock.protocol import EngineStatus, GenerateRequest, Picture, SamplingParams, TokenDelta
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
@@ -185,8 +185,9 @@ class _Runner:
         prompt_token_ids: Sequence[int],
         matcher: "LLMatcher | None" = None,
         adapter: object | None = None,
+        pictures: Sequence[Picture] = (),
     ) -> None:
-        self._runner.add(sequence_id, index, params, prompt_token_ids, matcher, adapter)
+        self._runner.add(sequence_id, index, params, prompt_token_ids, matcher, adapter, pictures)
 
     def load_adapter(self, path: Path) -> object:
         return self._runner.load_adapter(path)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from penstock.engine.sampling import SampledToken
 from penstock.engine.scheduler import ScheduledBatch
-from penstock.protocol import SamplingParams, TokenLogprobs
+from penstock.protocol import Picture, SamplingParams, TokenLogprobs
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
@@ -39,8 +39,9 @@ class Runner(Protocol):
         prompt_token_ids: Sequence[int],
         matcher: "LLMatcher | None" = None,
         adapter: object | None = None,
+        pictures: Sequence[Picture] = (),
     ) -> None:
-        """Prepare to sample for choice ``index`` of a request that runs with ``adapter``; takes ``matcher`` over."""
+        """Prepare to compute choice ``index`` of a request that runs with ``adapter``; takes ``matcher`` over."""
 
     def load_adapter(self, path: Path) -> object:
         """Return the LoRA adapter in directory ``path``, for ``add``. Raises ``ModelUnreadable``."""

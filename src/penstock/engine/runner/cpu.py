@@ -1,15 +1,14 @@
 """The CPU runner: integers to tensors, one forward, the sampler."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from penstock.engine.encoding.source import FeatureRows
 from penstock.engine.runner.base import StepResult
+from penstock.engine.runner.pictures import ShownPictures
 from penstock.engine.sampling import GrammarMasks, Sampler
 from penstock.engine.scheduler import ScheduledBatch
 from penstock.kernels import Replay
@@ -17,7 +16,7 @@ from penstock.kernels.copy_blocks.reference import copy_blocks
 from penstock.kernels.layout import BatchLayout, KVBlocks
 from penstock.models.lora import Adapted, Adapter
 from penstock.models.vision import Inserted
-from penstock.protocol import SamplingParams, TokenLogprobs
+from penstock.protocol import Picture, SamplingParams, TokenLogprobs
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
@@ -60,11 +59,11 @@ class CPURunner:
         sampler: Sampler,
         *,
         block_size: int,
-        features: Mapping[int, FeatureRows] | None = None,
+        shown: ShownPictures | None = None,
     ) -> None:
-        """``features`` has those of all pictures that a batch shows, by id."""
+        """``shown``: what pictures add, if the model sees any."""
         self._model = model
-        self._features = {} if features is None else features
+        self._shown = shown or ShownPictures({}, None)
         self._cache = cache
         self._replay = model.replay(cache, block_size)
         self._sampler = sampler
@@ -81,6 +80,7 @@ class CPURunner:
         prompt_token_ids: Sequence[int],
         matcher: "LLMatcher | None" = None,
         adapter: object | None = None,
+        pictures: Sequence[Picture] = (),
     ) -> None:
         """Prepare to sample for choice ``index`` of a request; see ``Runner.add``."""
         self._sampler.add(sequence_id, index, params, prompt_token_ids)
@@ -89,6 +89,7 @@ class CPURunner:
         if adapter is not None:
             assert isinstance(adapter, Adapter), "adapters come from load_adapter"
             self._adapters[sequence_id] = adapter
+        self._shown.add(sequence_id, pictures)
 
     def load_adapter(self, path: Path) -> Adapter:
         """Return the LoRA adapter in directory ``path``."""
@@ -99,6 +100,7 @@ class CPURunner:
         self._sampler.remove(sequence_id)
         self._masks.remove(sequence_id)
         self._adapters.pop(sequence_id, None)
+        self._shown.remove(sequence_id)
 
     def num_possible(self, sequence_id: int, draft: Sequence[int]) -> int:
         """Return how many tokens of ``draft`` may follow; see ``Runner.num_possible``."""
@@ -140,20 +142,19 @@ class CPURunner:
         placement = (batch.query_lens, batch.context_lens, batch.block_tables)
         adapted = self._adapted(batch)
         if self._replay is not None and not adapted and not batch.pictures:
-            hidden = self._replay(batch.token_ids, *placement, batch.table_starts)
+            offsets = self._shown.position_offsets(batch)
+            hidden = self._replay(batch.token_ids, *placement, batch.table_starts, offsets)
             if hidden is not None:
                 return hidden
         token_ids = torch.tensor(batch.token_ids, dtype=torch.int64)
-        layout = BatchLayout.pack(*placement, self._block_size, batch.table_starts)
-        return self._model.forward(token_ids, layout, self._cache, adapted, self._inserted(batch))
-
-    def _inserted(self, batch: ScheduledBatch) -> Inserted | None:
-        """Return what takes the place of placeholders' embeddings."""
-        if not batch.pictures:
-            return None
-        rows = torch.cat([torch.arange(shown.row, shown.row + shown.num_rows) for shown in batch.pictures])
-        parts = [self._features[one.feature_id][one.first : one.first + one.num_rows] for one in batch.pictures]
-        return Inserted(rows, torch.from_numpy(np.concatenate(parts)))
+        layout = BatchLayout.pack(
+            *placement,
+            self._block_size,
+            batch.table_starts,
+            positions=self._shown.positions(batch),
+            visible=self._shown.visible(batch),
+        )
+        return self._model.forward(token_ids, layout, self._cache, adapted, self._shown.inserted(batch))
 
     def _adapted(self, batch: ScheduledBatch) -> Adapted:
         """Return which rows run with which adapter."""

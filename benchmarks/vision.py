@@ -1,0 +1,360 @@
+"""Images in the engine: `python -m benchmarks.vision`.
+
+Three measurements on a LLaVA with random weights, float32, the same threads throughout:
+
+- a second question about an image, beside a first one: seconds to the first token, by turns;
+- 16 requests at once, each with an image of its own, beside transformers' `generate` in one padded batch, by turns;
+- how long those who decode wait when images come, in the engine's process and with an encoder in another.
+
+Images are prepared beforehand for both. `tiny` has a few million parameters; `0.5b` a decoder of Qwen2.5-0.5B's shape
+and a tower of SigLIP-base's at 384 pixels, which makes 576 tokens of an image.
+"""
+
+import argparse
+import hashlib
+import json
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+
+from benchmarks.vs_transformers import processor
+from penstock.engine.assemble import assemble_engine
+from penstock.engine.config import EngineConfig, RunnerConfig, SchedulerConfig
+from penstock.engine.encoding.pool import EncoderPool
+from penstock.engine.encoding.source import FeatureSource
+from penstock.engine.engine import Engine
+from penstock.engine.runner.encoder import LocalEncoder
+from penstock.images.families import load_processor
+from penstock.kernels import describe, use_threads
+from penstock.launch import encoder
+from penstock.launch.settings import ModelSettings, Settings
+from penstock.models import resolve_model
+from penstock.models.decoder import load_model
+from penstock.models.vision.load import load_vision
+from penstock.protocol import GenerateRequest, MemoryPlan, ModelInfo, Picture, SamplingParams
+from penstock.text import Tokenizer
+
+CONCURRENCY = 16
+ANSWER_TOKENS = 32
+SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "tiny": (
+        {
+            "vocab_size": 4096,
+            "hidden_size": 192,
+            "intermediate_size": 512,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 2,
+        },
+        {
+            "hidden_size": 192,
+            "intermediate_size": 512,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 6,
+            "image_size": 112,
+            "patch_size": 14,
+        },
+    ),
+    "0.5b": (
+        {
+            "vocab_size": 151_936,
+            "hidden_size": 896,
+            "intermediate_size": 4864,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 14,
+            "num_key_value_heads": 2,
+            "tie_word_embeddings": True,
+        },
+        {
+            "hidden_size": 768,
+            "intermediate_size": 3072,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 12,
+            "image_size": 384,
+            "patch_size": 16,
+        },
+    ),
+}
+IMAGE_ID = 1
+
+
+def make_llava(path: Path, shape: str) -> Path:
+    """Write a random LLaVA of a shape."""
+    text, vision = SHAPES[shape]
+    config = transformers.LlavaConfig(
+        text_config={"model_type": "qwen2", "max_position_embeddings": 4096, **text},
+        vision_config={"model_type": "siglip_vision_model", **vision},
+        image_token_index=IMAGE_ID,
+        vision_feature_select_strategy="full",
+        vision_feature_layer=-1,
+    )
+    torch.manual_seed(0)
+    transformers.LlavaForConditionalGeneration(config).save_pretrained(path)
+    side = vision["image_size"]
+    transformers.SiglipImageProcessorPil(size={"height": side, "width": side}).save_pretrained(path)
+    return path
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """An image as both sides take it."""
+
+    picture: Picture
+    pixel_values: torch.Tensor
+
+
+class Images:
+    """Draws images of noise."""
+
+    def __init__(self, path: Path) -> None:
+        found = load_processor(path)
+        assert found is not None
+        self._ours, self._theirs = found, transformers.SiglipImageProcessorPil.from_pretrained(path)
+
+    def draw(self, seed: int) -> Shown:
+        """Return an image that no other seed gives."""
+        noise = np.random.default_rng(seed).integers(0, 256, (480, 640, 3), dtype=np.uint8)
+        image = Image.fromarray(noise)
+        (prepared,) = self._ours.image(image, "auto").pictures
+        pixels = prepared.pixels.tobytes()
+        frames, height, width, _ = prepared.pixels.shape
+        picture = Picture(
+            key=hashlib.blake2b(pixels, digest_size=16).digest(),
+            offset=4,
+            num_tokens=prepared.num_tokens,
+            pixels=pixels,
+            shape=(frames, height, width),
+            size=prepared.size,
+        )
+        return Shown(picture, self._theirs(image, return_tensors="pt")["pixel_values"])
+
+
+def ask(name: str, shown: Shown | None, seed: int, num_tokens: int = ANSWER_TOKENS) -> GenerateRequest:
+    """Return a greedy request of four tokens, an image if there is one, and 32 more tokens."""
+    draw = random.Random(seed)
+    question = [draw.randrange(10, 4000) for _ in range(32)]
+    pictures = () if shown is None else (shown.picture,)
+    image = [IMAGE_ID] * sum(picture.num_tokens for picture in pictures)
+    return GenerateRequest(
+        request_id=name,
+        prompt_token_ids=[2, 3, 4, 5, *image, *question],
+        sampling=SamplingParams(max_tokens=num_tokens, temperature=0.0, ignore_eos=True),
+        pictures=pictures,
+    )
+
+
+def make_engine(path: Path, source: FeatureSource | None = None) -> Engine:
+    """Return an engine with the defaults but for 16 running sequences."""
+    model = load_model(path, dtype="float32")
+    if source is None:
+        found = load_vision(path, torch.float32)
+        assert found is not None
+        source = LocalEncoder(found)
+    memory = MemoryPlan(
+        weights_bytes=model.weights_bytes,
+        activation_peak_bytes=0,
+        block_bytes=0,
+        num_blocks=2048,
+        block_size=16,
+        available_bytes=0,
+        encoder_cache_bytes=256 << 20,
+    )
+    info = ModelInfo(
+        name=path.name,
+        source=str(path),
+        architecture=model.config.architecture,
+        dtype="float32",
+        kv_dtype="float32",
+        num_parameters=model.num_parameters,
+        vocab_size=model.config.vocab_size,
+        max_model_tokens=4096,
+        eos_token_ids=(),
+        hidden_size=model.config.hidden_size,
+        memory=memory,
+    )
+    config = EngineConfig(scheduler=SchedulerConfig(max_running=CONCURRENCY))
+    return assemble_engine(model, Tokenizer.load(resolve_model("penstock-mini")), config, info=info, source=source)
+
+
+def first_token_s(engine: Engine, request: GenerateRequest) -> float:
+    """Return the seconds from a request's arrival to its first token, alone."""
+    began = time.perf_counter()
+    engine.add(request)
+    first_s = 0.0
+    while engine.has_work:
+        if engine.step() and not first_s:
+            first_s = time.perf_counter() - began
+    return first_s
+
+
+def measure_repeated(engine: Engine, images: Images, pairs: int) -> dict[str, Any]:
+    """Return how much sooner a second question about an image is answered than a first."""
+    first_token_s(engine, ask("warm", images.draw(1), 1, 2))
+    first, second = [], []
+    for pair in range(pairs):
+        shown = images.draw(100 + pair)
+        first.append(first_token_s(engine, ask(f"first-{pair}", shown, 2 * pair, 2)))
+        second.append(first_token_s(engine, ask(f"second-{pair}", shown, 2 * pair + 1, 2)))
+    return {"first_s": first, "second_s": second, "ratios": _ratios(first, second)}
+
+
+def run_penstock(engine: Engine, requests: Sequence[GenerateRequest], threads: int) -> float:
+    """Return tokens per second."""
+    use_threads(threads)
+    began = time.perf_counter()
+    for request in requests:
+        engine.add(request)
+    while engine.has_work:
+        engine.step()
+    return len(requests) * ANSWER_TOKENS / (time.perf_counter() - began)
+
+
+@torch.no_grad()
+def run_transformers(model: Any, requests: Sequence[GenerateRequest], shown: Sequence[Shown], threads: int) -> float:
+    """Return tokens per second of one batch; all prompts are as long."""
+    torch.set_num_threads(threads)
+    ids = torch.tensor([request.prompt_token_ids for request in requests])
+    pixel_values = torch.cat([one.pixel_values for one in shown])
+    began = time.perf_counter()
+    model.generate(
+        input_ids=ids,
+        pixel_values=pixel_values,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=ANSWER_TOKENS,
+        min_new_tokens=ANSWER_TOKENS,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    return len(requests) * ANSWER_TOKENS / (time.perf_counter() - began)
+
+
+def measure_throughput(engine: Engine, path: Path, images: Images, pairs: int, threads: int) -> dict[str, Any]:
+    """Return tokens per second of both, by turns; the first pair is a warm-up."""
+    model = transformers.AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32).eval()
+    ours, theirs = [], []
+    for pair in range(pairs + 1):
+        shown = [images.draw(1000 + CONCURRENCY * pair + i) for i in range(CONCURRENCY)]
+        requests = [ask(f"throughput-{pair}-{i}", one, 50 + i) for i, one in enumerate(shown)]
+        ours.append(run_penstock(engine, requests, threads))
+        theirs.append(run_transformers(model, requests, shown, threads))
+    return {"penstock": ours[1:], "transformers": theirs[1:], "ratios": _ratios(ours[1:], theirs[1:])}
+
+
+def measure_stall(engine: Engine, images: Images, num_images: int) -> dict[str, float]:
+    """Return the gaps between tokens of eight who decode while images come, one every eighth token."""
+    news = threading.Event()
+    engine.on_news(news.set)
+    for i in range(8):
+        engine.add(ask(f"decoding-{i}", None, 900 + i, 12 + 16 * num_images))
+    gaps_s: list[float] = []
+    usual_s: list[float] = []
+    num_shown, num_steps, last_s = 0, 0, time.perf_counter()
+    while engine.has_work or engine._requests:
+        if not engine.has_work:
+            news.wait()
+        news.clear()
+        deltas = engine.step()
+        if not any(delta.request_id == "decoding-0" for delta in deltas):
+            continue
+        now_s = time.perf_counter()
+        num_steps += 1
+        if num_steps > 2:
+            (gaps_s if num_shown else usual_s).append(now_s - last_s)
+        last_s = now_s
+        if num_steps >= 12 and num_steps % 8 == 4 and num_shown < num_images:
+            engine.add(ask(f"seeing-{num_steps}", images.draw(2000 + num_steps), num_steps, 2))
+            num_shown += 1
+    seeing = engine.status().seeing
+    assert seeing is not None
+    return {
+        "usual_s": statistics.median(usual_s),
+        "longest_s": max(gaps_s),
+        "encode_s_per_image": seeing.encode_s / seeing.num_encoded_pictures,
+    }
+
+
+@contextmanager
+def open_pool(path: Path) -> Iterator[EncoderPool]:
+    """Run one encoder process."""
+    runner = RunnerConfig(dtype="float32", encoder_workers=1)
+    settings = Settings(model=ModelSettings(name=str(path)), runner=runner)
+    pool = EncoderPool(
+        encoder.command(),
+        msgspec.json.encode(settings),
+        num_workers=1,
+        encoder_tokens=settings.scheduler.encoder_tokens,
+    )
+    pool.start()
+    try:
+        yield pool
+    finally:
+        pool.close()
+
+
+def measure(shape: str, path: Path, pairs: int, threads: int) -> dict[str, Any]:
+    """Return all three of a shape."""
+    images = Images(make_llava(path, shape))
+    use_threads(threads)
+    engine = make_engine(path)
+    result: dict[str, Any] = {"model": shape, "image_tokens": images.draw(0).picture.num_tokens}
+    result["repeated question"] = measure_repeated(engine, images, max(pairs, 5))
+    result["16 at once, tokens per s"] = measure_throughput(engine, path, images, pairs, threads)
+    use_threads(threads)
+    result["stall, encoded in the step"] = measure_stall(engine, images, 6)
+    with open_pool(path) as pool:
+        own, _ = encoder.share_threads(Settings(runner=RunnerConfig(encoder_workers=1)))
+        use_threads(own)
+        result["stall, one encoder process"] = measure_stall(make_engine(path, pool), images, 6)
+    return result
+
+
+def _ratios(numerators: Sequence[float], denominators: Sequence[float]) -> dict[str, float]:
+    ratios = [one / other for one, other in zip(numerators, denominators, strict=True)]
+    return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
+
+
+def main() -> None:
+    """Measure the shapes and print or write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=list(SHAPES), default=list(SHAPES))
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=3)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    results = []
+    for shape in arguments.models:
+        with tempfile.TemporaryDirectory() as directory:
+            results.append(measure(shape, Path(directory), arguments.pairs, arguments.threads))
+        print(json.dumps(results[-1], indent=2), flush=True)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    report = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": commit.stdout.strip(),
+        "command": " ".join(["python -m benchmarks.vision", *sys.argv[1:]]),
+        "machine": {"processor": processor(), "threads": arguments.threads, "kernels": describe()},
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "results": results,
+    }
+    if arguments.out:
+        arguments.out.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
