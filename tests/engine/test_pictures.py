@@ -1,6 +1,7 @@
 """Pictures in the engine: scheduling, batching and caching must not change a single token of what is said of them."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -11,20 +12,24 @@ from torch import Tensor
 from penstock.engine.engine import Engine
 from penstock.engine.runner.encoder import LocalEncoder
 from penstock.images.families import load_processor
+from penstock.models.decoder import load_model
+from penstock.models.vision import Inserted, RotaryPositions
 from penstock.models.vision.load import load_vision
+from penstock.models.vision.visible import visible_tokens
 from penstock.protocol import BeamParams, GenerateRequest, Picture, TokenDelta
 from tests.engines import build_engine, greedy, is_whole, run_to_end, tokens_of
-from tests.seeing_models import SEEING, drawing, make_seeing_checkpoint, upstream_model, with_images
+from tests.packing import layout_of
+from tests.seeing_models import SEEING, drawing, upstream_model, with_images
 
 Asking = Callable[..., GenerateRequest]
 
 
-@pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_seeing_checkpoint(tmp_path_factory.mktemp("llava"))
+@pytest.fixture
+def path(seeing_checkpoint: Callable[[str], Path]) -> Path:
+    return seeing_checkpoint("llava")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def ask(path: Path) -> Asking:
     """Return what makes a greedy request of text with an ``@`` for each drawing."""
     processor = load_processor(path)
@@ -101,18 +106,47 @@ def test_tokens_equal_transformers(path: Path, ask: Asking) -> None:
     assert one[0] != other[0], "a model that sees nothing would hide a wrong picture"
 
 
-@pytest.mark.parametrize("family", [name for name in SEEING if name != "llava"])
-def test_every_family_sees_in_the_engine(family: str, tmp_path: Path) -> None:
-    path = make_seeing_checkpoint(tmp_path, family)
+@torch.inference_mode()
+def first_logprob(path: Path, request: GenerateRequest) -> float:
+    """Return the log probability of the likeliest first token by one pass over the whole prompt."""
+    model, encoder = load_model(path, dtype="float32"), load_vision(path, torch.float32)
+    assert encoder is not None
+    assert model.config.vision is not None
+    T, pictures = len(request.prompt_token_ids), request.pictures
+    blocks = list(range(-(-T // 4)))
+    layout = layout_of([T], [T], [blocks], 4)
+    if model.config.vision.sees_both_ways:
+        layout = replace(layout, visible=torch.from_numpy(visible_tokens(pictures, 0, T)))
+    if model.config.vision.has_three_axes:
+        layout = replace(layout, positions=torch.from_numpy(RotaryPositions(pictures).of(0, T)))
+    rows = [torch.arange(one.offset, one.offset + one.num_tokens) for one in pictures]
+    inserted = Inserted(torch.cat(rows), torch.cat(encoder.encode(pictures)))
+    cache = model.new_cache(len(blocks), 4)
+    hidden = model.forward(torch.tensor(request.prompt_token_ids), layout, cache, inserted=inserted)
+    return float(model.logits(hidden[-1:]).log_softmax(-1).max())
+
+
+@pytest.mark.parametrize("family", SEEING)
+def test_every_family_sees_the_same_however_its_prompt_is_cut(
+    family: str, seeing_checkpoint: Callable[[str], Path]
+) -> None:
+    path = seeing_checkpoint(family)
     processor = load_processor(path)
     assert processor is not None
-    token_ids, pictures = with_images(path, processor, "@what is @?", [drawing(50, 60, 1), drawing(90, 30, 2)])
-    request = msgspec.structs.replace(greedy("one", token_ids, 8), pictures=tuple(pictures))
+    images = [drawing(50, 60, 1), drawing(90, 30, 2)]
+    token_ids, pictures = with_images(path, processor, "@what is @?", images)
+    request = msgspec.structs.replace(greedy("one", token_ids, 8, logprobs=0), pictures=tuple(pictures))
     most = max(picture.num_tokens for picture in pictures)
-    engine = build_engine(path, step_tokens=most + 3, encoder_tokens=most)
-    whole = build_engine(path, step_tokens=512, encoder_tokens=512)
-    expected = tokens_of(run_to_end(whole, [request])["one"])
-    assert tokens_of(run_to_end(engine, [request])["one"]) == expected
+    whole = said(run_to_end(build_engine(path, step_tokens=512, encoder_tokens=512), [request])["one"])
+    cut = build_engine(path, step_tokens=most + 3, encoder_tokens=most)
+    tokens, logprobs = said(run_to_end(cut, [request])["one"])
+    assert tokens == whole[0]
+    assert logprobs == pytest.approx(whole[1], abs=1e-4)
+    assert whole[1][0] == pytest.approx(first_logprob(path, request), abs=1e-4)
+    # The prefix cache may end within an image.
+    longer = msgspec.structs.replace(request, request_id="two", prompt_token_ids=[*token_ids, 65, 66])
+    assert said(run_to_end(cut, [longer])["two"])[0] == alone(path, longer)[0]
+    assert is_seen(cut)
 
 
 @pytest.mark.parametrize("step_tokens", [7, 33, 512])

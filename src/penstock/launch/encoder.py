@@ -11,7 +11,6 @@ from penstock.estimate.system import usable_cores
 from penstock.launch.settings import Settings
 from penstock.lean_torch import defer_tracing
 from penstock.telemetry import configure_logging
-from penstock.uncollected import uncollected
 
 
 def command() -> list[str]:
@@ -38,17 +37,16 @@ def main() -> int:
     def build(data: bytes, wake: Callable[[], object]) -> Host:
         settings = msgspec.json.decode(data, type=Settings)
         configure_logging(settings.log.level, settings.log.format)
-        with uncollected():
-            defer_tracing()
-            # Torch is imported here, where a missing one can be reported.
-            from penstock.engine.encoding.host import EncoderHost
-            from penstock.engine.runner.encoder import LocalEncoder
-            from penstock.kernels import use_threads
-            from penstock.launch.engine import load_encoder
+        defer_tracing()
+        # Torch is imported here, where a missing one can be reported.
+        from penstock.engine.encoding.host import EncoderHost
+        from penstock.engine.runner.encoder import LocalEncoder
+        from penstock.kernels import use_threads
+        from penstock.launch.engine import load_encoder
 
-            _, num_threads = share_threads(settings)
-            use_threads(num_threads)
-            return EncoderHost(LocalEncoder(load_encoder(settings)))
+        _, num_threads = share_threads(settings)
+        use_threads(num_threads)
+        return EncoderHost(LocalEncoder(load_encoder(settings)))
 
     return run_host(sys.argv[1], msgspec.msgpack.Decoder(Encode), build)
 
