@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 from PIL.Image import Image
 
-from penstock.errors import InvalidImage, Overloaded
+from penstock.errors import ContextTooLong, InvalidImage, Overloaded
 from penstock.images.config import ImageConfig
 from penstock.images.processor import Detail, Expansion
 from penstock.images.reader import ImageReader, Shown
 from tests.fakes.vision import FakeProcessor
 from tests.images.files import animated, data_url, drawing, encoded
 
+MOST = 10_000
 URL = data_url(encoded(drawing()))
 GIF = data_url(animated("GIF", ["red", "lime", "blue"], duration_ms=500), "image/gif")
 
@@ -29,7 +30,7 @@ def frames_url(*colours_or_sizes: tuple[int, int]) -> str:
 
 async def test_images_become_pictures() -> None:
     reader = ImageReader(FakeProcessor(), ImageConfig())
-    low, high, video = await reader.read([shown(), shown(detail="high"), shown(GIF, is_video=True)])
+    low, high, video = await reader.read([shown(), shown(detail="high"), shown(GIF, is_video=True)], MOST)
     assert low.text == f"[{'<image>' * 4}]"
     (picture,) = low.pictures
     assert (picture.num_tokens, picture.shape, picture.size) == (4, (1, 16, 16), (48, 64))
@@ -45,7 +46,7 @@ async def test_keys_are_of_all_that_features_depend_on() -> None:
     reader = ImageReader(FakeProcessor(), ImageConfig())
 
     async def key(image: Image, kind: str = "PNG", of: ImageReader = reader, **options: Any) -> bytes:
-        (seen,) = await of.read([shown(data_url(encoded(image, kind, **options)))])
+        (seen,) = await of.read([shown(data_url(encoded(image, kind, **options)))], MOST)
         return seen.pictures[0].key
 
     class Other(FakeProcessor):
@@ -73,14 +74,17 @@ async def test_keys_are_of_all_that_features_depend_on() -> None:
         (shown("http://example.com/a.png"), "this server fetches no images"),
         (shown("a.png"), "this server fetches no images"),
         (shown("http://example.com/a.gif", is_video=True), "videos are not fetched"),
-        (shown("data:video/mp4;base64,AAAAGGZ0eXBpc29t", is_video=True), "it is MP4; this server reads"),
+        (
+            shown("data:video/mp4;base64,AAAAGGZ0eXBpc29t", is_video=True),
+            "it is MP4; this server reads",
+        ),
         (shown(frames_url((64, 48), (48, 64)), is_video=True), "frame 1 is 48x64 and the first is 64x48"),
         (shown(frames_url(*[(8, 8)] * 130), is_video=True), "it has 130 frames, and at most 128"),
     ],
 )
 async def test_the_place_is_named(bad: Shown, message: str) -> None:
     with pytest.raises(InvalidImage) as refused:
-        await ImageReader(FakeProcessor(), ImageConfig()).read([shown(place="first"), bad])
+        await ImageReader(FakeProcessor(), ImageConfig()).read([shown(place="first"), bad], MOST)
     assert refused.value.param == "here"
     assert refused.value.message.startswith("here: ")
     assert message in refused.value.message
@@ -88,7 +92,9 @@ async def test_the_place_is_named(bad: Shown, message: str) -> None:
 
 async def test_frames_as_a_list() -> None:
     processor = FakeProcessor()
-    (seen,) = await ImageReader(processor, ImageConfig()).read([shown(frames_url(*[(64, 48)] * 3), is_video=True)])
+    (seen,) = await ImageReader(processor, ImageConfig()).read(
+        [shown(frames_url(*[(64, 48)] * 3), is_video=True)], MOST
+    )
     assert seen.pictures[0].shape == (3, 16, 16)
     assert [image.size for image in processor.seen] == [(64, 48)] * 3
 
@@ -96,21 +102,31 @@ async def test_frames_as_a_list() -> None:
 async def test_limits() -> None:
     reader = ImageReader(FakeProcessor(), ImageConfig(max_images=2, max_bytes=100))
     with pytest.raises(InvalidImage, match="there are 3 images; this server takes at most 2") as refused:
-        await reader.read([shown(place=f"place {i}") for i in range(3)])
+        await reader.read([shown(place=f"place {i}") for i in range(3)], MOST)
     assert refused.value.param == "place 2"
     with pytest.raises(InvalidImage, match="at most 100 are read"):
-        await reader.read([shown()])
+        await reader.read([shown()], MOST)
+
+
+async def test_images_that_fit_no_prompt_are_not_all_read() -> None:
+    processor = FakeProcessor()
+    reader = ImageReader(processor, ImageConfig(workers=1))
+    assert len(await reader.read([shown()] * 5, 20)) == 5
+    with pytest.raises(ContextTooLong, match="images take 24 tokens, and a prompt has at most 20") as refused:
+        await reader.read([shown(place=f"place {i}") for i in range(32)], 20)
+    assert refused.value.param == "place 5"
+    assert len(processor.seen) < 5 + 32
 
 
 async def test_a_family_without_videos_says_so() -> None:
     processor = FakeProcessor()
     processor.video_marker = processor.video_placeholder = None
     with pytest.raises(InvalidImage, match="sees images and no videos"):
-        await ImageReader(processor, ImageConfig()).read([shown(GIF, is_video=True)])
+        await ImageReader(processor, ImageConfig()).read([shown(GIF, is_video=True)], MOST)
 
 
 async def test_remarks_come_with_images() -> None:
-    (seen,) = await ImageReader(FakeProcessor(), ImageConfig()).read([shown(data_url(encoded(drawing(9, 64))))])
+    (seen,) = await ImageReader(FakeProcessor(), ImageConfig()).read([shown(data_url(encoded(drawing(9, 64))))], MOST)
     assert [remark.code for remark in seen.remarks] == ["image_small"]
 
 
@@ -132,12 +148,12 @@ async def test_the_loop_goes_on_meanwhile_and_workers_are_bounded() -> None:
             return super().image(image, detail)
 
     reader = ImageReader(Patient(), ImageConfig(workers=2, max_images=300))
-    reading = asyncio.create_task(reader.read([shown()] * 256))
+    reading = asyncio.create_task(reader.read([shown()] * 256, MOST))
     await asyncio.to_thread(lambda: (begun.acquire(timeout=30), begun.acquire(timeout=30)))
     with pytest.raises(Overloaded, match="256 images wait") as refused:
-        await reader.read([shown()])
+        await reader.read([shown()], MOST)
     assert refused.value.retry_after_s
     go_on.set()
     assert len(await reading) == 256
     assert most_at_once == 2
-    assert len(await reader.read([shown()])) == 1
+    assert len(await reader.read([shown()], MOST)) == 1

@@ -237,8 +237,12 @@ async def test_limits_count_picture_tokens(engine: FakeEngine) -> None:
     async with http_over(engine, config, template=LIST_TEMPLATE, images=reader()) as client:
         await chat(client, user(image()))
         found = await error(client, user(*[image()] * 8))
+        assert found["code"] == "context_length_exceeded"
+        assert "this server takes 60" in found["message"]
+        found = await error(client, user(*[image()] * 16))
     assert found["code"] == "context_length_exceeded"
-    assert "this server takes 60" in found["message"]
+    assert found["param"].startswith("messages.0.content.")
+    assert "images take 64 tokens, and a prompt has at most 60" in found["message"]
 
 
 async def test_bodies_are_larger_where_images_come(engine: FakeEngine) -> None:

@@ -100,7 +100,8 @@ class EnginePartner:
                 yield delta.text, len(delta.token_ids)
 
     async def _render(self, conversation: Conversation) -> Rendered:
-        return await self._renderer.render(TokenizeChatRequest.model_validate({"messages": conversation.messages()}))
+        body = TokenizeChatRequest.model_validate({"messages": conversation.messages()})
+        return await self._renderer.render(body, most_image_tokens=self._client.model().max_model_tokens)
 
 
 class ServerPartner:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from penstock.errors import InvalidImage, Overloaded
+from penstock.errors import ContextTooLong, InvalidImage, Overloaded
 from penstock.images.config import ImageConfig
 from penstock.images.data_url import decode_base64, split_data_url
 from penstock.images.fetching import Fetcher
@@ -42,6 +42,11 @@ class Seen:
     """Their offsets are not known yet"""
     remarks: tuple[Remark, ...]
 
+    @property
+    def num_tokens(self) -> int:
+        """Placeholders of all its pictures."""
+        return sum(picture.num_tokens for picture in self.pictures)
+
 
 class ImageReader:
     """Has images fetched, decoded and prepared for a family's encoder, a bounded number at a time."""
@@ -54,17 +59,35 @@ class ImageReader:
         self._workers = ThreadPoolExecutor(config.workers, "penstock-images")
         self._num_waiting = 0
 
-    async def read(self, shown: Sequence[Shown]) -> list[Seen]:
-        """Return what became of each. Raises the first ``InvalidImage``, naming its place, or ``Overloaded``."""
+    async def read(self, shown: Sequence[Shown], most_tokens: int) -> list[Seen]:
+        """Return what became of each, together no more than ``most_tokens``.
+
+        Raises the first ``InvalidImage`` or ``ContextTooLong``, naming its place, or ``Overloaded``.
+        """
         if len(shown) > self.config.max_images:
             raise InvalidImage(
                 f"there are {len(shown)} images; this server takes at most {self.config.max_images} in a request",
                 param=shown[self.config.max_images].place,
             )
+        num_tokens = 0
+
+        async def read(one: Shown) -> Seen:
+            # Not when all are there: what fits no prompt may be more than fits the memory.
+            nonlocal num_tokens
+            seen = await self._read(one)
+            num_tokens += seen.num_tokens
+            if num_tokens > most_tokens:
+                raise ContextTooLong(
+                    f"{one.place}: with it images take {num_tokens} tokens, and a prompt has at most {most_tokens}; "
+                    "show fewer or smaller ones",
+                    param=one.place,
+                )
+            return seen
+
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._read(one)) for one in shown]
-        except* (InvalidImage, Overloaded) as errors:
+                tasks = [group.create_task(read(one)) for one in shown]
+        except* (InvalidImage, ContextTooLong, Overloaded) as errors:
             failed = errors.exceptions[0]
         else:
             return [task.result() for task in tasks]

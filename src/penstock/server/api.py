@@ -1,6 +1,7 @@
 """What the generating routes share: from a body to the engine's requests, and from its deltas to a response."""
 
 import contextlib
+import sys
 import uuid
 from dataclasses import dataclass
 
@@ -68,7 +69,11 @@ class API:
     async def conversation(self, body: ChatCompletionRequest | TokenizeChatRequest) -> Conversation:
         """Return a conversation's tokens and what is to be expected of the answer."""
         use = tool_use(body, self._conventions)
-        rendered = await self._renderer.render(body, None if use is None else use.shown)
+        rendered = await self._renderer.render(
+            body,
+            most_image_tokens=min(self.config.max_prompt_tokens or sys.maxsize, self.client.model().max_model_tokens),
+            tools=None if use is None else use.shown,
+        )
         reading = reading_of(use, self._conventions, rendered.text)
         return Conversation(rendered.token_ids, rendered.pictures, rendered.sights, use, reading)
 

@@ -65,7 +65,11 @@ class Renderer:
         self._places = None if images is None else PicturePlaces(images.processor, tokenizer)
 
     async def render(
-        self, body: ChatCompletionRequest | TokenizeChatRequest, tools: Sequence[Mapping[str, Any]] | None = None
+        self,
+        body: ChatCompletionRequest | TokenizeChatRequest,
+        *,
+        most_image_tokens: int,
+        tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> Rendered:
         """Return the conversation of ``body``, whose model is told of ``tools``.
 
@@ -83,7 +87,7 @@ class Renderer:
                     f"{shown[0].place}: this model sees no images; send text alone, or serve a model that sees",
                     param=shown[0].place,
                 )
-            seen = await self._images.read(shown)
+            seen = await self._images.read(shown, most_image_tokens)
 
         def run() -> Rendered:
             text = template.render(
@@ -125,7 +129,7 @@ def _num_chars(content: str | list[dict[str, Any]]) -> int:
 def _sights(seen: Sequence[Seen]) -> Sights:
     return Sights(
         len(seen),
-        sum(picture.num_tokens for one in seen for picture in one.pictures),
+        sum(one.num_tokens for one in seen),
         tuple(
             {"code": remark.code, "param": one.shown.place, "message": remark.message}
             for one in seen
