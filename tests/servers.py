@@ -12,6 +12,9 @@ from typing import Literal
 import uvicorn
 
 from penstock.engine.aio import InProcessClient
+from penstock.images.config import ImageConfig
+from penstock.images.families import load_processor
+from penstock.images.reader import ImageReader
 from penstock.server import ServerConfig
 from penstock.server.app import create_app
 from penstock.text import ChatTemplate, Tokenizer
@@ -33,7 +36,7 @@ def serve_checkpoint(
     num_blocks: int = 1024,
     speculate: Literal["off", "ngram", "suffix"] = "off",
 ) -> Iterator[RunningServer]:
-    """Serve a tiny checkpoint until the block ends."""
+    """Serve a tiny checkpoint until the block ends, images included if it sees."""
     listener = socket.create_server(("127.0.0.1", 0))
     loaded = threading.Event()
     running: list[tuple[asyncio.AbstractEventLoop, Callable[[], None], InProcessClient]] = []
@@ -41,12 +44,14 @@ def serve_checkpoint(
     async def run() -> None:
         client = InProcessClient(lambda: build_engine(path, num_blocks=num_blocks, max_adapters=2, speculate=speculate))
         await client.start()
+        processor = load_processor(path)
         app = create_app(
             client=client,
             tokenizer=Tokenizer.load(path),
             template=ChatTemplate.load(path),
             config=config or ServerConfig(),
             registry=client.metrics.registry,
+            images=None if processor is None else ImageReader(processor, ImageConfig()),
         )
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off", ws="none"))
 

@@ -1,5 +1,8 @@
 """Whatever a stranger sends, the answer is one that the API describes, and no 5xx but those one may ask for."""
 
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
 import pytest
 import requests
 import schemathesis
@@ -13,7 +16,8 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from tests.servers import RunningServer
+from penstock.server import ServerConfig
+from tests.servers import RunningServer, serve_checkpoint
 
 # A GET has nothing to send wrongly.
 BOTH = (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)
@@ -52,6 +56,12 @@ def described(server: RunningServer) -> schemathesis.BaseSchema:
 
 
 @pytest.fixture(scope="module")
+def seeing(seeing_checkpoint: Callable[[str], Path]) -> Iterator[schemathesis.BaseSchema]:
+    with serve_checkpoint(seeing_checkpoint("llava"), ServerConfig(served_names=("tiny",))) as running:
+        yield schemathesis.openapi.from_url(f"{running.url}/openapi.json")
+
+
+@pytest.fixture(scope="module")
 def session() -> requests.Session:
     return requests.Session()
 
@@ -68,11 +78,24 @@ def session() -> requests.Session:
 def test_no_input_breaks_the_server(
     described: schemathesis.BaseSchema, session: requests.Session, method: str, path: str, mode: GenerationMode
 ) -> None:
-    operation = described[path][method]
+    attack(described[path][method], session, mode)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/messages", "/v1/messages/count_tokens"])
+def test_no_input_breaks_a_server_that_sees(
+    seeing: schemathesis.BaseSchema, session: requests.Session, path: str
+) -> None:
+    for mode in BOTH:
+        attack(seeing[path]["POST"], session, mode)
+
+
+def attack(operation: schemathesis.APIOperation, session: requests.Session, mode: GenerationMode) -> None:
+    path = operation.path
 
     @given(case=operation.as_strategy(generation_mode=mode))
     @settings(max_examples=10, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
-    def attack(case: schemathesis.Case) -> None:
+    def one(case: schemathesis.Case) -> None:
         response = case.call(session=session)
         status = response.status_code
         # A body that is too large is refused before anybody sees what is wrong with it.
@@ -86,7 +109,7 @@ def test_no_input_breaks_the_server(
             # The one a caller can ask for: a deadline that nobody could meet. 503 is for servers that are not ready.
             assert (status, error["type"]) == (504, "timeout_error"), response.text
 
-    attack()
+    one()
 
 
 def test_every_route_is_attacked(described: schemathesis.BaseSchema) -> None:

@@ -3,14 +3,17 @@
 import base64
 import concurrent.futures
 import http.server
-import io
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import anthropic
+import httpx
+import numpy as np
 import openai
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -18,7 +21,7 @@ from PIL import Image
 from penstock.images.families import load_processor
 from penstock.text import ChatTemplate, Tokenizer
 from tests.commands import Server, run, serving
-from tests.images.files import data_url
+from tests.images.files import data_url, encoded, png_of_size
 from tests.seeing_models import drawing, upstream_image_processor, upstream_model, with_images
 
 NUM_TOKENS = 12
@@ -65,14 +68,8 @@ def client(server: Server) -> Iterator[openai.OpenAI]:
         yield client
 
 
-def png(image: Image.Image) -> bytes:
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return file.getvalue()
-
-
 def part(image: Image.Image | str) -> dict[str, Any]:
-    return {"type": "image_url", "image_url": {"url": image if isinstance(image, str) else data_url(png(image))}}
+    return {"type": "image_url", "image_url": {"url": image if isinstance(image, str) else data_url(encoded(image))}}
 
 
 def user(*parts: str | Image.Image) -> Any:
@@ -169,7 +166,7 @@ def test_the_other_forms_say_the_same(client: openai.OpenAI, server: Server) -> 
                 "role": "user",
                 "content": [
                     {"type": "input_text", "text": "what is "},
-                    {"type": "input_image", "image_url": data_url(png(ONE)), "detail": "auto"},
+                    {"type": "input_image", "image_url": data_url(encoded(ONE)), "detail": "auto"},
                 ],
             }
         ],
@@ -179,7 +176,7 @@ def test_the_other_forms_say_the_same(client: openai.OpenAI, server: Server) -> 
     )
     assert response.output_text == answer
     with anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0) as claude:
-        source: Any = {"type": "base64", "media_type": "image/png", "data": base64.b64encode(png(ONE)).decode()}
+        source: Any = {"type": "base64", "media_type": "image/png", "data": base64.b64encode(encoded(ONE)).decode()}
         message = claude.messages.create(
             model="tiny",
             max_tokens=NUM_TOKENS,
@@ -193,7 +190,7 @@ def test_the_other_forms_say_the_same(client: openai.OpenAI, server: Server) -> 
 
 def test_an_image_by_url(client: openai.OpenAI, files: tuple[Path, str]) -> None:
     path, url = files
-    (path / "one.png").write_bytes(png(ONE))
+    (path / "one.png").write_bytes(encoded(ONE))
     fetched = said(client, {"role": "user", "content": [{"type": "text", "text": "see "}, part(f"{url}/one.png")]})
     assert fetched.choices[0].message.content == said(client, user("see ", ONE)).choices[0].message.content
     with pytest.raises(openai.BadRequestError, match="its host answers 404"):
@@ -213,7 +210,7 @@ def test_good_and_bad_images_at_once(client: openai.OpenAI, model: Path) -> None
 
     def ask(number: int) -> bool:
         if number % 4 == 3:
-            broken = data_url(png(pictures[0])[: 40 + number])
+            broken = data_url(encoded(pictures[0])[: 40 + number])
             with pytest.raises(openai.BadRequestError, match="damaged or cut off"):
                 said(client, {"role": "user", "content": [part(broken)]})
             return True
@@ -224,9 +221,48 @@ def test_good_and_bad_images_at_once(client: openai.OpenAI, model: Path) -> None
         assert all(pool.map(ask, range(48)))
 
 
+def hostile_files() -> list[bytes]:
+    """Return files that are spoiled at random, cut off, or made to cost more than they should."""
+    random = np.random.default_rng(0)
+    whole = [encoded(ONE), encoded(ONE, "JPEG", progressive=True), encoded(ONE, "WEBP"), encoded(ONE, "GIF")]
+    files = [png_of_size(60_000, 60_000), png_of_size(5000, 5000), b"", b"GIF89a\xff\xff\xff\xff"]
+    scans = whole[1]
+    files.append(scans[:-2] + scans[scans.rindex(b"\xff\xda") : -2] * 500)
+    for number in range(120):
+        file = bytearray(whole[number % 4])
+        for place in random.integers(0, min(len(file), 200 if number % 2 else len(file)), 6):
+            file[place] = random.integers(256)
+        files.append(bytes(file[: random.integers(1, len(file)) if number % 3 == 0 else None]))
+    return files
+
+
+def test_hostile_files_neither_crash_nor_stall_it(client: openai.OpenAI, server: Server) -> None:
+    process = psutil.Process(server.process.pid)
+    before = said(client, user(ONE, "?")).choices[0].message.content
+    slowest_s = 0.0
+
+    def send(file: bytes) -> int:
+        body = {"messages": [{"role": "user", "content": [part(data_url(file)), part(ONE)]}], "max_tokens": 1}
+        return httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60).status_code
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        sent = [pool.submit(send, file) for file in hostile_files()]
+        held_bytes = 0
+        while not all(one.done() for one in sent):
+            began_s = time.perf_counter()
+            assert httpx.get(f"{server.url}/health/live", timeout=30).status_code == 200
+            slowest_s = max(slowest_s, time.perf_counter() - began_s)
+            held_bytes = max(held_bytes, process.memory_info().rss)
+        statuses = {one.result() for one in sent}
+    assert statuses == {200, 400}
+    assert slowest_s < 5
+    assert held_bytes < 1 << 30
+    assert said(client, user(ONE, "?")).choices[0].message.content == before
+
+
 def test_chat_shows_images(client: openai.OpenAI, server: Server, model: Path, tmp_path: Path) -> None:
     file = tmp_path / "one.png"
-    file.write_bytes(png(ONE))
+    file.write_bytes(encoded(ONE))
     asked = ["--image", str(file), "--prompt", "?", "--max-tokens", "6"]
     (tmp_path / "not.png").write_bytes(b"II*\0 no")
     with_server, here = run("chat", server.url, *asked), run("chat", str(model), *asked)
