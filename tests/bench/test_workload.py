@@ -1,10 +1,14 @@
 """A workload is reproducible and has the lengths and arrivals it says."""
 
+import base64
+import dataclasses
+import io
 import statistics
 
 import pytest
+from PIL import Image
 
-from penstock.bench import LengthRange, Workload, draw_requests
+from penstock.bench import ImageSize, LengthRange, Workload, draw_requests
 
 WORKLOAD = Workload(
     num_requests=400,
@@ -52,6 +56,23 @@ def test_ranges_are_read(text: str, low: int, high: int) -> None:
 def test_what_is_no_range(text: str) -> None:
     with pytest.raises(ValueError, match=r"write 128 or 32\.\.256"):
         LengthRange.parse(text)
+
+
+def test_images_differ_from_request_to_request() -> None:
+    workload = dataclasses.replace(WORKLOAD, num_requests=4, num_images=2, image_size=ImageSize.parse("40x24"))
+    requests = draw_requests(workload, IDS)
+    assert requests == draw_requests(workload, IDS)
+    again = draw_requests(workload, IDS, repetition=1)
+    urls = [url for request in (*requests, *again) for url in request.images]
+    assert len(set(urls)) == 16
+    file = base64.b64decode(urls[0].removeprefix("data:image/jpeg;base64,"))
+    assert Image.open(io.BytesIO(file)).size == (40, 24)
+
+
+@pytest.mark.parametrize("text", ["", "40", "x40", "-4x4", "4x4x4", "٤x4"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(ValueError, match="write 640x480"):
+        ImageSize.parse(text)
 
 
 @pytest.mark.parametrize(("concurrency", "rate_per_s"), [(None, None), (4, 2.0)])

@@ -3,6 +3,7 @@
 import base64
 import concurrent.futures
 import http.server
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -258,6 +259,31 @@ def test_hostile_files_neither_crash_nor_stall_it(client: openai.OpenAI, server:
     assert slowest_s < 5
     assert held_bytes < 1 << 30
     assert said(client, user(ONE, "?")).choices[0].message.content == before
+
+
+def test_bench_sends_images(server: Server) -> None:
+    sizes = [
+        "--num-requests",
+        "4",
+        "--repetitions",
+        "1",
+        "--warmup",
+        "1",
+        "--prompt-tokens",
+        "8",
+        "--output-tokens",
+        "4",
+    ]
+    result = run("bench", server.url, *sizes, "--images", "2", "--image-size", "80x64", "--json")
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report["conditions"]["workload"]["num_images"] == 2
+    assert report["conditions"]["workload"]["image_size"] == {"width": 80, "height": 64}
+    assert report["runs"][0]["errors"] == {}
+    assert report["runs"][0]["num_output_tokens"] == 16
+    refused = run("bench", "--images", "1")
+    assert refused.returncode == 2
+    assert "serve the model and give its URL" in refused.stderr
 
 
 def test_chat_shows_images(client: openai.OpenAI, server: Server, model: Path, tmp_path: Path) -> None:

@@ -3,12 +3,13 @@
 from penstock.bench.load import EngineTarget, Outcome, Run, Target, UrlTarget, drive, repeat
 from penstock.bench.plot import require_plots, write_plot
 from penstock.bench.report import BenchReport, Latency, RunReport, Slo, format_table, report_run
-from penstock.bench.workload import BenchRequest, LengthRange, Workload, draw_requests
+from penstock.bench.workload import BenchRequest, ImageSize, LengthRange, Workload, draw_requests
 
 __all__ = [
     "BenchReport",
     "BenchRequest",
     "EngineTarget",
+    "ImageSize",
     "Latency",
     "LengthRange",
     "Outcome",

@@ -14,6 +14,9 @@ from penstock.errors import PenstockError, UnavailableError, error_from_code
 from penstock.http.client import OpenAIClient
 from penstock.protocol import EngineClient, GenerateRequest, SamplingParams
 
+_WORDS = ("the", "of", "and", "to", "in", "is", "that", "it")
+"""Each is one token to most tokenizers."""
+
 
 class Target(Protocol):
     """What is measured."""
@@ -48,7 +51,7 @@ class EngineTarget:
 
 
 class UrlTarget:
-    """A server's ``/v1/completions``; a piece is an event that carries text."""
+    """A server's ``/v1/completions``, or its chat where there are images; a piece is an event that carries text."""
 
     def __init__(self, client: OpenAIClient, model: str, also: Mapping[str, Any] | None = None) -> None:
         """``also`` is what a server wants in the body beside what every one does."""
@@ -58,9 +61,10 @@ class UrlTarget:
 
     async def generate(self, request: BenchRequest, request_id: str, on_piece: Callable[[], None]) -> int:
         """Return the tokens the server says it generated."""
+        path, prompt = _asked(request)
         body = {
             "model": self._model,
-            "prompt": list(request.prompt_token_ids),
+            **prompt,
             "max_tokens": request.num_output_tokens,
             "ignore_eos": True,
             "temperature": 0.0,
@@ -68,15 +72,25 @@ class UrlTarget:
             **self._also,
         }
         num_tokens = None
-        async with aclosing(self._client.stream("/completions", body)) as events:
+        async with aclosing(self._client.stream(path, body)) as events:
             async for event in events:
-                if any(choice.get("text") for choice in event.get("choices", ())):
+                choices = event.get("choices", ())
+                if any(choice.get("text") or choice.get("delta", {}).get("content") for choice in choices):
                     on_piece()
                 if event.get("usage"):
                     num_tokens = int(event["usage"]["completion_tokens"])
         if num_tokens is None:
             raise UnavailableError("the server sent no usage, so its tokens cannot be counted")
         return num_tokens
+
+
+def _asked(request: BenchRequest) -> tuple[str, dict[str, Any]]:
+    """Return the route for a request and its prompt there: chats take no tokens, so there it is words."""
+    if not request.images:
+        return "/completions", {"prompt": list(request.prompt_token_ids)}
+    words = " ".join(_WORDS[token_id % len(_WORDS)] for token_id in request.prompt_token_ids)
+    shown = [{"type": "image_url", "image_url": {"url": url}} for url in request.images]
+    return "/chat/completions", {"messages": [{"role": "user", "content": [*shown, {"type": "text", "text": words}]}]}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 
@@ -31,6 +31,22 @@ class LengthRange:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ImageSize:
+    """Pixels of an image."""
+
+    width: int
+    height: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Return the size that ``640x480`` names. Raises ValueError for anything else."""
+        width, _, height = text.partition("x")
+        if not (width.isascii() and width.isdigit() and height.isascii() and height.isdigit()):
+            raise ValueError(f"{text!r} is not the size of an image; write 640x480")
+        return cls(width=int(width), height=int(height))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Workload:
     """One reproducible load. Exactly one of ``concurrency`` and ``rate_per_s`` is set."""
 
@@ -42,6 +58,9 @@ class Workload:
     """Closed loop: this many requests are under way until none are left."""
     rate_per_s: float | None = None
     """Open loop: requests arrive at this mean rate, in a Poisson process, whether earlier ones are done or not."""
+    num_images: int = 0
+    """Images with each prompt, all of them different."""
+    image_size: ImageSize = field(default_factory=lambda: ImageSize(width=448, height=448))
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -57,6 +76,8 @@ class BenchRequest:
     num_output_tokens: int
     arrival_s: float
     """Seconds after the run began at which it is due; 0 in a closed loop."""
+    images: tuple[str, ...] = ()
+    """As data: URLs"""
 
 
 def draw_requests(workload: Workload, token_ids: Sequence[int], *, repetition: int = 0) -> list[BenchRequest]:
@@ -79,6 +100,17 @@ def draw_requests(workload: Workload, token_ids: Sequence[int], *, repetition: i
                 prompt_token_ids=tuple(content.choices(token_ids, k=num_prompt_tokens)),
                 num_output_tokens=num_output_tokens,
                 arrival_s=arrival_s,
+                images=_draw_images(workload, content),
             )
         )
     return requests
+
+
+def _draw_images(workload: Workload, random: random.Random) -> tuple[str, ...]:
+    if not workload.num_images:
+        return ()
+    # Numpy and Pillow come with it.
+    from penstock.bench.images import draw_image
+
+    size = workload.image_size
+    return tuple(draw_image(size.width, size.height, random.getrandbits(64)) for _ in range(workload.num_images))

@@ -19,6 +19,7 @@ from penstock import __version__
 from penstock.bench import (
     BenchReport,
     EngineTarget,
+    ImageSize,
     LengthRange,
     Run,
     Slo,
@@ -55,6 +56,8 @@ class BenchOptions:
     rate_per_s: float | None
     prompt_tokens: str
     output_tokens: str
+    num_images: int
+    image_size: str
     repetitions: int
     num_warmup: int
     slo: str | None
@@ -76,6 +79,8 @@ def run_bench(options: BenchOptions) -> int:
             output_tokens=LengthRange.parse(options.output_tokens),
             concurrency=None if options.rate_per_s else options.concurrency or 32,
             rate_per_s=options.rate_per_s,
+            num_images=options.num_images,
+            image_size=ImageSize.parse(options.image_size),
             seed=options.seed,
         )
         slo = Slo.parse(options.slo) if options.slo else None

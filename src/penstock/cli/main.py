@@ -210,6 +210,10 @@ def bench(
     ] = None,
     prompt_tokens: Annotated[str, typer.Option(help="Prompt length: 128, or 32..256.")] = "32..256",
     output_tokens: Annotated[str, typer.Option(help="Answer length: 128, or 32..256.")] = "32..256",
+    images: Annotated[
+        int, typer.Option(min=0, help="Images with each prompt, for a server whose model sees; prompts are words then.")
+    ] = 0,
+    image_size: Annotated[str, typer.Option(help="Their width and height.")] = "448x448",
     repetitions: Annotated[int, typer.Option(min=1, help="How often to repeat it.")] = 3,
     warmup: Annotated[int, typer.Option(min=0, help="Requests before the first, not counted.")] = 8,
     slo: Annotated[
@@ -255,6 +259,8 @@ def bench(
     local = [*flags.values(), ("--speculate", speculate), ("--profile", profile)]
     measured: Any = target
     if target is None or not target.startswith(("http://", "https://")):
+        if images:
+            raise typer.BadParameter("--images is for a server; serve the model and give its URL")
         speculation = ("--speculate", speculate or "off")
         measured = load_found(config, {"model.name": ("MODEL", target), "speculation.method": speculation, **flags})
     elif in_vain := [name for name, value in local if value is not None]:
@@ -267,6 +273,8 @@ def bench(
         rate_per_s=rate,
         prompt_tokens=prompt_tokens,
         output_tokens=output_tokens,
+        num_images=images,
+        image_size=image_size,
         repetitions=repetitions,
         num_warmup=warmup,
         slo=slo,

@@ -22,7 +22,8 @@ class ServerConfig:
     served_names: tuple[str, ...] = ()
     """Names clients may call the model by; empty: the name it was started with."""
     max_body_bytes: Count = 8 * 1024 * 1024
-    """Largest request body. Up: longer prompts in one request. Down: less memory a stranger can claim."""
+    """Largest request body; for a model that sees, `images.max_body_bytes` if that is more. Up: longer prompts in one
+    request. Down: less memory a stranger can claim."""
     max_prompt_tokens: Count | None = None
     """Longest prompt; None: as long as the model's context."""
     max_prompts: Count = 64
