@@ -41,16 +41,18 @@ class SeeConfig:
     """Threads that each take a part of a step on one core. Two cores under one product lose more by waiting for each
     other: 64 drawings took 4 s that way on a busy machine and 0.6 s on one core."""
     look_batch: int = 64
-    """Drawings a step while it looks, and those seen by the classifiers alone afterwards."""
-    ask_batch: int = 32
-    """Drawings a step that the decoder is asked about."""
+    """Drawings a step while it looks."""
+    asked_look_batch: int = 48
+    """Drawings a step once the decoder is asked; the classifiers see all of them."""
+    ask_batch: int = 16
+    """Drawings of these that the decoder is asked about. Up: steadier steps, fewer of them in the same time."""
     most_turns: int = 3
     """Questions about a drawing in one chat. Up: more answers for a drawing, fewer of them first ones."""
     classifier_weight: float = 0.3
     """Of the classifiers' loss once the decoder is asked."""
     text_rows: int = 1
     """Rows of text a step and worker. Up: text stays closer to what it was, fewer drawings in the same time."""
-    text_length: int = 256
+    text_length: int = 128
     text_weight: float = 1.0
     """Of the divergence from the former self beside the answers' loss."""
     matrix_rate: float = 6e-3
@@ -124,7 +126,7 @@ class SeeTrainer:
         """Take one step; returns its losses by name."""
         config = self.config
         asks = progress >= config.look_share
-        size = (config.look_batch + (config.ask_batch if asks else 0)) // config.workers
+        size = (config.asked_look_batch if asks else config.look_batch) // config.workers
         firsts = range(self.num_drawings, self.num_drawings + size * config.workers, size)
         found = list(self._workers.map(lambda first: self._gradients(first, size, asks), firsts))
         self.step += 1

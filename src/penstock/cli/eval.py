@@ -43,6 +43,7 @@ from penstock.eval.report import Point, format_report, prepare_directory, read_p
 from penstock.eval.result import ClosenessReport, SettingReport
 from penstock.eval.tasks import OnItem
 from penstock.launch.engine import find_model, load_bare_model
+from penstock.launch.images import load_images
 from penstock.launch.measured import open_measured
 from penstock.launch.settings import Settings
 from penstock.launch.text import load_template, load_tokenizer
@@ -230,7 +231,8 @@ async def _open(
 ) -> Subject:
     """Run a model beside ``num_engines - 1`` others until ``stack`` is closed."""
     client = await stack.enter_async_context(open_measured(_for_tasks(settings, options.window, num_engines)))
-    return Subject(client, load_tokenizer(settings.model), load_template(settings.model))
+    images = load_images(settings.model, settings.images)
+    return Subject(client, load_tokenizer(settings.model), load_template(settings.model), images)
 
 
 def _for_tasks(settings: Settings, window: int, num_engines: int) -> Settings:

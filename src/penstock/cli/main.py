@@ -296,8 +296,8 @@ def evaluate(
     task: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option(
-            help="source, docstrings, recall, signatures, a task's YAML file or a text file; may be repeated.  "
-            "[default: the first four]"
+            help="source, docstrings, recall, signatures, drawings, a task's YAML file or a text file; may be "
+            "repeated.  [default: the first four]"
         ),
     ] = None,
     window: Annotated[int, typer.Option(min=2, help="Tokens of a text read at once.")] = 2048,

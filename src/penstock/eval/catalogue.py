@@ -6,16 +6,16 @@ from pathlib import Path
 from penstock.errors import InvalidSetting
 from penstock.eval.files import read_text
 from penstock.eval.own_task import read_own_task
-from penstock.eval.sets import BUILT_IN, built_in_task
+from penstock.eval.sets import BUILT_IN, OF_TEXT, built_in_task
 from penstock.eval.tasks import PerplexityTask, Task
 
 
 def load_tasks(names: Sequence[str], *, window: int) -> list[Task]:
-    """Return a task for each name: a built-in one, a YAML file (see ``own_task``) or a text. For none: all built-in.
+    """Return a task for each name: a built-in one, a YAML file (see ``own_task``) or a text. For none: those of text.
 
     ``window`` is how many tokens of a text are read at once. Raises ``InvalidSetting``.
     """
-    tasks = [_load(name, window) for name in names or BUILT_IN]
+    tasks = [_load(name, window) for name in names or OF_TEXT]
     for task in tasks:
         if sum(other.name == task.name for other in tasks) > 1:
             raise InvalidSetting(f"two tasks are called {task.name!r}; rename one of them")

@@ -1,14 +1,21 @@
 """A model to be examined: an engine, asked for log-likelihoods and answers as any client would ask it."""
 
 import asyncio
+import base64
+import io
 import itertools
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import TypeVar
 
-from penstock.errors import error_from_code
-from penstock.protocol import EngineClient, GenerateRequest, SamplingParams, TokenDelta
+from PIL.Image import Image
+
+from penstock.errors import InvalidSetting, error_from_code
+from penstock.images.reader import ImageReader
+from penstock.protocol import EngineClient, GenerateRequest, Picture, SamplingParams, TokenDelta
+from penstock.server.rendering import Renderer
+from penstock.server.schemas import ChatCompletionRequest
 from penstock.text import ChatTemplate, Tokenizer
 
 _MOST_UNDER_WAY = 64
@@ -21,10 +28,17 @@ ResultT = TypeVar("ResultT")
 class Subject:
     """An engine and its model's text side. Belongs to one event loop."""
 
-    def __init__(self, client: EngineClient, tokenizer: Tokenizer, template: ChatTemplate | None) -> None:
+    def __init__(
+        self,
+        client: EngineClient,
+        tokenizer: Tokenizer,
+        template: ChatTemplate | None,
+        images: ImageReader | None = None,
+    ) -> None:
         self.client = client
         self.tokenizer = tokenizer
         self.template = template
+        self._renderer = None if images is None else Renderer(tokenizer, template, images)
         self._name = uuid.uuid4().hex[:8]
         self._numbers = itertools.count()
 
@@ -42,15 +56,36 @@ class Subject:
         assert len(scores) == len(prompt), "one for each token but the first"
         return [score.chosen.logprob for score in scores]
 
-    async def answer(self, prompt: list[int], *, max_tokens: int, stop: tuple[str, ...] = ()) -> str:
+    async def shown(self, image: Image, question: str) -> tuple[list[int], tuple[Picture, ...]]:
+        """Return the prompt that asks about an image, as the server makes it of a chat. Raises ``PenstockError``."""
+        if self._renderer is None:
+            raise InvalidSetting("the task shows images, and this model sees none; choose others with --task")
+        file = io.BytesIO()
+        image.save(file, "png")
+        url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+        content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": question}]
+        chat = {"model": "", "messages": [{"role": "user", "content": content}]}
+        rendered = await self._renderer.render(ChatCompletionRequest.model_validate(chat))
+        return rendered.token_ids, rendered.pictures
+
+    async def answer(
+        self,
+        prompt: list[int],
+        *,
+        max_tokens: int,
+        stop: tuple[str, ...] = (),
+        pictures: tuple[Picture, ...] = (),
+    ) -> str:
         """Return the greedy answer. Raises ``PenstockError``."""
         sampling = SamplingParams(max_tokens=max_tokens, temperature=0.0, stop=stop)
-        return "".join(delta.text for delta in await self.run(prompt, sampling))
+        return "".join(delta.text for delta in await self.run(prompt, sampling, pictures))
 
-    async def run(self, prompt: list[int], sampling: SamplingParams) -> list[TokenDelta]:
+    async def run(
+        self, prompt: list[int], sampling: SamplingParams, pictures: tuple[Picture, ...] = ()
+    ) -> list[TokenDelta]:
         """Return all deltas of one request. Raises ``PenstockError``."""
         request_id = f"eval-{self._name}-{next(self._numbers)}"
-        request = GenerateRequest(request_id=request_id, prompt_token_ids=prompt, sampling=sampling)
+        request = GenerateRequest(request_id=request_id, prompt_token_ids=prompt, sampling=sampling, pictures=pictures)
         deltas = []
         async with aclosing(self.client.generate(request)) as stream:
             async for delta in stream:

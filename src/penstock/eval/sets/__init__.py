@@ -1,4 +1,4 @@
-"""Tasks made from the running Python's standard library: every machine has them, with no network.
+"""Tasks of text, made from the running Python's standard library, and one of drawings. No machine has to fetch them.
 
 Splits are fixed by the names of modules, which penstock-mini's recipe in ``training/`` leaves out as well. The data is
 that of the running Python, so a result names its hash, and results with different ones are not compared.
@@ -7,11 +7,12 @@ that of the running Python, so a result names its hash, and results with differe
 from collections.abc import Callable
 
 from penstock.eval.sets.docstrings import RECALL_MODULES, described_objects, held_out_phrased
+from penstock.eval.sets.drawings import draw
 from penstock.eval.sets.library import Document, library_root, split_documents
 from penstock.eval.sets.signatures import signature_items
-from penstock.eval.tasks import GenerationTask, MultipleChoiceTask, PerplexityTask, Task
+from penstock.eval.tasks import GenerationTask, MultipleChoiceTask, PerplexityTask, Question, Task
 
-__all__ = ["BUILT_IN", "built_in_task", "held_out_text"]
+__all__ = ["BUILT_IN", "OF_TEXT", "built_in_task", "held_out_text"]
 
 
 def held_out_text() -> str:
@@ -42,13 +43,29 @@ def _signatures(window: int) -> Task:
     return MultipleChoiceTask("signatures", signature_items(described_objects(_held_out())))
 
 
+def _drawings(window: int) -> Task:
+    drawings = [draw("held_out", number) for number in range(NUM_DRAWINGS)]
+    return GenerationTask(
+        "drawings",
+        [Question(one.text, (one.answer,), drawing.image) for drawing in drawings for one in drawing.questions],
+        max_tokens=8,
+    )
+
+
+NUM_DRAWINGS = 200
+"""About 500 questions"""
+
 BUILT_IN: dict[str, tuple[str, Callable[[int], Task]]] = {
     "source": ("perplexity of the source of modules held out from penstock-mini's training", _source),
     "docstrings": ("what functions, classes and methods of these modules do", _docstrings),
     "recall": ("what well-known functions and classes do, which penstock-mini learned, in words it did not", _recall),
     "signatures": ("which of four signatures a function of the held-out modules has", _signatures),
+    "drawings": ("what is to be seen on drawings held out from penstock-mini's training", _drawings),
 }
 """By name: what it asks, and how to make it for windows of so many tokens."""
+
+OF_TEXT = tuple(name for name in BUILT_IN if name != "drawings")
+"""The tasks that every model can be asked, whether it sees or not"""
 
 
 def built_in_task(name: str, *, window: int) -> Task:

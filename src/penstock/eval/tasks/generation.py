@@ -1,10 +1,12 @@
 """Greedy answers against references: exact match, F1 and BLEU-4."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from PIL.Image import Image
 
 from penstock.eval.statistics import Metric, Table
 from penstock.eval.subject import Subject, each
@@ -24,6 +26,8 @@ class Question:
 
     text: str
     answers: tuple[str, ...]
+    image: Image | None = None
+    """RGB, shown before the text"""
 
 
 class GenerationTask:
@@ -50,15 +54,22 @@ class GenerationTask:
     @cached_property
     def data_sha256(self) -> str:
         """The hash of questions, answers and how they are asked."""
-        asked = [(question.text, question.answers) for question in self._questions]
+        asked = [
+            (one.text, one.answers, *([] if one.image is None else [hashlib.sha256(one.image.tobytes()).hexdigest()]))
+            for one in self._questions
+        ]
         return sha256_of(asked, self._max_tokens, self._stop, self._form)
 
     async def score(self, subject: Subject, *, limit: int | None, on_item: OnItem) -> Table:
         """Return for each question (exact, F1, 1, and what BLEU sums)."""
 
         async def one(question: Question) -> tuple[float, ...]:
-            prompt = put(question.text, subject, self._form).token_ids(subject.tokenizer)
-            answer = (await subject.answer(prompt, max_tokens=self._max_tokens, stop=self._stop)).strip()
+            if question.image is None:
+                prompt, pictures = put(question.text, subject, self._form).token_ids(subject.tokenizer), ()
+            else:
+                prompt, pictures = await subject.shown(question.image, question.text)
+            answer = await subject.answer(prompt, pictures=pictures, max_tokens=self._max_tokens, stop=self._stop)
+            answer = answer.strip()
             references = question.answers
             best_f1 = max(f1(answer, reference) for reference in references)
             is_exact = any(exact_match(answer, reference) for reference in references)
