@@ -1,6 +1,7 @@
 """What becomes of a model's layers: the matrices of each treated as a recipe says, or parts of the model removed."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -63,7 +64,12 @@ class Treating:
         self.coverage = coverage(checkpoint, self.treatments | self.ends)
         if recipe.kv_cache is not None:
             self.coverage.append(cache_row(checkpoint.config.num_layers))
-        self.outcome = checkpoint.config
+        self._ranks = {
+            unit.modules[0]: treatment.rank(unit)
+            for unit, treatment in self.treatments.items()
+            if treatment.size is not None
+        }
+        self.outcome = replace(checkpoint.config, low_rank=self._ranks)
         self.num_layers = checkpoint.config.num_layers
 
     def watched(self, index: int) -> list[Unit]:
@@ -77,7 +83,7 @@ class Treating:
 
     def config_changes(self, kept: list[int], scratch: Path) -> dict[str, Any]:
         """See ``Change``."""
-        return {}
+        return {"low_rank": self._ranks} if self._ranks else {}
 
 
 def change_of(recipe: Recipe, checkpoint: Checkpoint) -> Change:

@@ -25,6 +25,10 @@ class Checkpoint:
             raise ModelUnreadable(
                 f"{path}: {self.config.architecture} runs in transformers' code; only native families can be compressed"
             )
+        if self.config.low_rank:
+            raise ModelUnreadable(
+                f"{path} has matrices of low rank already; compress the checkpoint that it was made from"
+            )
         with Weights(path) as self._weights:
             self.names: list[str] = sorted(self._weights)
         if self._weights.quantized is not None:

@@ -14,6 +14,7 @@ from penstock.compress.checkpoint import Checkpoint
 from penstock.compress.folding import fold, producer_of
 from penstock.compress.methods.awq import awq, product_error, search_scales
 from penstock.compress.methods.gptq import gptq
+from penstock.compress.methods.low_rank import low_rank
 from penstock.compress.methods.rtn import rtn
 from penstock.compress.methods.smoothquant import smoothing_scales
 from penstock.compress.methods.sparsegpt import sparsegpt
@@ -89,10 +90,12 @@ def compress_layer(
     for unit, treatment in treatments.items():
         if treatment.makes_zeros:
             _sparsify_unit(unit, treatment, tensors, statistics.get(unit), result)
+        elif treatment.size is not None:
+            _factorize_unit(unit, treatment, tensors, statistics[unit], checkpoint, result)
         elif treatment.makes_codes:
             _compress_unit(unit, treatment, tensors, statistics.get(unit), scales.get(unit), result)
     for name, tensor in tensors.changed.items():
-        if name.removesuffix(".weight") not in result.codes:
+        if name.removesuffix(".weight") not in result.codes and name not in result.changed:
             result.changed[name] = tensor.to(checkpoint.read(name).dtype)
     return result
 
@@ -139,6 +142,27 @@ def _sparsify_unit(
             tensors[name] = sparsegpt(tensors[name], seen.hessian, treatment.zeros, damping=treatment.damping)
     error = None if seen is None else relative_error(tensors.unit(unit), before, seen.hessian)
     result.reports.append(UnitReport(unit.label, treatment.method, None, error))
+
+
+def _factorize_unit(
+    unit: Unit,
+    treatment: Treatment,
+    tensors: "_Tensors",
+    seen: InputStatistics,
+    checkpoint: Checkpoint,
+    result: CompressedLayer,
+) -> None:
+    """Make two matrices of all of a unit's, which read the same input: the first one is theirs together."""
+    weight = tensors.unit(unit)
+    dtype = checkpoint.read(f"{unit.modules[0]}.weight").dtype
+    factors = low_rank(weight, seen.hessian, treatment.rank(unit), damping=treatment.damping)
+    first, second = (factor.to(dtype) for factor in factors)
+    error = relative_error(second.float() @ first.float(), weight, seen.hessian)
+    result.reports.append(UnitReport(unit.label, treatment.method, None, error))
+    result.changed[f"{unit.modules[0]}.low_rank.weight"] = first
+    sizes = [num_outputs for num_outputs, _ in unit.shapes]
+    for module, rows in zip(unit.modules, torch.split(second, sizes), strict=True):
+        result.changed[f"{module}.weight"] = rows.contiguous()
 
 
 def relative_error(changed: Tensor, weight: Tensor, hessian: Tensor) -> float:

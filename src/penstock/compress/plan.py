@@ -44,6 +44,8 @@ def describe(treatment: Treatment) -> str:
         return "kept"
     if treatment.makes_zeros:
         return f"{treatment.method} {treatment.pattern or format(treatment.sparsity, '.0%') + ' zeros'}"
+    if treatment.size is not None:
+        return f"{treatment.method}, {treatment.size:.0%} of the weights"
     words = [f"{treatment.method} {treatment.bits} bits", "a row" if treatment.group is None else f"g{treatment.group}"]
     if not treatment.symmetric:
         words.append("asymmetric")
@@ -70,6 +72,15 @@ def code_bytes(shape: tuple[int, int], scheme: Scheme) -> int:
     return num_outputs * (row_words * 4 + num_groups * 2) + zeros
 
 
+def _bytes_after(unit: Unit, treatment: Treatment, itemsize: int) -> int:
+    if treatment.makes_codes:
+        return sum(code_bytes(shape, treatment.scheme) for shape in unit.shapes)
+    if treatment.size is not None:
+        num_outputs = sum(outputs for outputs, _ in unit.shapes)
+        return treatment.rank(unit) * (num_outputs + unit.num_inputs) * itemsize
+    return unit.num_weights * itemsize
+
+
 def coverage(checkpoint: Checkpoint, treatments: Mapping[Unit, Treatment]) -> list[CoverageRow]:
     """Return a row for each component and treatment, and one for all that no recipe reaches."""
     groups: dict[tuple[str, str], list[tuple[Unit, Treatment]]] = {}
@@ -80,12 +91,7 @@ def coverage(checkpoint: Checkpoint, treatments: Mapping[Unit, Treatment]) -> li
     rows = []
     for (component, treatment_text), members in groups.items():
         before = sum(unit.num_weights for unit, _ in members) * itemsize
-        after = sum(
-            sum(code_bytes(shape, treatment.scheme) for shape in unit.shapes)
-            if treatment.makes_codes
-            else unit.num_weights * itemsize
-            for unit, treatment in members
-        )
+        after = sum(_bytes_after(unit, treatment, itemsize) for unit, treatment in members)
         rows.append(
             CoverageRow(
                 component=component,
@@ -144,6 +150,8 @@ def estimate(
             K = unit.num_inputs
             if treatment.method in ("gptq", "sparsegpt"):
                 operations += 2 * K**3 + 2 * unit.num_weights * K
+            elif treatment.method == "svd":
+                operations += 20 * K**3 + 10 * unit.num_weights * K
             elif treatment.method == "awq":
                 operations += 2 * (_AWQ_TRIALS + 2) * unit.num_weights * K
         widest = max(unit.num_inputs for unit, _ in members)

@@ -41,7 +41,10 @@ from penstock.kernels import InputCodes
 from penstock.quant import Scheme
 
 COMPONENTS = ("decoder", "attention", "mlp", "embeddings", "lm_head")
-Method = Literal["keep", "rtn", "gptq", "awq", "magnitude", "wanda", "sparsegpt"]
+Method = Literal["keep", "rtn", "gptq", "awq", "magnitude", "wanda", "sparsegpt", "svd"]
+
+_RANKS_TOGETHER = 16
+"""Ranks are multiples, where they are as large: the vectors that kernels read"""
 
 
 class Treatment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -57,7 +60,7 @@ class Treatment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     act_order: bool = True
     """GPTQ: inputs that matter most go first"""
     damping: float = 0.01
-    """GPTQ and SparseGPT: share of the mean second moment added to all. More: steadier with little data"""
+    """GPTQ, SparseGPT and svd: share of the mean second moment added to all. More: steadier with little data"""
     activations: Literal["dynamic", "static"] | None = None
     """Activations are rounded to 8 bits where the model runs: ``dynamic``, with a scale for each token; ``static``,
     with one for all, found on calibration texts"""
@@ -73,6 +76,16 @@ class Treatment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Share of the weights that become zero, for magnitude, Wanda and SparseGPT"""
     pattern: str | None = None
     """In its place, ``2:4``: 2 of every 4 inputs stay"""
+
+    size: float | None = None
+    """Share of the weights that are left when a unit becomes two matrices of low rank, for svd"""
+
+    def rank(self, unit: Unit) -> int:
+        """Return the rank that leaves ``size`` of a unit's weights."""
+        assert self.size is not None
+        num_outputs = sum(outputs for outputs, _ in unit.shapes)
+        rank = int(self.size * unit.num_weights / (num_outputs + unit.num_inputs))
+        return max(rank // _RANKS_TOGETHER * _RANKS_TOGETHER or rank, 1)
 
     @property
     def makes_codes(self) -> bool:
@@ -105,7 +118,7 @@ class Treatment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     @property
     def needs_statistics(self) -> bool:
         """Whether calibration inputs decide what becomes of weights."""
-        return self.method in ("gptq", "awq", "wanda", "sparsegpt") or self.smooth is not None
+        return self.method in ("gptq", "awq", "wanda", "sparsegpt", "svd") or self.smooth is not None
 
     def input_codes(self, seen: ValueRange) -> InputCodes:
         """Return what static activations become."""
@@ -278,7 +291,12 @@ def _check(step: Step, where: str) -> None:
             f"pattern is {step.pattern!r}; it says how many of how many inputs stay, as '2:4' does",
         ),
         (
-            step.makes_zeros and _codes_of(step) != _codes_of(KEEP),
+            (step.method == "svd") is not (step.size is not None),
+            "size, such as 0.5, is what svd leaves of the weights; it takes one, and no other method does",
+        ),
+        (step.size is not None and not 0 < step.size < 1, f"size is {step.size}; it is a share between 0 and 1"),
+        (
+            (step.makes_zeros or step.method == "svd") and _codes_of(step) != _codes_of(KEEP),
             f"{step.method} leaves floats; leave bits, group, symmetric, activations and smooth out",
         ),
         (step.smooth is not None and step.method == "awq", "AWQ finds scales of its own; leave smooth out"),

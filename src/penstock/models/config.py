@@ -1,5 +1,6 @@
 """A decoder's shape and settings, in one form for all families. Pure data; no torch here."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -129,6 +130,8 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...] = ()
     dtype: str = "float32"
     """The checkpoint's own."""
+    low_rank: Mapping[str, int] = field(default_factory=dict)
+    """Ranks of products that are two matrices one after the other, by the first of their projections."""
     vision: VisionConfig | None = None
     """None: text is all it reads."""
 

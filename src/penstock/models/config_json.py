@@ -93,6 +93,13 @@ class ConfigJson:
                     ids.append(token_id)
         return tuple(ids)
 
+    def low_rank(self) -> dict[str, int]:
+        """Return the ranks of products that ``penstock compress`` made two matrices of, by projection."""
+        ranks = self.values.get("low_rank") or {}
+        if not isinstance(ranks, dict) or not all(type(rank) is int and rank > 0 for rank in ranks.values()):
+            raise self.bad("low_rank", ranks, "a positive rank for each projection")
+        return ranks
+
     def windows(self, num_layers: int, slides: Callable[[int], bool]) -> tuple[int | None, ...]:
         """Return each layer's window: ``sliding_window`` where ``layer_types`` says so or, without it, ``slides``."""
         if self.values.get("sliding_window") is None:

@@ -248,7 +248,7 @@ def _config_of(raw: ConfigJson) -> ModelConfig:
         raise raw.bad("architectures", names, "a list of names")
     for name in names:
         if name in FAMILIES:
-            return replace(FAMILIES[name](raw), architecture=name)
+            return replace(FAMILIES[name](raw), architecture=name, low_rank=raw.low_rank())
     if not names:
         raise ModelUnreadable(
             f"{raw.path}: architectures is not given (model_type is {raw.values.get('model_type')!r}); Penstock runs "

@@ -83,14 +83,27 @@ class Loader:
         self, name: str, num_outputs: int, num_inputs: int, *, bias: bool = False, activation: str | None = None
     ) -> Linear:
         """Return a projection, and what is to be done to its result."""
+        first, num_inputs = self.first_factor(name, num_inputs)
         weight = self.weight(name, num_outputs, num_inputs)
         biases = self.biases(name, sizes=[num_outputs]) if bias else []
-        return self.side_by_side([weight], biases, activation=activation)
+        return chained(first, self.side_by_side([weight], biases, activation=activation))
 
     def gated_linear(self, gate: str, up: str, num_outputs: int, num_inputs: int, *, bias: bool = False) -> Linear:
         """Return two projections of which one gates the other."""
+        first, num_inputs = self.first_factor(gate, num_inputs)
         gate_weight, up_weight = (self.weight(name, num_outputs, num_inputs) for name in (gate, up))
-        return self.gated(gate_weight, up_weight, self.biases(gate, up, sizes=[num_outputs] * 2) if bias else [])
+        biases = self.biases(gate, up, sizes=[num_outputs] * 2) if bias else []
+        return chained(first, self.gated(gate_weight, up_weight, biases))
+
+    def first_factor(self, name: str, num_inputs: int) -> tuple[Linear | None, int]:
+        """Return what runs before the projection ``name`` and those beside it, and how many inputs that leaves them.
+
+        That is the first of two matrices where their product is kept as such; None where it is one matrix.
+        """
+        rank = self.config.low_rank.get(name)
+        if rank is None:
+            return None, num_inputs
+        return self.side_by_side([self.weight(f"{name}.low_rank", rank, num_inputs)]), rank
 
     def gated(self, gate: Weight, up: Weight, biases: Sequence[Tensor] = ()) -> Linear:
         """Return the same from weights [F, K] and biases [F]."""
@@ -98,6 +111,17 @@ class Loader:
         return prepare_gated_linear(
             self.ops, gate, up, gate_bias, up_bias, self.dtype, activation=self.config.activation
         )
+
+
+def chained(first: Linear | None, second: Linear) -> Linear:
+    """Return the product of one after the other, or of the second alone."""
+    if first is None:
+        return second
+
+    def product(x: Tensor, added: Tensor | None = None) -> Tensor:
+        return second(first(x), added)
+
+    return product
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,15 +193,15 @@ class AttentionBlock:
         names, sizes = [f"{prefix}.{name}_proj" for name in "qkv"], widths
         if self._config.fused_projections:
             names, sizes = [f"{prefix}.qkv_proj"], [sum(widths)]
-        E = self._config.hidden_size
-        weights = [loader.weight(name, size, E) for name, size in zip(names, sizes, strict=True)]
+        first, num_inputs = loader.first_factor(names[0], self._config.hidden_size)
+        weights = [loader.weight(name, size, num_inputs) for name, size in zip(names, sizes, strict=True)]
         biases = loader.biases(*names, sizes=sizes) if self._config.qkv_bias else []
         if order is not None:
             rows = self._rows(sizes, widths, order)
             weights = [select_rows(weight, of_part) for weight, of_part in zip(weights, rows, strict=True)]
             if biases:
                 biases = [bias[of_part] for bias, of_part in zip(biases, rows, strict=True)]
-        return loader.side_by_side(weights, biases)
+        return chained(first, loader.side_by_side(weights, biases))
 
     @staticmethod
     def _rows(sizes: list[int], widths: list[int], order: Tensor) -> list[Tensor]:
@@ -225,8 +249,10 @@ class GatedMLP:
         config = loader.config
         E, width, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
         if config.fused_projections:
-            both = loader.weight(f"{name}.gate_up_proj", 2 * width, E)
-            gate_up = loader.gated(select_rows(both, slice(width)), select_rows(both, slice(width, None)))
+            first, num_inputs = loader.first_factor(f"{name}.gate_up_proj", E)
+            both = loader.weight(f"{name}.gate_up_proj", 2 * width, num_inputs)
+            gated = loader.gated(select_rows(both, slice(width)), select_rows(both, slice(width, None)))
+            gate_up = chained(first, gated)
         else:
             gate_up = loader.gated_linear(f"{name}.gate_proj", f"{name}.up_proj", width, E, bias=bias)
         return cls(gate_up, loader.linear(f"{name}.down_proj", E, width, bias=bias))
@@ -245,9 +271,10 @@ class AdaptableMLP:
         parts = (
             [("gate_up_proj", 2 * width)] if config.fused_projections else [("gate_proj", width), ("up_proj", width)]
         )
-        weights = [loader.weight(f"{name}.{part}", size, E) for part, size in parts]
+        first, num_inputs = loader.first_factor(f"{name}.{parts[0][0]}", E)
+        weights = [loader.weight(f"{name}.{part}", size, num_inputs) for part, size in parts]
         biases = [loader.tensor(f"{name}.{part}.bias", size) for part, size in parts] if bias else []
-        self._gate_up = loader.side_by_side(weights, biases)
+        self._gate_up = chained(first, loader.side_by_side(weights, biases))
         self._down = loader.linear(f"{name}.down_proj", E, width, bias=bias)
         self._is_gelu = config.activation == "gelu_tanh"
 
