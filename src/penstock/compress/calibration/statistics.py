@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor
 
+_PANEL = 512
+"""Inputs whose second moments with all later ones are one product"""
+
 
 class InputStatistics:
     """Moments and ranges of one unit's inputs, summed over calibration tokens."""
@@ -22,7 +25,10 @@ class InputStatistics:
         if len(x):
             torch.maximum(self.greatest, magnitudes.amax(0), out=self.greatest)
         self._magnitudes += magnitudes.sum(0)
-        self._moments.addmm_(x.T, x)
+        # The upper triangle alone, in panels: the lower one is the same.
+        for start in range(0, x.shape[1], _PANEL):
+            end = start + _PANEL
+            self._moments[start:end, start:].addmm_(x[:, start:end].T, x[:, start:])
 
     @property
     def magnitudes(self) -> Tensor:
@@ -32,4 +38,6 @@ class InputStatistics:
     @property
     def hessian(self) -> Tensor:
         """[K, K] float32: mean of x x^T, half the second derivative of a product's squared error."""
-        return self._moments / max(self.num_tokens, 1)
+        upper = self._moments.triu()
+        upper += upper.triu(1).T
+        return upper.div_(max(self.num_tokens, 1))

@@ -52,29 +52,33 @@ def gptq(
             own = fit_grid(weight[:, start:end], scheme, importance[start:end], search=True)
             grid.scales[:, start // group], grid.zeros[:, start // group] = own.scales[:, 0], own.zeros[:, 0]
             scales[:, start:end], zeros[:, start:end] = own.scales, own.zeros
-        part, factor = weight[:, start:end], upper[start:end, start:end]
-        errors = torch.empty_like(part)
+        # Inputs first: what is rounded at a time, and what follows it, then lies in a row of memory.
+        part, part_scales, part_zeros = (x[:, start:end].T.contiguous() for x in (weight, scales, zeros))
+        factor, errors, part_codes = upper[start:end, start:end], torch.empty_like(part), torch.empty_like(part)
         for i in range(end - start):
-            column, scale, zero = part[:, i], scales[:, start + i], zeros[:, start + i]
-            codes[:, start + i] = encode(column, scale, zero, scheme)
-            errors[:, i] = (column - decode(codes[:, start + i], scale, zero)) / factor[i, i]
-            part[:, i + 1 :].addr_(errors[:, i], factor[i, i + 1 :], alpha=-1)
-        weight[:, end:].addmm_(errors, upper[start:end, end:], alpha=-1)
+            part_codes[i] = encode(part[i], part_scales[i], part_zeros[i], scheme)
+            errors[i] = (part[i] - decode(part_codes[i], part_scales[i], part_zeros[i])).div_(factor[i, i])
+            part[i + 1 :].addr_(factor[i, i + 1 :], errors[i], alpha=-1)
+        codes[:, start:end] = part_codes.T
+        weight[:, end:].addmm_(errors.T, upper[start:end, end:], alpha=-1)
     return as_codes(codes[:, order.argsort()], grid, scheme)
 
 
 def inverse_factor(hessian: Tensor, damping: float) -> Tensor:
-    """Return the upper Cholesky factor [K, K] of the damped inverse."""
+    """Return the upper Cholesky factor [K, K] of the damped inverse.
+
+    It is the inverse of an upper triangle R with R R^T the damped Hessian, which is the Cholesky factor of the Hessian
+    with its inputs in reverse, reversed again.
+    """
     mean = hessian.diagonal().mean()
     share = damping
     while share <= _MOST_DAMPING:
-        damped = hessian.clone()
+        damped = hessian.flip(0, 1)
         damped.diagonal().add_(share * mean)
         lower, failed = torch.linalg.cholesky_ex(damped)
         if not failed:
-            factor, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-            upper: Tensor = factor
-            if not failed and upper.isfinite().all():
+            upper = _invert_triangle(lower.flip(0, 1))
+            if upper.isfinite().all():
                 return upper
         _log.warning("hessian_damped_more", damping=share, next=share * 10)
         share *= 10
@@ -82,3 +86,16 @@ def inverse_factor(hessian: Tensor, damping: float) -> Tensor:
         "the calibration data's second moments are not positive definite even when damped; give more, or more varied, "
         "calibration texts"
     )
+
+
+def _invert_triangle(upper: Tensor) -> Tensor:
+    """Return the inverse of an upper triangle [K, K], by halves: most of it is products of dense quarters."""
+    size = len(upper)
+    if size <= BLOCK:
+        return torch.linalg.solve_triangular(upper, torch.eye(size, dtype=upper.dtype), upper=True)
+    half = size // 2
+    inverse = torch.zeros_like(upper)
+    inverse[:half, :half] = _invert_triangle(upper[:half, :half])
+    inverse[half:, half:] = _invert_triangle(upper[half:, half:])
+    inverse[:half, half:] = -inverse[:half, :half] @ upper[:half, half:] @ inverse[half:, half:]
+    return inverse

@@ -19,6 +19,10 @@ _SHRINKS = torch.linspace(1.1, 0.4, 36).tolist()
 side is half a step short of the greatest value."""
 
 
+_ROWS = 64
+"""Outputs searched at a time: few enough for a cache near the core to hold them through all trials"""
+
+
 @dataclass(frozen=True, slots=True)
 class Grid:
     """Scales and zeros [N, B] float32, zeros being whole numbers."""
@@ -51,6 +55,9 @@ def fit_grid(weight: Tensor, scheme: Scheme, importance: Tensor | None = None, *
     grid = _cover(low, high, scheme)
     if not search:
         return grid
+    if len(weight) > _ROWS:
+        parts = [fit_grid(rows, scheme, importance, search=True) for rows in weight.split(_ROWS)]
+        return Grid(torch.cat([part.scales for part in parts]), torch.cat([part.zeros for part in parts]))
     groups_NBJ = grouped(weight, scheme)
     weights_BJ = torch.ones(1) if importance is None else grouped(importance.unsqueeze(0), scheme)[0]
     least = torch.full_like(grid.scales, torch.inf)
