@@ -56,6 +56,8 @@ from penstock.text.tokenizer import Tokenizer
 
 _NUM_PROBES = 4
 """Sequences with which texts are judged before, and the result after"""
+_MOST_LOGITS = 1 << 26
+"""Of each of the models that are compared"""
 _LARGEST_DIFFERENCE = 1e-3
 """Of a logit, between what is in memory and what was written, as a share of the largest"""
 _SLACK = 1.01
@@ -153,7 +155,7 @@ class Compression:
         require_room(self._options.out, self.estimate.disk_bytes)
         work = WorkDirectory(self._options.out, self.plan(), restart=self._options.restart)
         with full_disk_explained(work.path):
-            before = self._probe(work, progress)
+            loss, before = self._probe(work, progress)
             kept = self._choose_layers(work, progress)
             changes = self._change.config_changes(kept, work.path)
             self._finish_ends(work)
@@ -185,22 +187,27 @@ class Compression:
             bytes_before=self._checkpoint.num_bytes,
             bytes_after=bytes_after,
             first_layer=first,
-            calibration_loss=before[0],
+            calibration_loss=loss,
             kl=kl,
             largest_difference=difference,
         )
 
-    def _probe(self, work: WorkDirectory, progress: Progress) -> tuple[float, list[torch.Tensor]]:
-        """Return the model's loss, and logits, on a few sequences as it is. Raises ``CalibrationUnfit``."""
-        stream = LayerStream(self._checkpoint.config, self._checkpoint, self._probes, self._ops)
+    def _probe(self, work: WorkDirectory, progress: Progress) -> tuple[float, Path]:
+        """Return the model's loss on a few sequences as it is, and what its last layer leaves of them.
+
+        Raises ``CalibrationUnfit``.
+        """
+        stream = self._probe_stream()
         final = stream.run_through(work.path / "probe", partial(progress, "reading the texts"))
-        logits, loss, count = [], 0.0, 0
-        for ids, sequence_logits in stream.finished(final):
-            loss += F.cross_entropy(sequence_logits[:-1], ids[1:], reduction="sum").item()
+        loss, count = 0.0, 0
+        for ids, logits in stream.finished(final):
+            loss += F.cross_entropy(logits[:-1], ids[1:], reduction="sum").item()
             count += len(ids) - 1
-            logits.append(sequence_logits)
         require_likely(loss / count, self.calibration, self._options.calibration)
-        return loss / count, logits
+        return loss / count, final
+
+    def _probe_stream(self) -> LayerStream:
+        return LayerStream(self._checkpoint.config, self._checkpoint, self._probes, self._ops)
 
     def _choose_layers(self, work: WorkDirectory, progress: Progress) -> list[int]:
         """Return the layers that stay, having measured them where some go."""
@@ -273,9 +280,7 @@ class Compression:
         save_finished(work.layer(index), tensors_of(layer), [asdict(report) for report in layer.reports])
         work.hidden(index).unlink()
 
-    def _prove(
-        self, work: WorkDirectory, result: Path, before: tuple[float, list[torch.Tensor]], progress: Progress
-    ) -> tuple[float, float]:
+    def _prove(self, work: WorkDirectory, result: Path, before: Path, progress: Progress) -> tuple[float, float]:
         """Return the KL from the model as it was, and how far the written one is from the one in memory.
 
         Raises ``InternalError`` if that is more than rounding.
@@ -288,22 +293,30 @@ class Compression:
             # What is measured is what will be served; codes as floats are what was made.
             streams.append(LayerStream(read_config(result), reopened, self._probes, self._ops, as_served=True))
         reading = partial(progress, "reading it back")
-        written_files = [one.run_through(work.path / f"proof-{i}", reading) for i, one in enumerate(streams)]
+        ours = self._last_logits(self._stream, work.hidden(config.num_layers))
+        written = [
+            self._last_logits(one, one.run_through(work.path / f"proof-{i}", reading)) for i, one in enumerate(streams)
+        ]
+        originals = self._last_logits(self._probe_stream(), before)
         kl, largest, difference, count = 0.0, 0.0, 0.0, 0
-        made = islice(self._stream.finished(work.hidden(config.num_layers)), len(self._probes))
-        written_streams = [one.finished(file) for one, file in zip(streams, written_files, strict=True)]
-        for (ids, ours), original, *written in zip(made, before[1], *written_streams, strict=True):
-            difference = max(difference, float((ours - written[0][1]).abs().max()))
-            largest = max(largest, float(ours.abs().max()))
-            served = written[-1][1].log_softmax(-1)
-            kl += F.kl_div(served, original.log_softmax(-1), reduction="sum", log_target=True).item()
-            count += len(ids)
+        for made, read, served, meant in zip(ours, written[0], written[-1], originals, strict=True):
+            difference = max(difference, float((made - read).abs().max()))
+            largest = max(largest, float(made.abs().max()))
+            log_probs = served.log_softmax(-1), meant.log_softmax(-1)
+            kl += F.kl_div(*log_probs, reduction="sum", log_target=True).item()
+            count += len(made)
         if not difference <= _LARGEST_DIFFERENCE * largest:
             raise InternalError(
                 f"what was written to {result} gives other logits than what was made (by {difference:.3g} of "
                 f"{largest:.3g}); nothing was put in place"
             )
         return kl / count, difference / largest
+
+    def _last_logits(self, stream: LayerStream, final: Path) -> list[torch.Tensor]:
+        """Return the logits of each probe's last positions, as many as memory is spent on."""
+        rows = max(_MOST_LOGITS // (len(self._probes) * self._checkpoint.config.vocab_size), 1)
+        # Copies: what they are a part of goes.
+        return [logits[-rows:].clone() for _, logits in islice(stream.finished(final), len(self._probes))]
 
     def _require_planned_size(self, result: Path) -> int:
         """Return the bytes that the weights take. Raises ``InternalError`` if they are more than planned."""
