@@ -92,9 +92,9 @@ def _invert_triangle(upper: Tensor) -> Tensor:
     """Return the inverse of an upper triangle [K, K], by halves: most of it is products of dense quarters."""
     size = len(upper)
     if size <= BLOCK:
-        return torch.linalg.solve_triangular(upper, torch.eye(size, dtype=upper.dtype), upper=True)
-    half = size // 2
-    inverse = torch.zeros_like(upper)
+        inverse: Tensor = torch.linalg.solve_triangular(upper, torch.eye(size, dtype=upper.dtype), upper=True)
+        return inverse
+    half, inverse = size // 2, torch.zeros_like(upper)
     inverse[:half, :half] = _invert_triangle(upper[:half, :half])
     inverse[half:, half:] = _invert_triangle(upper[half:, half:])
     inverse[:half, half:] = -inverse[:half, :half] @ upper[:half, half:] @ inverse[half:, half:]

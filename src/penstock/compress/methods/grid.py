@@ -56,7 +56,8 @@ def fit_grid(weight: Tensor, scheme: Scheme, importance: Tensor | None = None, *
     if not search:
         return grid
     if len(weight) > _ROWS:
-        parts = [fit_grid(rows, scheme, importance, search=True) for rows in weight.split(_ROWS)]
+        starts = range(0, len(weight), _ROWS)
+        parts = [fit_grid(weight[start : start + _ROWS], scheme, importance, search=True) for start in starts]
         return Grid(torch.cat([part.scales for part in parts]), torch.cat([part.zeros for part in parts]))
     groups_NBJ = grouped(weight, scheme)
     weights_BJ = torch.ones(1) if importance is None else grouped(importance.unsqueeze(0), scheme)[0]
