@@ -46,7 +46,7 @@ def run_compress(options: CompressOptions, goal: Goal | None, *, dry_run: bool, 
         if as_json:
             _print_json(_values(compression, None))
         return 0
-    with _bars() as progress:
+    with progress_bars() as progress:
         report = compression.run(progress)
     _show_report(report, options.out, console)
     if as_json:
@@ -65,12 +65,12 @@ def _run_search(options: CompressOptions, goal: Goal, console: Console, *, dry_r
         if as_json:
             _print_json({"smallest_bytes": search.smallest_bytes, "largest_bytes": search.largest_bytes})
         return 0
-    with _bars() as progress:
+    with progress_bars() as progress:
         found = search.run(progress)
     _show_found(found, console)
     compression = Compression(replace(options, recipe=found.recipe, beside=found.files()))
     _show_plan(compression, console)
-    with _bars() as progress:
+    with progress_bars() as progress:
         report = compression.run(progress)
         increase = search.increase(options.out)
     search.discard()
@@ -175,7 +175,7 @@ def _print_json(values: Mapping[str, object]) -> None:
 
 
 @contextmanager
-def _bars() -> Iterator[Progress]:
+def progress_bars() -> Iterator[Progress]:
     """Yield what shows how far a run is, on a terminal's last line."""
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     with Bars(*columns, console=Console(stderr=True), transient=True) as bars:

@@ -431,6 +431,50 @@ def compress(
     raise typer.Exit(run_compress(options, goal, dry_run=dry_run, as_json=as_json))
 
 
+@app.command()
+def distill(
+    student: Annotated[
+        str, typer.Argument(metavar="STUDENT", help="The model that learns, such as the teacher with layers removed.")
+    ],
+    teacher: Annotated[str, typer.Option(metavar="MODEL", help="The model it learns from, of the same vocabulary.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Directory to make; must not exist.")],
+    texts: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="JSONL with a text or messages in each line.  [default: Python's standard library]"),
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Sequences to learn from and judge by.")] = 4096,
+    sample_tokens: Annotated[int, typer.Option(min=16, help="Most tokens of a sequence.")] = 256,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of training.")] = 1000,
+    batch: Annotated[int, typer.Option(min=1, help="Sequences of a step.")] = 8,
+    rate: Annotated[float, typer.Option(min=0.0, help="Greatest learning rate.")] = 5e-4,
+    temperature: Annotated[float, typer.Option(min=0.01, help="More: unlikely tokens count more.")] = 1.0,
+    hidden_weight: Annotated[float, typer.Option(min=0.0, help="Of matching hidden states; 0: they are not.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Decides which texts are taken, and when.")] = 0,
+    restart: Annotated[bool, typer.Option("--restart", help="Discard unfinished work instead of going on.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON to stdout, text to stderr.")] = False,
+) -> None:
+    """Train a smaller model to say what a larger one says; interrupted, the same command goes on."""
+    from penstock.cli.distill import run_distill
+    from penstock.compress.calibration.texts import CalibrationOptions
+    from penstock.compress.distillation import DistillOptions
+    from penstock.models import resolve_model
+
+    options = DistillOptions(
+        student=resolve_model(student, None),
+        teacher=resolve_model(teacher, None),
+        out=out.expanduser(),
+        texts=CalibrationOptions(path=texts, num_samples=samples, length=sample_tokens, seed=seed),
+        steps=steps,
+        batch=batch,
+        rate=rate,
+        temperature=temperature,
+        hidden_weight=hidden_weight,
+        seed=seed,
+        restart=restart,
+    )
+    raise typer.Exit(run_distill(options, as_json=as_json))
+
+
 @config_app.command("show")
 def config_show(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,

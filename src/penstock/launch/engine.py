@@ -231,12 +231,8 @@ def _choose_draft(
     if name is None:
         return None
     draft = _choose(ModelSettings(name=name), settings, num_threads)
-    own, other = tokenizer.result(), load_tokenizer(ModelSettings(name=name))
-    is_same = draft.config.vocab_size == target.config.vocab_size and all(
-        own.token_bytes(token_id) == other.token_bytes(token_id)
-        for token_id in range(max(own.vocab_size, other.vocab_size))
-    )
-    if not is_same:
+    other = load_tokenizer(ModelSettings(name=name))
+    if draft.config.vocab_size != target.config.vocab_size or not tokenizer.result().has_tokens_of(other):
         raise InvalidSetting(
             f"{name} has another vocabulary than {settings.model.name}, for which it is to guess; take a smaller model "
             "of the same family",

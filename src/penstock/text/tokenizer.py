@@ -140,6 +140,11 @@ class Tokenizer:
         text = self.decode([token_id])
         return (self._tokens[token_id] if text == REPLACEMENT else text).encode()
 
+    def has_tokens_of(self, other: "Tokenizer") -> bool:
+        """Whether every id stands for the same bytes in both."""
+        num_ids = max(self.vocab_size, other.vocab_size)
+        return all(self.token_bytes(token_id) == other.token_bytes(token_id) for token_id in range(num_ids))
+
     def detokenizer(self, *, skip_special_tokens: bool) -> Detokenizer:
         """Return a new detokenizer for one sequence."""
         if self._bytes is not None:
