@@ -86,7 +86,15 @@ def teach(model: SeeingModel, encoder: ChatEncoder, image: Image.Image, question
 def test_seeing_is_learned_saved_and_continued(library: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
     training, held_out = split_documents(library)
     data = Data(tokenizer, Corpus(training, held_out, ENTRIES, training_questions(ENTRIES, seed=1)), seed=1)
-    config = SeeConfig(look_share=0.5, look_batch=16, asked_look_batch=16, ask_batch=8, text_length=32, language_rate=1e-2, warmup_steps=1)
+    config = SeeConfig(
+        look_share=0.5,
+        look_batch=16,
+        asked_look_batch=16,
+        ask_batch=8,
+        text_length=32,
+        language_rate=1e-2,
+        warmup_steps=1,
+    )
     trainer = SeeTrainer(tmp_path, data, tiny_seeing_model(tokenizer), config)
     looks = [trainer.train_step(progress=0.1)["look"] for _ in range(8)]
     assert looks[-1] < looks[0] - 0.5

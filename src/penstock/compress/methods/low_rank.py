@@ -2,8 +2,8 @@
 
 Wang et al., "SVD-LLM: Truncation-aware Singular Value Decomposition for Large Language Model Compression" (2024).
 Inputs are whitened by their second moments H = S S^T: what is cut from the singular values of W S is then just what
-the products lose, |(W - B A) X|, and no other product of that rank loses less (Eckart and Young, 1936). The root S comes
-from H's eigenvectors, which no missing direction makes fail. N outputs, K inputs, r rank.
+the products lose, |(W - B A) X|, and no other product of that rank loses less (Eckart and Young, 1936). The root S
+comes from H's eigenvectors, which no missing direction makes fail. N outputs, K inputs, r rank.
 """
 
 import torch
