@@ -11,7 +11,7 @@ from penstock.compress.layer import CompressedLayer, compress_layer
 from penstock.compress.plan import CoverageRow, cache_row, coverage
 from penstock.compress.recipe import Recipe, Treatment, resolve
 from penstock.compress.removal import Removing
-from penstock.compress.units import Unit, ends_of, units_of
+from penstock.compress.units import Unit, ends_of, seeing_units, units_of
 from penstock.errors import InvalidRecipe
 from penstock.models import ModelConfig
 from penstock.quant import Scheme
@@ -23,7 +23,7 @@ class Change(Protocol):
     treatments: dict[Unit, Treatment]
     """Of all units in layers"""
     ends: dict[Unit, Treatment]
-    """Of the table of embeddings and the head, if they may change"""
+    """Of what is in no layer, if it may change: embeddings and head, vision encoder and projector"""
     schemes: dict[str, Scheme]
     """Of modules whose weights become codes"""
     coverage: list[CoverageRow]
@@ -48,7 +48,13 @@ class Treating:
     def __init__(self, recipe: Recipe, checkpoint: Checkpoint, units: list[Unit]) -> None:
         """Raise ``InvalidRecipe`` for steps that do not fit the model."""
         self._checkpoint = checkpoint
-        resolved = resolve(recipe, [*units, *ends_of(checkpoint.config)])
+        # What is no projection, as a matrix that is kept the other way around, is not to be had in codes.
+        seeing = [
+            unit
+            for unit in seeing_units(checkpoint.path, checkpoint.config)
+            if all(f"{module}.weight" in checkpoint.names for module in unit.modules)
+        ]
+        resolved = resolve(recipe, [*units, *ends_of(checkpoint.config), *seeing])
         if recipe.kv_cache is None and all(treatment.method == "keep" for treatment in resolved.values()):
             raise InvalidRecipe("every unit is kept as it is: there is nothing to compress")
         self.treatments = {

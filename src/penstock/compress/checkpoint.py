@@ -8,7 +8,7 @@ from torch import Tensor
 from penstock.errors import ModelUnreadable
 from penstock.gguf import is_gguf
 from penstock.models import ModelConfig, read_config
-from penstock.models.weights import Weights, weight_files
+from penstock.models.weights import Weights, plain_name, weight_files
 from penstock.quant import QuantizedWeight
 
 
@@ -30,7 +30,9 @@ class Checkpoint:
                 f"{path} has matrices of low rank already; compress the checkpoint that it was made from"
             )
         with Weights(path) as self._weights:
-            self.names: list[str] = sorted(self._weights)
+            self._stored = {plain_name(name): name for name in self._weights}
+        self.names: list[str] = sorted(self._stored)
+        """Of all tensors, as models ask for them"""
         if self._weights.quantized is not None:
             raise ModelUnreadable(
                 f"{path} is quantized already; compress the bf16, fp16 or fp32 checkpoint that it was made from"
@@ -40,9 +42,16 @@ class Checkpoint:
 
     def read(self, name: str) -> Tensor:
         """Return the tensor ``name`` as it is stored. Raises ``ModelUnreadable``."""
-        if name not in self._weights:
+        if name not in self._stored:
             raise ModelUnreadable(f"{self.path} has no tensor {name}: the checkpoint is incomplete")
-        return self._weights.read(name)
+        return self._weights.read(self._stored[name])
+
+    def stored_name(self, name: str) -> str:
+        """Return what the files call the tensor ``name``, or would if a layer had it."""
+        if name in self._stored:
+            return self._stored[name]
+        plain, stored = next(item for item in self._stored.items() if layer_of(item[0]) is not None)
+        return stored.removesuffix(plain.removeprefix("model.")) + name.removeprefix("model.")
 
     def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """See ``TensorSource``."""

@@ -1,6 +1,6 @@
-"""The table of embeddings and the head, which no layer holds: rounded before the first layer is run.
+"""What no layer holds, embeddings and head, vision encoder and projector: rounded before the first layer is run.
 
-V vocabulary, E hidden width.
+N outputs or vocabulary, K inputs.
 """
 
 from collections.abc import Mapping
@@ -27,10 +27,11 @@ def compress_ends(checkpoint: Checkpoint, treatments: Mapping[Unit, Treatment]) 
     """Return the codes of those matrices that are to have some."""
     ends = CompressedLayer()
     for unit, treatment in treatments.items():
-        if treatment.makes_codes:
-            (module,) = unit.modules
-            weight_VE = checkpoint.read(f"{module}.weight")
-            parts = [rtn(part.float(), treatment.scheme) for part in torch.split(weight_VE, _ROWS)]
+        if not treatment.makes_codes:
+            continue
+        for module in unit.modules:
+            weight_NK = checkpoint.read(f"{module}.weight")
+            parts = [rtn(part.float(), treatment.scheme) for part in torch.split(weight_NK, _ROWS)]
             zeros = [part.zeros for part in parts if part.zeros is not None]
             ends.codes[module] = replace(
                 parts[0],
@@ -38,7 +39,7 @@ def compress_ends(checkpoint: Checkpoint, treatments: Mapping[Unit, Treatment]) 
                 scales=torch.cat([part.scales for part in parts]),
                 zeros=torch.cat(zeros) if zeros else None,
             )
-            ends.reports.append(UnitReport(unit.label, treatment.method, treatment.bits, None))
+        ends.reports.append(UnitReport(unit.label, treatment.method, treatment.bits, None))
     return ends
 
 

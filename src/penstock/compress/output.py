@@ -59,29 +59,31 @@ def write_model(
         for name in checkpoint.names:
             layer = layer_of(name)
             module = name.removesuffix(".weight")
-            if layer is None and module in schemes:
+            stored = checkpoint.stored_name(name)
+            stored_module = stored.removesuffix(".weight")
+            if layer is None and module in schemes and name.endswith(".weight"):
                 with safe_open(ends, framework="pt") as done:
-                    yield module, read_codes(done, module, schemes[module])
+                    yield stored_module, read_codes(done, module, schemes[module])
                 continue
             if layer is None:
                 # A tied head's copy would differ from what has become of the table.
                 if not (name == "lm_head.weight" and checkpoint.config.tie_word_embeddings):
-                    yield name, checkpoint.read(name)
+                    yield stored, checkpoint.read(name)
                 continue
             if layer not in layers:
                 continue
             with safe_open(layers[layer], framework="pt") as done:
                 there = set(done.keys())
                 if module in schemes and name.endswith(".weight"):
-                    yield module, read_codes(done, module, schemes[module])
+                    yield stored_module, read_codes(done, module, schemes[module])
                 else:
-                    written = name.replace(f"layers.{layer}.", f"layers.{numbers[layer]}.", 1)
+                    written = stored.replace(f"layers.{layer}.", f"layers.{numbers[layer]}.", 1)
                     yield written, done.get_tensor(name) if name in there else checkpoint.read(name)
         of_codes = {f"{module}.{part}" for module in schemes for part in _PARTS}
         for file in layers.values():
             with safe_open(file, framework="pt") as done:
                 for name in sorted(set(done.keys()) - of_codes - set(checkpoint.names)):
-                    yield name, done.get_tensor(name)
+                    yield checkpoint.stored_name(name), done.get_tensor(name)
 
     write_checkpoint(
         directory,

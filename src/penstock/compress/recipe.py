@@ -22,7 +22,8 @@ out, by how much they matter:
       channels: 0.25              # so large a share of each feed-forward's
 
 What a later step says of a matrix counts. Components: ``decoder`` (every layer), ``attention``, ``mlp``,
-``embeddings``, ``lm_head``. A unit's label names just that unit.
+``embeddings``, ``lm_head``, and of models that see ``vision_encoder`` and ``projector``. A unit's label names just that
+unit.
 """
 
 import re
@@ -40,7 +41,7 @@ from penstock.errors import InvalidRecipe
 from penstock.kernels import InputCodes
 from penstock.quant import Scheme
 
-COMPONENTS = ("decoder", "attention", "mlp", "embeddings", "lm_head")
+COMPONENTS = ("decoder", "attention", "mlp", "embeddings", "lm_head", "vision_encoder", "projector")
 Method = Literal["keep", "rtn", "gptq", "awq", "magnitude", "wanda", "sparsegpt", "svd"]
 
 _RANKS_TOGETHER = 16
@@ -166,6 +167,10 @@ NAMED: dict[str, Recipe] = {
     "w4a16-awq": Recipe(steps=[Step(match="decoder", method="awq", symmetric=False)]),
     "w8a8-smooth": Recipe(
         steps=[Step(match="decoder", method="rtn", bits=8, group=None, activations="dynamic", smooth=0.5)]
+    ),
+    # Projector and head stay, as what no step names does.
+    "vlm-mixed": Recipe(
+        steps=[Step(match="vision_encoder", method="rtn", bits=8, group=None), Step(match="decoder", method="gptq")]
     ),
 }
 
@@ -367,7 +372,8 @@ def _layers(text: str, num_layers: int, where: str) -> set[int]:
 
 def _nothing(where: str, pattern: str, step: Step, units: list[Unit]) -> str:
     among = "" if step.layers is None else f" in layers {step.layers}"
+    there = [name for name in COMPONENTS if any(_matches(name, unit, where) for unit in units)]
     return (
-        f"{where}: {pattern!r} matches nothing{among}. This model has {', '.join(COMPONENTS)}, and modules such as "
+        f"{where}: {pattern!r} matches nothing{among}. This model has {', '.join(there)}, and modules such as "
         f"{units[0].modules[0]}"
     )

@@ -39,6 +39,8 @@ class Removing:
         self.treatments = dict.fromkeys(units, KEEP)
         self.ends: dict[Unit, Treatment] = {}
         self.schemes: dict[str, Scheme] = {}
+        if config.vision is not None:
+            raise InvalidRecipe("remove: only models of text alone can be made smaller; follow steps instead")
         if removal.layers >= config.num_layers:
             raise InvalidRecipe(
                 f"remove.layers is {removal.layers}, and the model has {config.num_layers} layers; leave at least one"

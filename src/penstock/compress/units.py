@@ -5,6 +5,7 @@ E hidden width, N outputs, K inputs.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,8 +14,11 @@ from penstock.kernels import Linear, Ops, ReferenceOps, WeightCodes
 from penstock.models import ModelConfig
 from penstock.models.frame import DecoderLayer
 from penstock.models.parts import Loader
+from penstock.models.vision.load import make_encoder
 from penstock.models.weights import TensorSource
 from penstock.quant import QuantizedWeight
+
+_PROJECTORS = ("multi_modal_projector", "connector")
 
 Observer = Callable[[tuple[str, ...], Tensor], None]
 """Is told a unit's modules and what they are about to read [T, K]"""
@@ -31,10 +35,10 @@ class Unit:
     layer: int | None
     """None of the table of embeddings and the head"""
     component: str
-    """attention or mlp; embeddings or lm_head"""
+    """attention or mlp; embeddings or lm_head; vision_encoder or projector"""
     role: str
     """What it is in its block: qkv, o, gate_up, down, or gate, which chooses experts and is never compressed; in no
-    layer embeddings, lm_head, or tied, which is both"""
+    layer embeddings, lm_head, tied, which is both, or seeing"""
 
     @property
     def num_inputs(self) -> int:
@@ -162,6 +166,24 @@ def ends_of(config: ModelConfig) -> list[Unit]:
         Unit(table, shapes, None, "embeddings", "embeddings"),
         Unit(("lm_head",), shapes, None, "lm_head", "lm_head"),
     ]
+
+
+def seeing_units(path: Path, config: ModelConfig) -> list[Unit]:
+    """Return the units of what the model in directory ``path`` sees with, encoder and projector, if it does."""
+    tensors = NamedTensors(_Shapes())
+    ops = WatchedOps(ReferenceOps(), tensors)
+    if make_encoder(path, Loader(config, tensors, torch.float32, ops, adaptable=False)) is None:
+        return []
+    units = []
+    for kind, matrices in ops.products:
+        # Tables of positions are looked up; what is exact are patches' colours.
+        taken = [one for one in matrices if not one[0].endswith("_embedding")]
+        if kind == "exact" or not taken:
+            continue
+        modules, shapes = zip(*taken, strict=True)
+        component = "projector" if modules[0].startswith(_PROJECTORS) else "vision_encoder"
+        units.append(Unit(modules, shapes, None, component, "seeing"))
+    return units
 
 
 def units_of(config: ModelConfig) -> list[Unit]:

@@ -48,7 +48,7 @@ def weight_files(path: Path) -> list[Path]:
 _SEEING = ("vision_tower", "vision_model", "multi_modal_projector", "connector", "visual", "image_newline")
 _RENAMES = (
     (re.compile(rf"model\.(?=({'|'.join(('language_model', 'text_model', *_SEEING))})\b)"), ""),
-    (re.compile(r"(language_model|text_model)\.lm_head\."), "lm_head."),
+    (re.compile(r"(language_model|text_model)\.lm_head\b"), "lm_head"),
     (re.compile(r"(language_model\.model|language_model|text_model)\."), "model."),
     (re.compile(r"(vision_tower\.vision_model|vision_tower|vision_model)\."), "vision_tower."),
 )

@@ -39,14 +39,21 @@ def load_vision(path: Path, dtype: torch.dtype, ops: Ops | None = None) -> Visio
 
     Raises ``ModelUnreadable`` if the checkpoint is incomplete or broken.
     """
-    config, files = read_config(path), read_seeing_files(path)
-    if config.vision is None or files is None:
+    config = read_config(path)
+    if config.vision is None:
         return None
-    ops = ops or ops_for(dtype)
+    with torch.inference_mode(), open_weights(path) as weights:
+        return make_encoder(path, Loader(config, weights, dtype, ops or ops_for(dtype), adaptable=False))
+
+
+def make_encoder(path: Path, loader: Loader) -> VisionEncoder | None:
+    """Return what the model in directory ``path`` sees with, its tensors taken from ``loader``; see ``load_vision``."""
+    files = read_seeing_files(path)
+    if loader.config.vision is None or files is None:
+        return None
     raw = ConfigJson(dict(files.model.values), path / "config.json", {})
-    with reading(path / "config.json"), torch.inference_mode(), open_weights(path) as weights:
-        loader = Loader(config, weights, dtype, ops, adaptable=False)
-        return ENCODERS[config.architecture](raw, loader, files.image.normalization())
+    with reading(path / "config.json"):
+        return ENCODERS[loader.config.architecture](raw, loader, files.image.normalization())
 
 
 def count_vision_parameters(path: Path) -> int:
