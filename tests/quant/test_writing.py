@@ -28,10 +28,14 @@ TOKENS = [(11 * i + 5) % 256 for i in range(20)]
 def test_all_that_a_model_needs_is_there(tmp_path: Path) -> None:
     source = make_checkpoint(tmp_path / "made", "qwen2", dtype=torch.bfloat16)
     (source / "generation_config.json").write_text('{"temperature": 0.5}')
+    (source / "README.md").write_text("Perplexity: that of other weights")
     coded, plain = quantize_checkpoint(source, tmp_path, all_alike(W4))
     for directory in (coded, plain):
         for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
             assert (directory / name).read_bytes() == (source / name).read_bytes()
+        assert not (directory / "README.md").exists()
+        modes = {(directory / name).stat().st_mode for name in ("config.json", "model.safetensors")}
+        assert len(modes) == 1
     ours, theirs = (json.loads((path / "config.json").read_text()) for path in (coded, source))
     assert {key: value for key, value in ours.items() if key != "quantization_config"} == theirs
     widened = json.loads((plain / "config.json").read_text())

@@ -18,7 +18,8 @@ from penstock.quant.reader import QuantizedModules, StoredTensors
 
 _SHARD_BYTES = 4 << 30
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.gguf")
-"""What is not copied from a model's directory to another"""
+_NOT_COPIED = ("config.json", "README.md", "compression.json")
+"""What is not copied from a model's directory to another: it would be another model's weights, figures and origin"""
 
 
 def write_checkpoint(
@@ -71,7 +72,12 @@ def write_checkpoint(
         if cache_scales:
             config["quantization_config"] |= {"kv_cache_scheme": KV_CACHE_SCHEME}
     _copy_others(source, directory)
-    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    unfinished = directory / "config.json.unfinished"
+    unfinished.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    for file in directory.glob("*.safetensors"):
+        # Written for nobody but the owner, however others may read what this process writes.
+        shutil.copymode(unfinished, file)
+    unfinished.rename(directory / "config.json")
 
 
 def widen(stored: StoredTensors, modules: QuantizedModules, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
@@ -127,7 +133,7 @@ def _read_config(source: Path) -> dict[str, Any]:
 
 
 def _copy_others(source: Path, directory: Path) -> None:
-    """Copy what is beside the weights: tokenizer, chat template, what is suggested for sampling, model card."""
+    """Copy what is beside the weights: tokenizer, chat template, what is suggested for sampling, licence."""
     for file in sorted(source.iterdir()):
-        if file.is_file() and file.name != "config.json" and not any(map(file.match, _WEIGHTS)):
+        if file.is_file() and file.name not in _NOT_COPIED and not any(map(file.match, _WEIGHTS)):
             shutil.copyfile(file, directory / file.name)
