@@ -1,23 +1,29 @@
 """Models that see: their parts are treated each in its way, and what is written sees as it did."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from penstock.compress.calibration.pictures import Pictures
+from penstock.compress.calibration.stream import LayerStream
 from penstock.compress.calibration.texts import CalibrationOptions
+from penstock.compress.checkpoint import Checkpoint
 from penstock.compress.recipe import NAMED, Recipe, parse_recipe
 from penstock.compress.run import Compression, CompressOptions
-from penstock.errors import InvalidRecipe
+from penstock.errors import CalibrationUnfit, InvalidRecipe
 from penstock.images.families import load_processor
+from penstock.kernels import ops_for
 from penstock.models import read_config
 from penstock.models.decoder import load_model
 from penstock.models.vision import Inserted
 from penstock.models.vision.load import load_vision
 from penstock.models.weights import Weights
+from penstock.protocol import Picture
 from tests.packing import layout_of
 from tests.seeing_models import SEEING, drawing, make_seeing_checkpoint, upstream_model, with_images
 
@@ -32,21 +38,25 @@ def _compression(model: Path, out: Path, recipe: Recipe, **options: Any) -> Comp
 @torch.inference_mode()
 def _seen(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """Return features of an image, and logits of a prompt that shows it."""
-    model, encoder, processor = (
-        load_model(path, dtype="float32"),
-        load_vision(path, torch.float32),
-        load_processor(path),
-    )
+    encoder, processor = load_vision(path, torch.float32), load_processor(path)
     assert encoder is not None
     assert processor is not None
     token_ids, pictures = with_images(path, processor, "What is @?", [drawing(60, 50)])
-    features = torch.cat(encoder.encode(pictures))
-    rows = [torch.arange(picture.offset, picture.offset + picture.num_tokens) for picture in pictures]
+    return torch.cat(encoder.encode(pictures)), _logits(path, token_ids, pictures)
+
+
+@torch.inference_mode()
+def _logits(path: Path, token_ids: Sequence[int], pictures: Sequence[Picture]) -> torch.Tensor:
+    model, encoder = load_model(path, dtype="float32"), load_vision(path, torch.float32)
+    assert encoder is not None
+    inserted = None
+    if pictures:
+        rows = [torch.arange(picture.offset, picture.offset + picture.num_tokens) for picture in pictures]
+        inserted = Inserted(torch.cat(rows), torch.cat(encoder.encode(pictures)))
     size, blocks = len(token_ids), -(-len(token_ids) // 16)
     layout = layout_of([size], [size], [list(range(blocks))], 16)
-    inserted = Inserted(torch.cat(rows), features)
     hidden = model.forward(torch.tensor(token_ids), layout, model.new_cache(blocks, 16), inserted=inserted)
-    return features, model.logits(hidden)
+    return model.logits(hidden)
 
 
 def _error(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -112,6 +122,75 @@ def test_transformers_sees_the_same(family: str, seeing_checkpoint: Callable[[st
     assert any("vision" in name for name in coded)
     assert len(pictures) > 0
     assert _error(features, torch.cat(encoder.encode(pictures))) < 0.1
+
+
+def _write_pairs(directory: Path) -> Path:
+    lines: list[dict[str, Any]] = []
+    for i in range(6):
+        drawing(40 + i, 60, seed=i).save(directory / f"{i}.png")
+        text = f"what the {i}th drawing of some spots and noise shows, in as many words as it takes to say"
+        pair = {"image": f"{i}.png", "text": text}
+        parts = [{"type": "image", "image": f"{i}.png"}, {"type": "text", "text": text}]
+        lines.append({"messages": [{"role": "user", "content": parts}]} if i == 3 else pair)
+    lines.append({"text": "nothing to see in this line, which is as long as the others are, more or less, all in all"})
+    file = directory / "pairs.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)))
+    return file
+
+
+@pytest.mark.parametrize("family", ["llava", "llava-next", "granite-vision", "idefics3"])
+def test_calibration_sees_what_the_model_is_shown(
+    family: str, seeing_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    source, out = seeing_checkpoint(family), tmp_path / "out"
+    calibration = replace(FEW, path=_write_pairs(tmp_path), num_samples=7, length=64)
+    compression = _compression(source, out, NAMED["vlm-mixed"], calibration=calibration)
+    found = compression.calibration
+    assert sum(map(bool, found.pictures)) == 6
+    stream = LayerStream(
+        read_config(source),
+        Checkpoint(source),
+        found.sequences,
+        ops_for(torch.float32),
+        pictures=Pictures(source, found.pictures),
+    )
+    with torch.inference_mode():
+        file = stream.run_through(tmp_path / "hidden")
+        for (_, logits), ids, pictures in zip(stream.finished(file), found.sequences, found.pictures, strict=True):
+            torch.testing.assert_close(logits, _logits(source, ids, pictures), atol=1e-3, rtol=1e-3)
+    report = compression.run()
+    assert report.largest_difference < 1e-4
+    assert report.kl > 0
+    texts = replace(calibration, force=True, path=None)
+    other = _compression(source, tmp_path / "texts", NAMED["vlm-mixed"], calibration=texts)
+    assert other.calibration.digest != found.digest
+
+
+@pytest.mark.parametrize(
+    ("family", "lines", "complaint"),
+    [
+        ("llama", '{"image": "a.png", "text": "x"}', "sees no images"),
+        ("gemma3-vision", '{"image": "a.png", "text": "x"}', "see each other"),
+        ("llava", '{"image": "a.png", "text": "x"}', r"line 1: .*a\.png cannot be read"),
+        ("llava", '{"image": "broken.png", "text": "x"}', "line 1: .*broken.png: "),
+        ("llava", '{"image": 5, "text": "x"}', "an image is a file's name"),
+    ],
+)
+def test_images_that_cannot_be_taken_are_refused_by_line(
+    family: str,
+    lines: str,
+    complaint: str,
+    checkpoint: Callable[[str], Path],
+    seeing_checkpoint: Callable[[str], Path],
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "broken.png").write_bytes(b"not an image")
+    (tmp_path / "pairs.jsonl").write_text(lines)
+    source = seeing_checkpoint(family) if family in SEEING else checkpoint(family)
+    with pytest.raises(CalibrationUnfit, match=complaint):
+        _compression(
+            source, tmp_path / "out", NAMED["w4a16-gptq"], calibration=replace(FEW, path=tmp_path / "pairs.jsonl")
+        )
 
 
 def test_removal_is_for_models_of_text_alone(seeing_checkpoint: Callable[[str], Path], tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ class Treating:
         self.ends = {unit: one for unit, one in resolved.items() if unit.layer is None}
         self.schemes = {
             module: treatment.scheme
-            for unit, treatment in resolved.items()
+            for unit, treatment in (self.treatments | self.ends).items()
             if treatment.makes_codes
             for module in unit.modules
         }

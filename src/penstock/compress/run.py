@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 
 from penstock import __version__
 from penstock.compress.calibration.cache import CacheRange
+from penstock.compress.calibration.pictures import PictureReader, Pictures
 from penstock.compress.calibration.ranges import ValueRange
 from penstock.compress.calibration.statistics import InputStatistics
 from penstock.compress.calibration.stream import BATCH_TOKENS, LayerStream
@@ -117,11 +118,13 @@ class Compression:
             raise InvalidSetting(
                 f"{options.layout} has no scales of keys and values; write compressed-tensors instead", param="layout"
             )
+        tokenizer = Tokenizer.load(options.model)
         self.calibration: Calibration = read_calibration(
             options.calibration,
-            Tokenizer.load(options.model),
+            tokenizer,
             ChatTemplate.load(options.model),
             num_inputs=max(unit.num_inputs for unit in self.treatments),
+            see=lambda: PictureReader(options.model, checkpoint.config, tokenizer),
         )
         sequences = self.calibration.sequences
         num_layers = checkpoint.config.num_layers
@@ -135,7 +138,8 @@ class Compression:
         self._ops = ops_for(torch.float32)
         ends = {module: self._change.schemes[module] for module in _coded_ends(self._change)}
         weights = WithEnds(checkpoint, ends_file(options.out), ends) if ends else checkpoint
-        self._stream = LayerStream(checkpoint.config, weights, sequences, self._ops)
+        self._pictures = Pictures(options.model, self.calibration.pictures)
+        self._stream = LayerStream(checkpoint.config, weights, sequences, self._ops, pictures=self._pictures)
         self._outcome = LayerStream(self._change.outcome, weights, sequences, self._ops)
         self._probes = sequences[:_NUM_PROBES]
         self.coverage: list[CoverageRow] = self._change.coverage
@@ -197,17 +201,21 @@ class Compression:
 
         Raises ``CalibrationUnfit``.
         """
-        stream = self._probe_stream()
+        stream, vision = self._probe_stream(), self._checkpoint.config.vision
         final = stream.run_through(work.path / "probe", partial(progress, "reading the texts"))
         loss, count = 0.0, 0
         for ids, logits in stream.finished(final):
-            loss += F.cross_entropy(logits[:-1], ids[1:], reduction="sum").item()
-            count += len(ids) - 1
+            # That more of a picture follows is no text that a model could know.
+            is_text = ids[1:] != (-1 if vision is None else vision.image_token_id)
+            loss += F.cross_entropy(logits[:-1][is_text], ids[1:][is_text], reduction="sum").item()
+            count += int(is_text.sum())
         require_likely(loss / count, self.calibration, self._options.calibration)
         return loss / count, final
 
     def _probe_stream(self) -> LayerStream:
-        return LayerStream(self._checkpoint.config, self._checkpoint, self._probes, self._ops)
+        return LayerStream(
+            self._checkpoint.config, self._checkpoint, self._probes, self._ops, pictures=self._pictures
+        )
 
     def _choose_layers(self, work: WorkDirectory, progress: Progress) -> list[int]:
         """Return the layers that stay, having measured them where some go."""
@@ -288,10 +296,13 @@ class Compression:
         config = self._checkpoint.config
         with Weights(result) as reopened:
             pass
-        streams = [LayerStream(read_config(result), reopened, self._probes, self._ops)]
+        stream_of = partial(
+            LayerStream, read_config(result), reopened, self._probes, self._ops, pictures=self._pictures
+        )
+        streams = [stream_of()]
         if any(treatment.activations is not None for treatment in self.treatments.values()):
             # What is measured is what will be served; codes as floats are what was made.
-            streams.append(LayerStream(read_config(result), reopened, self._probes, self._ops, as_served=True))
+            streams.append(stream_of(as_served=True))
         reading = partial(progress, "reading it back")
         ours = self._last_logits(self._stream, work.hidden(config.num_layers))
         written = [

@@ -94,6 +94,10 @@ class Search:
         trial = Compression(replace(options, recipe=_any_recipe(checkpoint)))
         self._plan = trial.plan()
         self.calibration = trial.calibration
+        if any(self.calibration.pictures):
+            raise InvalidSetting(
+                "recipes are found on texts, without images; calibrate with texts", param="calibration"
+            )
         self._units = list(trial.treatments)
         self._costs = self._count_bytes(self._units)
         untouched = sum(item[0] for item in self._costs)

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from penstock.compress.calibration.pictures import Pictures
 from penstock.compress.units import NamedTensors, Observer, WatchedOps
 from penstock.kernels import BatchLayout, KVBlocks, Ops
 from penstock.models import ModelConfig
@@ -37,13 +38,15 @@ class LayerStream:
         sequences: Sequence[Sequence[int]],
         ops: Ops,
         *,
+        pictures: Pictures | None = None,
         as_served: bool = False,
     ) -> None:
-        """``as_served``: codes are run as they are when the model is served, and not as floats."""
+        """``pictures`` are the sequences'. ``as_served``: codes run as when the model is served, and not as floats."""
         self.num_tokens = sum(map(len, sequences))
         self.num_layers = config.num_layers
         self._config = config
         self._weights = weights
+        self._pictures = pictures
         self._as_served = as_served
         self._sequences = sequences
         self._ops = ops
@@ -56,10 +59,18 @@ class LayerStream:
 
     def embed(self, path: Path) -> None:
         """Write what the first layer reads to file ``path``."""
-        ends = self.ends()
+        ends, pictures = self.ends(), self._pictures
+        tensors = NamedTensors(self._weights, as_served=self._as_served)
+        loader = Loader(self._config, tensors, torch.float32, self._ops, adaptable=False)
+        encoder = None if pictures is None else pictures.load(loader)
         with path.open("wb") as out:
-            for tokens, _ in self._rows():
-                out.write(ends.embed(tokens).numpy().tobytes())
+            for batch, (tokens, _) in zip(self._batches, self._rows(), strict=True):
+                x = ends.embed(tokens)
+                if pictures is not None and encoder is not None:
+                    parts = torch.split(x, [len(self._sequences[i]) for i in batch])
+                    for i, part in zip(batch, parts, strict=True):
+                        pictures.insert(encoder, i, part)
+                out.write(x.numpy().tobytes())
 
     def run_layer(
         self,

@@ -7,11 +7,14 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from penstock.compress.calibration.pictures import PictureReader
 from penstock.errors import CalibrationUnfit, PenstockError
 from penstock.eval.sets.library import library_root, split_documents
+from penstock.protocol import Picture
 from penstock.text.chat_template import ChatTemplate
 from penstock.text.tokenizer import Tokenizer
 
@@ -28,7 +31,8 @@ class CalibrationOptions:
     """Which texts, and how much of them."""
 
     path: Path | None = None
-    """JSONL with a ``text`` or ``messages`` in each line; None: the built-in set"""
+    """JSONL with a ``text`` or ``messages`` in each line, and for models that see ``image`` beside a text, or images
+    among messages' parts, by files' names; None: the built-in set"""
     num_samples: int = 128
     """Sequences. More: steadier statistics, and longer"""
     length: int = 512
@@ -48,6 +52,8 @@ class Calibration:
     entropy: float
     """Nats per token, of how often each occurs"""
     warnings: tuple[str, ...]
+    pictures: list[tuple[Picture, ...]]
+    """Of each sequence"""
 
     @property
     def num_tokens(self) -> int:
@@ -57,26 +63,37 @@ class Calibration:
     @property
     def digest(self) -> str:
         """Differs where any token does."""
-        return hashlib.sha256(json.dumps(self.sequences).encode()).hexdigest()
+        seen = [[(picture.offset, picture.key.hex()) for picture in pictures] for pictures in self.pictures]
+        return hashlib.sha256(json.dumps([self.sequences, seen]).encode()).hexdigest()
+
+
+def _see_nothing() -> PictureReader:
+    raise CalibrationUnfit("there are images among the texts; give texts alone")
 
 
 def read_calibration(
-    options: CalibrationOptions, tokenizer: Tokenizer, template: ChatTemplate | None, *, num_inputs: int
+    options: CalibrationOptions,
+    tokenizer: Tokenizer,
+    template: ChatTemplate | None,
+    *,
+    num_inputs: int,
+    see: Callable[[], PictureReader] = _see_nothing,
 ) -> Calibration:
     """Return the sequences to calibrate with, the same ones for the same options and texts.
 
-    ``num_inputs`` is the most inputs that any matrix has.
+    ``see`` is asked for what reads images if there are any. ``num_inputs`` is the most inputs that any matrix has.
     Raises ``CalibrationUnfit`` if a line is no record, or if there are too few tokens, unless forced.
     """
     if options.path is None:
         documents, _ = split_documents(library_root())
-        records: list[Callable[[], str]] = [lambda text=document.text: text for document in documents]  # type: ignore[misc]
+        records = [_Record(lambda text=document.text: text) for document in documents]  # type: ignore[misc]
         source = f"source of {len(documents)} modules of Python's standard library"
     else:
-        records = _read_records(options.path, template)
+        records = _read_records(options.path, template, see)
         source = str(options.path)
-    sequences = _sample(records, tokenizer, options)
-    counts = Counter(token for sequence in sequences for token in sequence)
+    sampled = _sample(records, tokenizer, options)
+    sequences, pictures = [sequence for sequence, _ in sampled], [seen for _, seen in sampled]
+    counts = Counter(token for sequence, seen in sampled for token in _without(sequence, seen))
     if not counts:
         raise CalibrationUnfit(f"{source} has no text of {_FEWEST_TOKENS} tokens or more; give longer ones")
     num_tokens = counts.total()
@@ -98,7 +115,7 @@ def read_calibration(
     if most > _WORST_SHARE * num_tokens:
         warnings.append(f"{most / num_tokens:.0%} of all tokens are one and the same ({token}); is this running text?")
     entropy = -sum(count / num_tokens * math.log(count / num_tokens) for count in counts.values())
-    return Calibration(sequences, source, len(counts), entropy, tuple(warnings))
+    return Calibration(sequences, source, len(counts), entropy, tuple(warnings), pictures)
 
 
 def require_likely(loss: float, calibration: Calibration, options: CalibrationOptions) -> None:
@@ -115,25 +132,50 @@ def require_likely(loss: float, calibration: Calibration, options: CalibrationOp
         )
 
 
-def _sample(records: Sequence[Callable[[], str]], tokenizer: Tokenizer, options: CalibrationOptions) -> list[list[int]]:
-    """Return random pieces of randomly ordered records, about equally many of each."""
+@dataclass(frozen=True, slots=True)
+class _Record:
+    render: Callable[[], str]
+    see: Callable[[str], tuple[list[int], tuple[Picture, ...]]] | None = None
+    """Of a record with images: from its text to tokens and pictures"""
+
+
+def _without(sequence: list[int], pictures: tuple[Picture, ...]) -> list[int]:
+    """Return a sequence's tokens but for placeholders, which say nothing of what follows what."""
+    placeholders = {i for one in pictures for i in range(one.offset, one.offset + one.num_tokens)}
+    return [token for i, token in enumerate(sequence) if i not in placeholders]
+
+
+def _sample(
+    records: Sequence[_Record], tokenizer: Tokenizer, options: CalibrationOptions
+) -> list[tuple[list[int], tuple[Picture, ...]]]:
+    """Return random pieces of randomly ordered records, about equally many of each; one of a record with images."""
     rng = random.Random(options.seed)
     order = rng.sample(range(len(records)), len(records))
     pieces_each = -(-options.num_samples // max(len(records), 1))
-    sequences: list[list[int]] = []
+    sequences: list[tuple[list[int], tuple[Picture, ...]]] = []
     for i in order:
-        ids = tokenizer.encode(records[i](), add_special_tokens=True)
+        text, see = records[i].render(), records[i].see
+        if see is not None:
+            ids, pictures = see(text)
+            # Pictures stay whole.
+            end = max(options.length, *(picture.offset + picture.num_tokens for picture in pictures))
+            sequences.append((ids[:end], pictures))
+            if len(sequences) >= options.num_samples:
+                break
+            continue
+        ids = tokenizer.encode(text, add_special_tokens=True)
         starts = range(0, max(len(ids) - options.length, 0) + 1, options.length)
         for start in sorted(rng.sample(starts, min(pieces_each, len(starts)))):
             piece = ids[start : start + options.length]
             if len(piece) >= _FEWEST_TOKENS:
-                sequences.append(piece)
+                sequences.append((piece, ()))
         if len(sequences) >= options.num_samples:
             break
     return sequences[: options.num_samples]
 
 
-def _read_records(path: Path, template: ChatTemplate | None) -> list[Callable[[], str]]:
+def _read_records(path: Path, template: ChatTemplate | None, see: Callable[[], PictureReader]) -> list[_Record]:
+    see = cache(see)
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -147,14 +189,21 @@ def _read_records(path: Path, template: ChatTemplate | None) -> list[Callable[[]
             record = json.loads(line)
         except ValueError as error:
             raise CalibrationUnfit(f"{where} is not JSON ({error}); each line is one object") from error
-        records.append(_reader(record, where, template))
+        records.append(_reader(record, path.parent, where, template, see))
     return records
 
 
-def _reader(record: Any, where: str, template: ChatTemplate | None) -> Callable[[], str]:
+def _reader(
+    record: Any, directory: Path, where: str, template: ChatTemplate | None, see: Callable[[], PictureReader]
+) -> _Record:
+    images = _images(record, directory, where)
+
+    def look(text: str) -> tuple[list[int], tuple[Picture, ...]]:
+        return see().tokens(text, images, where)
+
     if isinstance(record, dict) and isinstance(record.get("text"), str):
         text: str = record["text"]
-        return lambda: text
+        return _Record(lambda: see().paired(text, len(images)), look) if images else _Record(lambda: text)
     if not isinstance(record, dict) or not isinstance(record.get("messages"), list):
         raise CalibrationUnfit(f"{where} has neither a text nor messages; each line needs one of them")
     if template is None:
@@ -162,8 +211,26 @@ def _reader(record: Any, where: str, template: ChatTemplate | None) -> Callable[
 
     def render() -> str:
         try:
+            if images:
+                return see().rendered(template, record["messages"])
             return template.render(record["messages"], add_generation_prompt=False)
         except PenstockError as error:
             raise CalibrationUnfit(f"{where}: {error.message}") from error
 
-    return render
+    return _Record(render, look if images else None)
+
+
+def _images(record: Any, directory: Path, where: str) -> list[Path]:
+    """Return the files of a record's images: under ``image``, or those of its messages' parts."""
+    named = []
+    if isinstance(record, dict):
+        named = [record["image"]] if "image" in record else []
+        messages = record.get("messages")
+        contents = (
+            [one.get("content") for one in messages if isinstance(one, dict)] if isinstance(messages, list) else []
+        )
+        parts = [part for content in contents if isinstance(content, list) for part in content]
+        named += [part.get("image") for part in parts if isinstance(part, dict) and part.get("type") == "image"]
+    if not all(isinstance(name, str) and name for name in named):
+        raise CalibrationUnfit(f"{where}: an image is a file's name, by itself or from where the JSONL is")
+    return [directory / name for name in named]
