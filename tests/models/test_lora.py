@@ -47,6 +47,22 @@ def test_an_adapter_is_the_merged_model(family: str, checkpoint: Callable[[str],
 
 
 @torch.inference_mode()
+def test_an_adapter_of_a_model_that_sees(seeing_checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    path = seeing_checkpoint("llava")
+    one = write_adapter(tmp_path / "adapter", path, ("o_proj", "gate_proj", "down_proj"))
+    model, expected = load_model(path, adaptable=True), load_model(merged(tmp_path / "merged", path, one))
+    layout, rows = layout_of([30], [30], [[0, 1]], 16), torch.arange(30)
+    found = model.forward(TOKENS, layout, model.new_cache(2, 16), [(rows, model.load_adapter(one))])
+    plain = model.forward(TOKENS, layout, model.new_cache(2, 16))
+    wanted = expected.forward(TOKENS, layout, expected.new_cache(2, 16))
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+    assert (found - plain).abs().max() > 0.05
+    of_tower = write_adapter(tmp_path / "tower", path, ("fc1",))
+    with pytest.raises(ModelUnreadable, match="vision_tower"):
+        model.load_adapter(of_tower)
+
+
+@torch.inference_mode()
 def test_room_for_adapters_changes_nothing(checkpoint: Callable[[str], Path]) -> None:
     for family in ("llama", "gemma2", "phi3-partial", "mixtral"):
         path = checkpoint(family)

@@ -19,8 +19,10 @@ from penstock.errors import ModelUnreadable
 from penstock.kernels import Linear, Ops
 from penstock.models.config import ModelConfig
 from penstock.models.rope import rotary_order
+from penstock.models.weights import plain_name
 
-_PREFIX = "base_model.model.model.layers."
+_MODEL = "base_model.model."
+_PREFIX = f"{_MODEL}model.layers."
 _REFUSED = ("use_dora", "fan_in_fan_out", "modules_to_save", "rank_pattern", "alpha_pattern", "layer_replication")
 """Settings of adapter_config.json that change the computation and are not implemented"""
 
@@ -62,7 +64,7 @@ def read_adapter(path: Path, config: ModelConfig, ops: Ops, dtype: torch.dtype) 
     scale, rank = _read_settings(path / "adapter_config.json")
     file = path / "adapter_model.safetensors"
     try:
-        tensors = load_file(file)
+        tensors = {_plain(name): tensor for name, tensor in load_file(file).items()}
     except (OSError, SafetensorError) as error:
         raise ModelUnreadable(f"{file} cannot be read ({error}); fetch the file again") from error
     pairs = _Pairs(tensors, file, rank)
@@ -78,6 +80,11 @@ def read_adapter(path: Path, config: ModelConfig, ops: Ops, dtype: torch.dtype) 
             "adapted (queries, keys, values, attention's output, and the feed-forward without experts)"
         )
     return Adapter(sites)
+
+
+def _plain(name: str) -> str:
+    """Return what an adapter of a model that is text alone would call a tensor."""
+    return f"{_MODEL}{plain_name(name.removeprefix(_MODEL))}" if name.startswith(_MODEL) else name
 
 
 def _read_settings(file: Path) -> tuple[float, int]:
