@@ -110,9 +110,9 @@ class QwenVisionEncoder:
         kernel = loader.tensor("visual.patch_embed.proj.weight", E, 3, frames, side, side)
         # Its inputs in the order of a picture's bytes.
         self._embed = loader.side_by_side([kernel.permute(0, 2, 3, 4, 1).flatten(1)])
-        self._scale = normalization.scale
-        each = frames * side * side
-        self._mean, self._std = torch.tensor(normalization.mean * each), torch.tensor(normalization.std * each)
+        # (v * scale - mean) / std as one product and one sum.
+        mean, std = (torch.tensor(values * (frames * side**2)) for values in (normalization.mean, normalization.std))
+        self._factor, self._shift = normalization.scale / std, -mean / std
         self._layers = [_Layer.load(loader, config, f"visual.blocks.{i}") for i in range(config.num_layers)]
         self._merge_norm = _load_norm(loader, config, "visual.merger.ln_q")
         self._merged_width = E * config.merge_size**2
@@ -176,7 +176,7 @@ class QwenVisionEncoder:
     def _normalize(self, patches: npt.NDArray[np.uint8]) -> Tensor:
         """Return [N, K] as the tower reads it."""
         x = torch.from_numpy(patches).to(torch.float32)
-        return x.mul_(self._scale).sub_(self._mean).div_(self._std).to(self._dtype)
+        return torch.addcmul(self._shift, x, self._factor, out=x).to(self._dtype)
 
 
 @dataclass(frozen=True, slots=True)
