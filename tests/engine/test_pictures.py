@@ -19,7 +19,7 @@ from penstock.models.vision.visible import visible_tokens
 from penstock.protocol import BeamParams, GenerateRequest, Picture, TokenDelta
 from tests.engines import build_engine, greedy, is_whole, run_to_end, tokens_of
 from tests.packing import layout_of
-from tests.seeing_models import SEEING, drawing, upstream_model, with_images
+from tests.seeing_models import SEEING, THREE_AXES, drawing, upstream_model, with_images
 
 Asking = Callable[..., GenerateRequest]
 
@@ -126,7 +126,7 @@ def first_logprob(path: Path, request: GenerateRequest) -> float:
     return float(model.logits(hidden[-1:]).log_softmax(-1).max())
 
 
-@pytest.mark.parametrize("family", SEEING)
+@pytest.mark.parametrize("family", SEEING | THREE_AXES)
 def test_every_family_sees_the_same_however_its_prompt_is_cut(
     family: str, seeing_checkpoint: Callable[[str], Path]
 ) -> None:
