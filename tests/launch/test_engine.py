@@ -2,20 +2,28 @@
 
 import json
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
+import msgspec
 import pytest
 import torch
 
 from penstock.engine.config import CacheConfig, RunnerConfig, SpeculationConfig
 from penstock.errors import InvalidSetting
+from penstock.estimate.memory import format_memory_plan
+from penstock.images.families import load_processor
 from penstock.kernels import use_threads
+from penstock.launch.encoder import share_threads
 from penstock.launch.engine import build_engine
 from penstock.launch.settings import ModelSettings, Settings
 from penstock.models.decoder import load_model
+from penstock.protocol import TokenDelta
+from tests.engines import build_engine as direct_engine
 from tests.engines import greedy, run_to_end, tokens_of
+from tests.seeing_models import drawing, with_images
 
 
 @pytest.fixture(autouse=True)
@@ -75,3 +83,62 @@ def test_drafts_that_cannot_be_are_refused(
     speculation = SpeculationConfig(method=method, model="penstock-mini" if model == "mini" else model)
     with pytest.raises(InvalidSetting, match=words):
         build_engine(Settings(model=ModelSettings(name=str(checkpoint("llama"))), speculation=speculation))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_images_are_encoded_by_whom_the_settings_say(
+    num_workers: int, seeing_checkpoint: Callable[[str], Path]
+) -> None:
+    path = seeing_checkpoint("llava")
+    settings = Settings(
+        model=ModelSettings(name=str(path)),
+        cache=CacheConfig(memory_bytes=2**24, encoder_memory_bytes=2**20),
+        runner=RunnerConfig(threads=1, encoder_workers=num_workers),
+    )
+    engine = build_engine(settings)
+    news = threading.Event()
+    engine.on_news(news.set)
+    try:
+        processor = load_processor(path)
+        assert processor is not None
+        token_ids, pictures = with_images(path, processor, "what is @?", [drawing(50, 60)])
+        request = msgspec.structs.replace(greedy("one", token_ids, 8), pictures=tuple(pictures))
+        expected = tokens_of(run_to_end(direct_engine(path), [request])["one"])
+        engine.add(request)
+        deltas: list[TokenDelta] = []
+        while len(deltas) < 8:
+            if not engine.has_work:
+                assert news.wait(30)
+            deltas += engine.step()
+        assert tokens_of(deltas) == expected
+        status = engine.status().seeing
+        assert status is not None
+        assert (status.num_workers, status.num_encoded_pictures) == (num_workers, 1)
+        memory = engine.model.memory
+        assert memory.encoder_cache_bytes == 2**20
+        assert memory.encoder_weights_bytes > 0
+        assert "encoder cache" in format_memory_plan(memory)
+    finally:
+        engine.close()
+
+
+def test_a_model_that_sees_nothing_has_no_encoder_processes(checkpoint: Callable[[str], Path]) -> None:
+    settings = Settings(
+        model=ModelSettings(name=str(checkpoint("llama"))),
+        cache=CacheConfig(memory_bytes=2**24),
+        runner=RunnerConfig(threads=1, encoder_workers=2),
+    )
+    with pytest.raises(InvalidSetting, match="--encoder-workers"):
+        build_engine(settings)
+
+
+@pytest.mark.parametrize(
+    ("num_cores", "threads", "num_workers", "expected"),
+    [(8, None, 0, (7, 7)), (4, None, 1, (2, 1)), (8, None, 2, (3, 2)), (1, None, 1, (1, 1)), (8, 3, 2, (3, 2))],
+)
+def test_every_thread_has_a_core(
+    num_cores: int, threads: int | None, num_workers: int, expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("penstock.launch.encoder.usable_cores", lambda: num_cores)
+    runner = RunnerConfig(threads=threads, encoder_workers=num_workers)
+    assert share_threads(Settings(runner=runner)) == expected

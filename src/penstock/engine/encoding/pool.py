@@ -26,6 +26,8 @@ _log = structlog.get_logger(__name__)
 
 _MOST_DEATHS = 3
 """Encoders that may die at work on a picture before it is taken to be the cause"""
+_SILENT_S = 300.0
+"""An encoder that takes longer for what it was handed is taken for dead"""
 _MOST_FAILED_STARTS = 5
 """Restarts in a row that may fail before a process is given up"""
 _FIRST_DELAY_S = 0.1
@@ -202,7 +204,7 @@ class EncoderPool:
             if not jobs:
                 continue
             child.send(self._encoder.encode(Encode([(job.feature_id, job.picture) for job in jobs])))
-            data = await _until_dead(child, child.receive())
+            data = await _until_dead(child, child.receive(), _SILENT_S)
             if data is None:
                 self._retry(jobs, exit_reason(child.process.returncode))
                 return
@@ -272,12 +274,12 @@ class EncoderPool:
         self.counters.num_ready_workers = len(self._pids)
 
 
-async def _until_dead(child: ChildProcess, awaited: Coroutine[Any, Any, T]) -> T | None:
-    """Return what ``awaited`` gives, or None if the process dies first."""
+async def _until_dead(child: ChildProcess, awaited: Coroutine[Any, Any, T], timeout_s: float | None = None) -> T | None:
+    """Return what ``awaited`` gives, or None if the process dies, or time is up, first."""
     waiting = asyncio.ensure_future(awaited)
     died = asyncio.ensure_future(child.process.wait())
     try:
-        await asyncio.wait({waiting, died}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({waiting, died}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         return waiting.result() if waiting.done() else None
     finally:
         waiting.cancel()
