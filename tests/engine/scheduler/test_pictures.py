@@ -7,7 +7,7 @@ import pytest
 
 from penstock.engine.config import SchedulerConfig
 from penstock.engine.scheduler import ScheduledBatch
-from penstock.errors import InvalidRequest
+from penstock.errors import InvalidRequest, Overloaded
 from penstock.protocol import GenerateRequest
 from tests.engine.scheduler.fakes import Driver, picture_of, request_of
 
@@ -159,6 +159,24 @@ def test_what_could_never_be_computed_is_refused(settings: dict[str, object], re
     with pytest.raises(InvalidRequest, match=remedy):
         driver.add(asking("huge", ("a", 33)))
     assert not driver.scheduler.has_work
+
+
+def test_a_full_queue_of_images_refuses_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("penstock.engine.scheduler.scheduler._MOST_WAITING_PICTURE_BYTES", 10)
+    driver = driver_of()
+
+    def add(name: str, num_bytes: int) -> None:
+        request = asking(name, (name, 4))
+        picture = msgspec.structs.replace(request.pictures[0], pixels=b"p" * num_bytes)
+        driver.add(msgspec.structs.replace(request, pictures=(picture,)))
+
+    add("first", 11)
+    with pytest.raises(Overloaded, match="images of 11 B"):
+        add("second", 1)
+    driver.add(asking("text"))
+    driver.step()
+    add("second", 1)
+    driver.run_to_end(20)
 
 
 def test_a_model_that_sees_nothing_says_so() -> None:

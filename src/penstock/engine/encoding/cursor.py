@@ -19,6 +19,11 @@ class PictureCursor:
         """Of the pictures that come next, in order"""
 
     @property
+    def num_bytes(self) -> int:
+        """Bytes of all pixels."""
+        return sum(len(picture.pixels) for picture in self.pictures)
+
+    @property
     def is_done(self) -> bool:
         """Whether nothing of a picture is left to compute."""
         return self.num_passed == len(self.pictures)

@@ -6,6 +6,7 @@ from penstock.engine.encoding.cursor import PictureCursor
 from penstock.engine.encoding.features import FeatureCache, Features
 from penstock.errors import InvalidRequest
 from penstock.protocol import Picture
+from penstock.units import format_bytes
 
 _MOST_AWAITED_STEPS = 2
 """Steps' budgets that may be on their way to encoders in other processes, so that none waits for the next step"""
@@ -54,8 +55,9 @@ class EncodePlanner:
         num_bytes = largest * self.features.token_bytes
         if num_bytes > self.features.most_bytes:
             raise InvalidRequest(
-                f"an image becomes {largest} tokens, whose features take {num_bytes} bytes; the server keeps "
-                f"{self.features.most_bytes} for all: send a smaller one, or raise --encoder-cache-memory",
+                f"an image becomes {largest} tokens, whose features take {format_bytes(num_bytes)}; the server keeps "
+                f"{format_bytes(self.features.most_bytes)} for all: send a smaller one, or raise "
+                "--encoder-cache-memory",
                 param="messages",
             )
         if self._sees_both_ways and largest > self._step_tokens:

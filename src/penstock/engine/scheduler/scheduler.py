@@ -21,7 +21,10 @@ from penstock.engine.scheduler.waiting import WaitingQueue
 from penstock.errors import ContextTooLong, DeadlineUnmeetable, Overloaded
 from penstock.estimate import LEAST_SAMPLED_ROWS
 from penstock.protocol import Preemption, Priority
+from penstock.units import format_bytes
 
+_MOST_WAITING_PICTURE_BYTES = 1 << 30
+"""Pixels of queued requests, which no count of tokens bounds"""
 _NO_DRAFTS: Mapping[int, SequenceOf[int]] = {}
 
 
@@ -548,6 +551,15 @@ class Scheduler:
             raise Overloaded(
                 f"{self._waiting.num_tokens} prompt tokens are queued and this request has {leader.num_tokens}; at "
                 f"most {config.max_waiting_tokens} may queue: retry later",
+                retry_after_s=self._backlog_s(),
+            )
+
+        num_bytes = leader.pictures.num_bytes
+        if num_bytes and self._waiting and self._waiting.num_picture_bytes + num_bytes > _MOST_WAITING_PICTURE_BYTES:
+            raise Overloaded(
+                f"images of {format_bytes(self._waiting.num_picture_bytes)} are queued and this request has "
+                f"{format_bytes(num_bytes)} of them; at most {format_bytes(_MOST_WAITING_PICTURE_BYTES)} may queue: "
+                "retry later",
                 retry_after_s=self._backlog_s(),
             )
 
