@@ -30,7 +30,9 @@ def frames_url(*colours_or_sizes: tuple[int, int]) -> str:
 
 async def test_images_become_pictures() -> None:
     reader = ImageReader(FakeProcessor(), ImageConfig())
-    low, high, video = await reader.read([shown(), shown(detail="high"), shown(GIF, is_video=True)], MOST)
+    low, high, video = await reader.read(
+        [shown(URL.replace("data:", "Data:")), shown(detail="high"), shown(GIF, is_video=True)], MOST
+    )
     assert low.text == f"[{'<image>' * 4}]"
     (picture,) = low.pictures
     assert (picture.num_tokens, picture.shape, picture.size) == (4, (1, 16, 16), (48, 64))

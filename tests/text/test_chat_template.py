@@ -209,6 +209,7 @@ EITHER = (
         (CHAT_TEMPLATE, True, False),
         (INSTRUCTION_BRACKETS, True, False),
         ("{% for message in messages %}{{ message.content }}{% endfor %}", True, False),
+        ("{% for message in messages %}{{ message.content | tojson }}{% endfor %}", True, False),
         (PARTS_ALONE, False, True),
         (FIRST_PART, False, True),
         (EITHER, True, True),

@@ -9,7 +9,7 @@ _MOST_NAME_CHARS = 40
 
 def split_data_url(url: str) -> tuple[str, str]:
     """Return the media type of a data: URL and its base64. Raises ``InvalidImage`` for another encoding."""
-    head, comma, payload = url.removeprefix("data:").partition(",")
+    head, comma, payload = url[len("data:") :].partition(",")
     media_type, *parameters = head.split(";")
     if not comma or "base64" not in parameters:
         raise InvalidImage("a data: URL of an image is data:image/png;base64, and the file in base64")

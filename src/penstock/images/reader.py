@@ -95,10 +95,10 @@ class ImageReader:
 
     async def _read(self, shown: Shown) -> Seen:
         try:
-            if shown.is_video and not shown.url.startswith("data:"):
-                raise InvalidImage("videos are not fetched; send it as a data: URL")
-            if shown.url.startswith("data:"):
+            if shown.url[:5].lower() == "data:":
                 return await self._work(lambda: self._prepare(shown, None))
+            if shown.is_video:
+                raise InvalidImage("videos are not fetched; send it as a data: URL")
             data = await self._fetcher.fetch(shown.url)
             return await self._work(lambda: self._prepare(shown, data))
         except InvalidImage as error:

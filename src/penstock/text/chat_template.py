@@ -1,6 +1,7 @@
 """Render a conversation as the one text a model was trained to continue."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
@@ -113,7 +114,7 @@ class ChatTemplate:
         except RequestError:
             return False
         # A list that is put into a text as it is shows more than what it holds.
-        return _PROBE in text and "'type'" not in text
+        return _PROBE in text and not re.search(r"""["']type["']""", text)
 
     def _choose(self, *, has_tools: bool) -> jinja2.Template:
         name = "tool_use" if has_tools and "tool_use" in self._templates else "default"
