@@ -65,7 +65,9 @@ class Subject:
         url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
         content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": question}]
         chat = {"model": "", "messages": [{"role": "user", "content": content}]}
-        rendered = await self._renderer.render(ChatCompletionRequest.model_validate(chat))
+        rendered = await self._renderer.render(
+            ChatCompletionRequest.model_validate(chat), most_image_tokens=self.client.model().max_model_tokens
+        )
         return rendered.token_ids, rendered.pictures
 
     async def answer(

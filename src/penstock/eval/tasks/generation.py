@@ -13,6 +13,7 @@ from penstock.eval.subject import Subject, each
 from penstock.eval.tasks.answers import exact_match, f1
 from penstock.eval.tasks.base import Format, OnItem, put, sha256_of
 from penstock.eval.tasks.bleu import bleu_of, bleu_sums
+from penstock.protocol import Picture
 
 EXACT_MATCH = Metric("exact_match", lambda sums: sums[..., 0] / sums[..., 2], better="higher", is_share=True)
 F1 = Metric("f1", lambda sums: sums[..., 1] / sums[..., 2], better="higher", is_share=True)
@@ -64,8 +65,9 @@ class GenerationTask:
         """Return for each question (exact, F1, 1, and what BLEU sums)."""
 
         async def one(question: Question) -> tuple[float, ...]:
+            pictures: tuple[Picture, ...] = ()
             if question.image is None:
-                prompt, pictures = put(question.text, subject, self._form).token_ids(subject.tokenizer), ()
+                prompt = put(question.text, subject, self._form).token_ids(subject.tokenizer)
             else:
                 prompt, pictures = await subject.shown(question.image, question.text)
             answer = await subject.answer(prompt, pictures=pictures, max_tokens=self._max_tokens, stop=self._stop)
