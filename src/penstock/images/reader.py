@@ -17,7 +17,7 @@ from penstock.protocol import Picture
 _MOST_WAITING = 256
 """Images that wait for a worker."""
 _LISTED_FRAMES_PER_S = 2.0
-"""Of a video that is a list of frames, which does not say; what families sample at that sample by time."""
+"""Of a video that is a list of frames, which does not say; it is what families that sample by time take."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

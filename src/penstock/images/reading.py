@@ -28,10 +28,6 @@ _MOST_SCANS = 64
 """Of a JPEG. A progressive one has about ten; a dozen bytes can be one, and each costs a pass over all pixels."""
 _FRAME_MS = 100.0
 """How long a frame is shown whose file does not say."""
-_SAMPLED_PER_S = 2.0
-_FEWEST_SAMPLED = 4
-"""Frames of a video that a model is shown, as transformers samples them for Qwen2-VL: so many a second, and no fewer
-than these, if there are so many."""
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Transpose.FLIP_LEFT_RIGHT,
@@ -137,10 +133,7 @@ def read_image(data: bytes, limits: Limits) -> Image.Image:
 
 
 def read_frames(data: bytes, limits: Limits) -> Frames:
-    """Return frames of an animated GIF, WebP or PNG, two for each second, each as ``read_image`` would.
-
-    Blocks and raises as that does.
-    """
+    """Return the frames of an animated GIF, WebP or PNG, each as ``read_image`` would. Blocks and raises as that."""
     images: list[Image.Image] = []
     shown_ms = 0.0
     with _decoding(limits), _opened(data, limits) as source:
@@ -151,10 +144,7 @@ def read_frames(data: bytes, limits: Limits) -> Frames:
             images.append(_upright(source))
             shown_ms += float(source.info.get("duration") or _FRAME_MS)
     check_sizes(images)
-    wanted = max(_FEWEST_SAMPLED, round(shown_ms / 1000 * _SAMPLED_PER_S))
-    num_sampled = min(len(images), wanted)
-    sampled = [images[i * len(images) // num_sampled] for i in range(num_sampled)]
-    return Frames(sampled, 1000 * num_sampled / shown_ms)
+    return Frames(images, 1000 * len(images) / shown_ms)
 
 
 def check_sizes(images: list[Image.Image]) -> None:
