@@ -68,7 +68,7 @@ def model_card(numbers: CardNumbers) -> str:
         num_held_out_drawings=f"{drawings['num_drawings']:,}",
         drawings="\n".join(
             f"| {kind} ({number:,}) | {drawings['trained_words'][kind]:.1%} | {drawings['held_out_words'][kind]:.1%} |"
-            for kind, number in drawings["num_questions"].items()
+            for kind, number in sorted(drawings["num_questions"].items())
         ),
         text="\n".join(
             f"| {what.format(**{key: f'{scores[key]:,}' for key in ('num_seen', 'num_popular', 'num_held_out')})} "

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from penstock.eval.sets.docstrings import HELD_OUT_PHRASINGS
-from penstock.eval.sets.drawings import ANSWERS, Drawing, draw
+from penstock.eval.sets.drawings import Asked, Drawing, draw
 from penstock.eval.sets.library import is_held_out, library_root, split_documents
 from training.model import MiniModel
 from training.questions import (
@@ -178,13 +178,13 @@ class SeeingScores:
     held_out_words: dict[str, float]
 
 
-def score_seeing(model: SeeingModel, tokenizer: Tokenizer, num_drawings: int = 1000) -> SeeingScores:
+def score_seeing(model: SeeingModel, tokenizer: Tokenizer, num_drawings: int = 400) -> SeeingScores:
     """What the model card reports about seeing, on the first held-out drawings."""
     encoder = ChatEncoder(tokenizer)
     drawings = [draw("held_out", number) for number in range(num_drawings)]
     return SeeingScores(
         num_drawings=num_drawings,
-        num_questions=dict(Counter(asked.kind for drawing in drawings for asked in drawing.questions)),
+        num_questions=dict(Counter(kind for drawing in drawings for kind, _ in kinds_of(drawing))),
         trained_words=exact_by_kind(model, encoder, drawings),
         held_out_words=exact_by_kind(model, encoder, drawings, in_held_out_words=True),
     )
@@ -200,24 +200,30 @@ def exact_by_kind(
     batch_size: int = 64,
 ) -> dict[str, float]:
     """For each kind of question the share that is answered exactly, each as a chat's first, as `exact_match` has it."""
-    hits: dict[str, list[bool]] = {kind: [] for kind in ANSWERS}
+    hits: dict[str, list[bool]] = {}
     for start in range(0, len(drawings), batch_size):
         group = drawings[start : start + batch_size]
         seen_BPE = model.embeddings(pixels_of([drawing.image for drawing in group], model.config.image_size))
-        asked = [(i, one) for i, drawing in enumerate(group) for one in drawing.questions]
+        asked = [(i, kind, one) for i, drawing in enumerate(group) for kind, one in kinds_of(drawing)]
         exchanges = [
             encoder.exchange(one.held_out_text if in_held_out_words else one.text, one.answer, seen_BPE.shape[1])
-            for _, one in asked
+            for _, _, one in asked
         ]
         ids, learned = padded(exchanges)
-        of_question = seen_BPE[[i for i, _ in asked]]
+        of_question = seen_BPE[[i for i, _, _ in asked]]
         hidden = model.hidden(ids[:, :-1], encoder.image_id, of_question)
         wrong = torch.zeros_like(learned[:, 1:])
         wanted = learned[:, 1:]
         wrong[wanted] = model.language_model.logits(hidden[wanted]).argmax(dim=-1) != ids[:, 1:][wanted]
-        for (_, one), is_wrong in zip(asked, wrong.any(dim=1).tolist(), strict=True):
-            hits[one.kind].append(not is_wrong)
-    return {kind: round(sum(found) / len(found), 4) for kind, found in hits.items() if found}
+        for (_, kind, _), is_wrong in zip(asked, wrong.any(dim=1).tolist(), strict=True):
+            hits.setdefault(kind, []).append(not is_wrong)
+    return {kind: round(sum(found) / len(found), 4) for kind, found in sorted(hits.items())}
+
+
+def kinds_of(drawing: Drawing) -> list[tuple[str, Asked]]:
+    """A drawing's questions with their kinds; one of two shapes has to be found first, which is a kind of its own."""
+    of_two = ", one of two" if drawing.picture == "scene" and len(drawing.parts) > 1 else ""
+    return [(asked.kind + of_two, asked) for asked in drawing.questions]
 
 
 def padded(exchanges: Sequence[tuple[list[int], list[bool]]]) -> tuple[Tensor, Tensor]:
