@@ -25,6 +25,7 @@ from tests.quantized_files import quantize_checkpoint
 ROOT = Path(__file__).parents[2]
 PROSE = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 EXAMPLE_MODEL = "/models/Qwen2.5-0.5B-Instruct"
+EXAMPLE_SEEING_MODEL = "/models/SmolVLM-256M-Instruct"
 EXAMPLE_GGUF = f"{EXAMPLE_MODEL}/model-q4_k_m.gguf"
 EXAMPLE_AWQ = "/models/Qwen2.5-7B-Instruct-AWQ"
 EXAMPLE_URL = "http://127.0.0.1:8000"
@@ -70,7 +71,7 @@ def server() -> Iterator[Server]:
 
 
 def test_every_snippet_is_of_a_kind_that_is_tested() -> None:
-    commands = ("serve ", "chat ", "bench ", "config ", "eval", "compress ", "models ")
+    commands = ("serve ", "chat ", "bench ", "config ", "eval", "compress ", "distill ", "models ")
     kinds = ("make ", "curl ", *(f"penstock {command}" for command in commands), "#python", "#yaml")
     assert len(SNIPPETS) > 10
     for place, text in SNIPPETS:
@@ -145,8 +146,16 @@ def test_python(text: str, server: Server) -> None:
 
 
 @pytest.mark.parametrize("text", run_snippets("penstock serve "))
-def test_serve(text: str, checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_serve(
+    text: str,
+    checkpoint: Callable[[str], Path],
+    seeing_checkpoint: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model = checkpoint("qwen3")
+    if EXAMPLE_SEEING_MODEL in text:
+        text = text.replace(EXAMPLE_SEEING_MODEL, str(seeing_checkpoint("smolvlm")))
     if EXAMPLE_AWQ in text:
         coded, _ = quantize_checkpoint(model, tmp_path, lambda _: Scheme(bits=4, group=32), "awq")
         text = text.replace(EXAMPLE_AWQ, str(coded))
@@ -199,6 +208,15 @@ def test_compress(text: str, checkpoint: Callable[[str], Path], tmp_path: Path) 
     command = text.replace(EXAMPLE_MODEL, str(checkpoint("qwen2"))).replace("/tmp/penstock-4bit", str(out))
     # The texts are nothing to a model of random weights.
     result = run(*command.split()[1:], "--samples", "4", "--sample-tokens", "48", "--force")
+    assert result.returncode == 0, result.stderr
+    assert (out / "config.json").is_file()
+
+
+@pytest.mark.parametrize("text", run_snippets("penstock distill "))
+def test_distill(text: str, checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    out, model = tmp_path / "out", str(checkpoint("qwen2"))
+    command = text.replace(EXAMPLE_MODEL, model).replace("/tmp/shorter", model).replace("/tmp/student", str(out))
+    result = run(*command.split()[1:], "--samples", "8", "--sample-tokens", "32", "--steps", "2")
     assert result.returncode == 0, result.stderr
     assert (out / "config.json").is_file()
 

@@ -213,9 +213,7 @@ class Compression:
         return loss / count, final
 
     def _probe_stream(self) -> LayerStream:
-        return LayerStream(
-            self._checkpoint.config, self._checkpoint, self._probes, self._ops, pictures=self._pictures
-        )
+        return LayerStream(self._checkpoint.config, self._checkpoint, self._probes, self._ops, pictures=self._pictures)
 
     def _choose_layers(self, work: WorkDirectory, progress: Progress) -> list[int]:
         """Return the layers that stay, having measured them where some go."""

@@ -5,6 +5,7 @@ T tokens of a sequence, E hidden width.
 
 import asyncio
 import base64
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,9 @@ class PictureReader:
         try:
             data = [base64.b64encode(image.read_bytes()).decode() for image in images]
             shown = [Shown(place=str(file), url=f"data:;base64,{one}") for file, one in zip(images, data, strict=True)]
-            return self._places.tokens(text, asyncio.run(self._reader.read(shown)), add_special_tokens=True)
+            return self._places.tokens(
+                text, asyncio.run(self._reader.read(shown, sys.maxsize)), add_special_tokens=True
+            )
         except OSError as error:
             raise CalibrationUnfit(f"{where}: {error.filename} cannot be read ({error.strerror})") from error
         except (InvalidImage, InvalidRequest) as error:
