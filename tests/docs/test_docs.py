@@ -216,7 +216,7 @@ def test_compress(text: str, checkpoint: Callable[[str], Path], tmp_path: Path) 
 def test_distill(text: str, checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
     out, model = tmp_path / "out", str(checkpoint("qwen2"))
     command = text.replace(EXAMPLE_MODEL, model).replace("/tmp/shorter", model).replace("/tmp/student", str(out))
-    result = run(*command.split()[1:], "--samples", "8", "--sample-tokens", "32", "--steps", "2")
+    result = run(*command.split()[1:], "--samples", "64", "--sample-tokens", "32", "--steps", "2")
     assert result.returncode == 0, result.stderr
     assert (out / "config.json").is_file()
 
