@@ -46,7 +46,7 @@ class PackedLinear:
     ) -> None:
         """Pack a copy of ``weight`` [N, K] and, if it is gated, of ``up`` [N, K]; biases [N] likewise.
 
-        ``activation`` is the gate's, or that of all outputs.
+        ``activation`` is the gate's, by default ``silu``, or that of all outputs, by default none.
         ``quantization`` is the form that floats are rounded to: 8 bits by the greatest magnitude of each group, 4 bits
         by the scale that leaves the least squared error. Codes stay what they are.
         """
@@ -80,7 +80,7 @@ class PackedLinear:
             0 if up_source is None else up_source.scales,
             source.zeros,
             0 if up_source is None else up_source.zeros,
-            _ACTIVATIONS[activation],
+            _ACTIVATIONS["silu" if activation is None and up is not None else activation],
             0.0 if inputs is None else inputs.scale,
             0.0 if inputs is None else float(inputs.zero),
         )
