@@ -92,6 +92,8 @@ SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
 }
 IMAGE_ID = 1
+NUM_STALLS = 4
+PARTS = ["repeated", "stall", "throughput"]
 
 
 def make_llava(path: Path, shape: str) -> Path:
@@ -285,6 +287,7 @@ def measure_stall(engine: Engine, images: Images, num_images: int) -> dict[str, 
     assert seeing is not None
     return {
         "usual_s": statistics.median(usual_s),
+        "median_beside_images_s": statistics.median(gaps_s),
         "longest_s": max(gaps_s),
         "encode_s_per_image": seeing.encode_s / seeing.num_encoded_pictures,
     }
@@ -308,20 +311,22 @@ def open_pool(path: Path) -> Iterator[EncoderPool]:
         pool.close()
 
 
-def measure(shape: str, path: Path, pairs: int, threads: int) -> dict[str, Any]:
-    """Return all three of a shape."""
+def measure(shape: str, path: Path, parts: Sequence[str], pairs: int, threads: int) -> dict[str, Any]:
+    """Return what is asked for of a shape."""
     images = Images(make_llava(path, shape))
     use_threads(threads)
     engine = make_engine(path)
     result: dict[str, Any] = {"model": shape, "image_tokens": images.draw(0).picture.num_tokens}
-    result["repeated question"] = measure_repeated(engine, images, max(pairs, 5))
-    result["16 at once, tokens per s"] = measure_throughput(engine, path, images, pairs, threads)
-    use_threads(threads)
-    result["stall, encoded in the step"] = measure_stall(engine, images, 6)
-    with open_pool(path) as pool:
-        own, _ = encoder.share_threads(Settings(runner=RunnerConfig(encoder_workers=1)))
-        use_threads(own)
-        result["stall, one encoder process"] = measure_stall(make_engine(path, pool), images, 6)
+    if "repeated" in parts:
+        result["repeated question"] = measure_repeated(engine, images, max(pairs, 5))
+    if "stall" in parts:
+        result["stall, encoded in the step"] = measure_stall(engine, images, NUM_STALLS)
+        with open_pool(path) as pool:
+            own, _ = encoder.share_threads(Settings(runner=RunnerConfig(encoder_workers=1)))
+            use_threads(own)
+            result["stall, one encoder process"] = measure_stall(make_engine(path, pool), images, NUM_STALLS)
+    if "throughput" in parts:
+        result["16 at once, tokens per s"] = measure_throughput(engine, path, images, pairs, threads)
     return result
 
 
@@ -334,6 +339,7 @@ def main() -> None:
     """Measure the shapes and print or write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=list(SHAPES), default=list(SHAPES))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=3)
     parser.add_argument("--out", type=Path)
@@ -341,7 +347,7 @@ def main() -> None:
     results = []
     for shape in arguments.models:
         with tempfile.TemporaryDirectory() as directory:
-            results.append(measure(shape, Path(directory), arguments.pairs, arguments.threads))
+            results.append(measure(shape, Path(directory), arguments.parts, arguments.pairs, arguments.threads))
         print(json.dumps(results[-1], indent=2), flush=True)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     report = {
