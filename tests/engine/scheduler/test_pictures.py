@@ -93,6 +93,14 @@ def test_equal_pictures_elsewhere_share_nothing() -> None:
         assert driver.step().query_lens == [19]
 
 
+def test_a_placeholder_that_shows_nothing_is_not_taken_for_one_that_does() -> None:
+    driver = driver_of(encoder_tokens=40)
+    for offset in (1, 2):
+        prompt = [3, *[2] * 16, *range(10, 13)]
+        driver.add(request_of(str(offset), prompt=prompt, max_tokens=1, pictures=[picture_of("a", offset, 15)]))
+        assert driver.step().query_lens == [20]
+
+
 def test_features_are_kept_for_who_needs_them_and_otherwise_the_latest() -> None:
     driver = driver_of(encoder_tokens=40, feature_tokens=20)
     for key in ("a", "b", "a"):

@@ -22,8 +22,6 @@ class Plan:
     """Of those, how many may be guesses"""
     has_preempted: bool = False
     """Blocks are short, so nobody else is let in"""
-    has_picture_first: bool = False
-    """A picture that is read whole was planned before those who decode"""
 
     def add(self, sequence: Sequence, num_new: int, copies: list[BlockCopy], draft: SequenceOf[int] = ()) -> None:
         """Take a sequence in with ``num_new`` tokens, the last of which are ``draft``."""

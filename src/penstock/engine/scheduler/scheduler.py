@@ -265,14 +265,13 @@ class Scheduler:
         prefilling = []
         first, self._unsplit = self._unsplit, None
         if first is not None and first.state is SequenceState.RUNNING:
-            plan.has_picture_first = True
             self._plan_chunk(plan, first, now_s)
         for sequence in self.running[:]:
             if sequence.state is not SequenceState.RUNNING or sequence.id in plan.entries:
                 continue  # preempted for one before it, or first
             if sequence.num_tokens - sequence.num_computed_tokens == 1 and sequence.pictures.is_done:
                 if not plan.tokens_left:
-                    continue  # for once, since nobody goes first in the next step
+                    continue  # a picture went first; where nothing is left, none will in the next step
                 draft = self._draft_that_fits(plan, sequence, drafts[sequence.id]) if sequence.id in drafts else ()
                 self._plan_sequence(plan, sequence, 1, now_s, draft)
             else:
@@ -299,8 +298,8 @@ class Scheduler:
         if cursor.is_done:
             return end - start
         reached = self.encoding.reach(cursor, start, end)
-        is_cut = reached == start and end < self.encoding.whole_end(cursor, start)
-        if is_cut and self._unsplit is None and not plan.has_picture_first:
+        # There are tokens left, so everybody who decodes has theirs, and can spare the next step's.
+        if reached == start and end < self.encoding.whole_end(cursor, start) and self._unsplit is None:
             self._unsplit = sequence
         return reached - start
 
