@@ -3,7 +3,8 @@
 Three measurements on a LLaVA with random weights, float32, the same threads throughout:
 
 - a second question about an image, beside a first one: seconds to the first token, by turns;
-- 16 requests at once, each with an image of its own, beside transformers' `generate` in one padded batch, by turns;
+- 32 requests, 16 at a time, each with an image of its own, questions and answers uniform in 16..128 tokens, beside
+  transformers' `generate` in padded batches of 16, each as long as its longest member, by turns;
 - how long those who decode wait when images come, in the engine's process and with an encoder in another.
 
 Images are prepared beforehand for both. `tiny` has a few million parameters; `0.5b` a decoder of Qwen2.5-0.5B's shape
@@ -51,7 +52,6 @@ from penstock.protocol import GenerateRequest, MemoryPlan, ModelInfo, Picture, S
 from penstock.text import Tokenizer
 
 CONCURRENCY = 16
-ANSWER_TOKENS = 32
 SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "tiny": (
         {
@@ -92,6 +92,7 @@ SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
 }
 IMAGE_ID = 1
+NUM_REQUESTS = 32
 NUM_STALLS = 4
 PARTS = ["repeated", "stall", "throughput"]
 
@@ -147,10 +148,10 @@ class Images:
         return Shown(picture, self._theirs(image, return_tensors="pt")["pixel_values"])
 
 
-def ask(name: str, shown: Shown | None, seed: int, num_tokens: int = ANSWER_TOKENS) -> GenerateRequest:
-    """Return a greedy request of four tokens, an image if there is one, and 32 more tokens."""
+def ask(name: str, shown: Shown | None, seed: int, num_tokens: int, question_tokens: int = 32) -> GenerateRequest:
+    """Return a greedy request of four tokens, an image if there is one, and a question."""
     draw = random.Random(seed)
-    question = [draw.randrange(10, 4000) for _ in range(32)]
+    question = [draw.randrange(10, 4000) for _ in range(question_tokens)]
     pictures = () if shown is None else (shown.picture,)
     image = [IMAGE_ID] * sum(picture.num_tokens for picture in pictures)
     return GenerateRequest(
@@ -224,27 +225,34 @@ def run_penstock(engine: Engine, requests: Sequence[GenerateRequest], threads: i
         engine.add(request)
     while engine.has_work:
         engine.step()
-    return len(requests) * ANSWER_TOKENS / (time.perf_counter() - began)
+    return sum(request.sampling.max_tokens for request in requests) / (time.perf_counter() - began)
 
 
 @torch.no_grad()
 def run_transformers(model: Any, requests: Sequence[GenerateRequest], shown: Sequence[Shown], threads: int) -> float:
-    """Return tokens per second of one batch; all prompts are as long."""
+    """Return tokens per second of left-padded batches, each generating as many tokens as its longest answer."""
     torch.set_num_threads(threads)
-    ids = torch.tensor([request.prompt_token_ids for request in requests])
-    pixel_values = torch.cat([one.pixel_values for one in shown])
     began = time.perf_counter()
-    model.generate(
-        input_ids=ids,
-        pixel_values=pixel_values,
-        attention_mask=torch.ones_like(ids),
-        do_sample=False,
-        max_new_tokens=ANSWER_TOKENS,
-        min_new_tokens=ANSWER_TOKENS,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
-    return len(requests) * ANSWER_TOKENS / (time.perf_counter() - began)
+    for start in range(0, len(requests), CONCURRENCY):
+        batch = requests[start : start + CONCURRENCY]
+        width = max(len(request.prompt_token_ids) for request in batch)
+        ids = torch.zeros(len(batch), width, dtype=torch.int64)
+        mask = torch.zeros_like(ids)
+        for row, request in enumerate(batch):
+            ids[row, width - len(request.prompt_token_ids) :] = torch.tensor(request.prompt_token_ids)
+            mask[row, width - len(request.prompt_token_ids) :] = 1
+        longest = max(request.sampling.max_tokens for request in batch)
+        model.generate(
+            input_ids=ids,
+            pixel_values=torch.cat([one.pixel_values for one in shown[start : start + CONCURRENCY]]),
+            attention_mask=mask,
+            do_sample=False,
+            max_new_tokens=longest,
+            min_new_tokens=longest,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+    return sum(request.sampling.max_tokens for request in requests) / (time.perf_counter() - began)
 
 
 def measure_throughput(engine: Engine, path: Path, images: Images, pairs: int, threads: int) -> dict[str, Any]:
@@ -252,8 +260,12 @@ def measure_throughput(engine: Engine, path: Path, images: Images, pairs: int, t
     model = transformers.AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32).eval()
     ours, theirs = [], []
     for pair in range(pairs + 1):
-        shown = [images.draw(1000 + CONCURRENCY * pair + i) for i in range(CONCURRENCY)]
-        requests = [ask(f"throughput-{pair}-{i}", one, 50 + i) for i, one in enumerate(shown)]
+        draw = random.Random(pair)
+        shown = [images.draw(1000 + NUM_REQUESTS * pair + i) for i in range(NUM_REQUESTS)]
+        requests = [
+            ask(f"throughput-{pair}-{i}", one, 50 + i, draw.randint(16, 128), draw.randint(16, 128))
+            for i, one in enumerate(shown)
+        ]
         ours.append(run_penstock(engine, requests, threads))
         theirs.append(run_transformers(model, requests, shown, threads))
     return {"penstock": ours[1:], "transformers": theirs[1:], "ratios": _ratios(ours[1:], theirs[1:])}
@@ -326,7 +338,7 @@ def measure(shape: str, path: Path, parts: Sequence[str], pairs: int, threads: i
             use_threads(own)
             result["stall, one encoder process"] = measure_stall(make_engine(path, pool), images, NUM_STALLS)
     if "throughput" in parts:
-        result["16 at once, tokens per s"] = measure_throughput(engine, path, images, pairs, threads)
+        result["16 at a time, tokens per s"] = measure_throughput(engine, path, images, pairs, threads)
     return result
 
 

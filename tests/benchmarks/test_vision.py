@@ -20,7 +20,7 @@ def test_all_parts_are_measured(tmp_path: Path) -> None:
     found = measure("tiny", tmp_path, PARTS, pairs=1, threads=1)
     assert found["image_tokens"] == 64
     assert found["repeated question"]["ratios"]["median"] > 1
-    assert found["16 at once, tokens per s"]["ratios"]["median"] > 0
+    assert found["16 at a time, tokens per s"]["ratios"]["median"] > 0
     for place in ("in the step", "one encoder process"):
         (stall,) = (figures for name, figures in found.items() if name.startswith("stall") and name.endswith(place))
         assert stall["longest_s"] >= stall["median_beside_images_s"] > 0
