@@ -4,6 +4,7 @@ import base64
 import concurrent.futures
 import http.server
 import json
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from PIL import Image
 
 from penstock.images.families import load_processor
 from penstock.text import ChatTemplate, Tokenizer
-from tests.commands import Server, run, serving
+from tests.commands import PENSTOCK, Server, run, serving
 from tests.images.files import data_url, encoded, png_of_size
 from tests.seeing_models import drawing, upstream_image_processor, upstream_model, with_images
 
@@ -295,6 +296,13 @@ def test_chat_shows_images(client: openai.OpenAI, server: Server, model: Path, t
     assert (with_server.returncode, here.returncode) == (0, 0), with_server.stderr + here.stderr
     assert with_server.stdout.strip()
     assert here.stdout.strip()
+    typed = f"/image {tmp_path}/not.png\n/image {file}\n?\n/quit\n"
+    talked = subprocess.run(
+        [*PENSTOCK, "chat", server.url, "--max-tokens", "6"], input=typed, capture_output=True, text=True, timeout=60
+    )
+    assert talked.returncode == 0
+    assert "not.png: it is TIFF" in talked.stderr
+    assert with_server.stdout in talked.stdout
     plain = run("chat", server.url, *asked[2:])
     assert plain.stdout != with_server.stdout
     for name, message in (("missing.png", "cannot be read"), ("not.png", "it is TIFF")):
