@@ -337,7 +337,7 @@ TOOL = {"name": "f", "input_schema": {"properties": {"a": {"type": "wrong"}}}}
         ),
         (
             {"messages": [{"role": "user", "content": [{**RESULT, "content": [IMAGE]}]}]},
-            "messages.0.content.0.content.0: a block of type 'image'",
+            "messages.0.content.0.content.0.source: this model sees no images",
         ),
         (
             {"messages": [{"role": "user", "content": [{"type": "tool_use", "id": "1", "name": "f", "input": {}}]}]},
