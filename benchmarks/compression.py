@@ -54,6 +54,25 @@ RECIPES: dict[str, Recipe] = {
     **{
         f"{share:.1%} of channels fewer": parse_recipe(f"remove: {{channels: {share}}}") for share in (0.125, 0.25, 0.5)
     },
+    "50.0% of heads fewer": parse_recipe("remove: {heads: 0.5}"),
+    **{
+        f"svd {size:.0%}": parse_recipe(f"steps: [{{match: decoder, method: svd, size: {size}}}]")
+        for size in (0.9, 0.7)
+    },
+    **{
+        f"w8a8-smooth static {observer}{' with zeros' if zeros else ''}": parse_recipe(
+            "steps: [{match: decoder, method: rtn, bits: 8, group: null, smooth: 0.5, activations: static, "
+            f"observer: {observer}, activation_zeros: {str(zeros).lower()}}}]"
+        )
+        for observer in ("min-max", "percentile", "mse")
+        for zeros in (False, True)
+    },
+    **{
+        f"gptq 4 bits g128 and embeddings {codes}": parse_recipe(
+            f"steps: [{{match: decoder, method: gptq}}, {{match: embeddings, method: rtn, {codes}}}]"
+        )
+        for codes in ("bits: 8, group: null", "bits: 4, group: 32")
+    },
     "int8": NAMED["int8"],
     "w8a8-smooth": NAMED["w8a8-smooth"],
 }
