@@ -1,0 +1,56 @@
+"""What compressing takes of memory, in a process of its own."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.tiny_models import make_checkpoint
+
+_MEASURE = """
+import json, sys
+from pathlib import Path
+from penstock.compress import output
+from penstock.compress.calibration.texts import CalibrationOptions
+from penstock.compress.recipe import NAMED
+from penstock.compress.run import Compression, CompressOptions
+
+def high_water():
+    lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    return 1024 * int(lines["VmHWM"].split()[0])
+
+# The files are written in shards, of which memory holds one: as small beside these models as it is beside real ones.
+output._SHARD_BYTES = 1 << 20
+model, out = map(Path, sys.argv[1:])
+calibration = CalibrationOptions(num_samples=12, length=64, force=True)
+options = CompressOptions(model=model, out=out, recipe=NAMED["w4a16-gptq"], calibration=calibration)
+Compression(options).run()
+print(json.dumps(high_water()))
+"""
+E, F = 256, 1024
+
+
+def _peak_bytes(path: Path, num_layers: int) -> int:
+    model = make_checkpoint(
+        path / f"{num_layers}",
+        "llama",
+        hidden_size=E,
+        intermediate_size=F,
+        num_hidden_layers=num_layers,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=64,
+    )
+    command = [sys.executable, "-c", _MEASURE, str(model), str(path / f"out-{num_layers}")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=200)
+    return int(json.loads(done.stdout))
+
+
+@pytest.mark.slow
+def test_peak_memory_does_not_grow_with_the_number_of_layers(tmp_path: Path) -> None:
+    layer_bytes = 4 * (4 * E * E + 3 * E * F)
+    shallow, deep = _peak_bytes(tmp_path, 2), _peak_bytes(tmp_path, 14)
+    # Held, the twelve layers more would take twelve times that in float32, six in 16 bits.
+    assert deep - shallow < 3 * layer_bytes
