@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 
@@ -86,6 +87,34 @@ def add(
     )
     files = model.manifest.files
     typer.echo(f"{model.reference}: {len(files)} files, {format_bytes(model.manifest.num_bytes)}, {_signed(model)}")
+
+
+@models_app.command()
+def track(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The model: a directory in Hugging Face layout.")],
+    experiment: Annotated[str, typer.Option(help="MLflow's experiment; made if it is not there.")] = "penstock",
+    name: Annotated[Optional[str], typer.Option(help="Of the run.  [default: the directory's]")] = None,  # noqa: UP045
+    metrics: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="JSON that penstock eval --json printed, or numbers by name."),
+    ] = None,
+    mlflow: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="URL", help="MLflow's server.  [default: MLFLOW_TRACKING_URI]"),
+    ] = None,
+    as_json: JSONOption = False,
+) -> None:
+    """Send how a model was made, what was measured of it and its card to an MLflow server; not its weights."""
+    from penstock.registry.mlflow_tracking import track as send
+
+    directory = directory.expanduser()
+    run = send(
+        directory, name=name or directory.resolve().name, experiment=experiment, tracking_uri=mlflow, report=metrics
+    )
+    if as_json:
+        _print_json(asdict(run))
+    else:
+        typer.echo(f"{directory}: run {run.run_id} of experiment {run.experiment} at {run.tracking_uri}")
 
 
 @models_app.command("list")
