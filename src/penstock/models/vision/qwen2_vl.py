@@ -109,7 +109,7 @@ class QwenVisionEncoder:
         E, frames, side = config.width, config.frames_each, config.patch_size
         kernel = loader.tensor("visual.patch_embed.proj.weight", E, 3, frames, side, side)
         # Its inputs in the order of a picture's bytes.
-        self._embed = loader.side_by_side([kernel.permute(0, 2, 3, 4, 1).flatten(1)])
+        self._embed = loader.ops.prepare_linear(kernel.permute(0, 2, 3, 4, 1).flatten(1), None, exact=True)
         # (v * scale - mean) / std as one product and one sum.
         mean, std = (torch.tensor(values * (frames * side**2)) for values in (normalization.mean, normalization.std))
         self._factor, self._shift = normalization.scale / std, -mean / std
