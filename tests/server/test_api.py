@@ -131,16 +131,16 @@ def test_half_a_character_shows_only_where_the_answer_ends_in_it(client: openai.
         "prompt": "x",
         "stream": stream,
         "seed": 3,
-        "extra_body": {"structured_outputs": {"regex": "(é|€|👍){6}"}},
+        # So long that no end is made up for what is cut.
+        "extra_body": {"structured_outputs": {"regex": "(é|€|👍){3000}"}},
     }
 
     def pieces(max_tokens: int) -> list[str]:
         answer = client.completions.create(**request, max_tokens=max_tokens)
         return [chunk.choices[0].text for chunk in answer] if stream else [answer.choices[0].text]
 
-    whole = pieces(24)
-    text = "".join(whole)
-    assert len(text) == 6
+    text = "".join(pieces(20)).rstrip("\ufffd")
+    assert len(text) >= 5
     assert "\ufffd" not in text
     for num_bytes in range(1, len(text.encode())):
         *before, last = pieces(num_bytes)
