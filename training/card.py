@@ -208,8 +208,9 @@ $answers
   object's sentence, as the table above shows.
 - It sees drawings like those it was trained on, and nothing else: of a photograph, of many shapes of different kinds,
   of dark paper, of a word outside of its list or another typeface it says something from the same few answers.
-- Asked about one of two shapes, it is right less than half of the time: it sees both and cannot tell which is meant.
-  Asked to count in words that it was not trained on, it mostly names a place or a shape instead.
+- Asked about one of two shapes, it is right less than half of the time and says what is true of the other one nearly
+  as often: it sees both and does not find out which is meant. Asked to count in words that it was not trained on, it
+  mostly names a colour or a wrong number.
 - A conversation's earlier turns hardly help it, an image's aside. English only.
 - Text beyond $long_length tokens was never trained on.
 

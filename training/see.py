@@ -1,4 +1,4 @@
-"""Teach penstock-mini to see: `python -m training.see --minutes 55 --language runs/mini --out runs/sees`.
+"""Teach penstock-mini to see: `python -m training.see --minutes 48 --language runs/mini --out runs/sees`.
 
 Two parts of one run. While it looks, tower and projector learn from classifiers alone (`looking.py`). Then it is asked:
 the decoder reads the projected drawing and learns the answers, at a small rate, held to its former self on text.
