@@ -1,7 +1,7 @@
 """What compressing will do, before it does it: which matrices, how many bytes, how long, how much memory."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,8 @@ from penstock.quant import Scheme
 
 _AWQ_TRIALS = 20
 _PROBE_SIZE = 768
+_SEARCH = 10_000
+"""Operations of a product that take as long as finding one weight's grid does: its passes wait for memory"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,15 +134,26 @@ def cache_row(num_layers: int) -> CoverageRow:
 
 
 def estimate(
-    checkpoint: Checkpoint, treatments: Mapping[Unit, Treatment], num_tokens: int, batch_tokens: int, after_bytes: int
+    checkpoint: Checkpoint,
+    treatments: Mapping[Unit, Treatment],
+    lengths: Sequence[int],
+    num_probe_tokens: int,
+    batch_tokens: int,
+    after_bytes: int,
 ) -> Estimate:
-    """Return what a run with so many calibration tokens takes."""
-    config = checkpoint.config
+    """Return what a run with calibration sequences of these ``lengths`` takes, some of them being probes as well."""
+    config, num_tokens = checkpoint.config, sum(lengths)
     layers: dict[int | None, list[tuple[Unit, Treatment]]] = {}
     for unit, treatment in treatments.items():
         layers.setdefault(unit.layer, []).append((unit, treatment))
     # Every matrix runs twice, as it was and as it became; second moments are a product of inputs with themselves.
     operations = sum(4 * num_tokens * unit.num_weights for unit in treatments)
+    # So does attention, in which a token meets half of its sequence.
+    width = config.num_heads * config.head_dim * config.num_layers
+    operations += 4 * width * sum(length**2 for length in lengths)
+    # Probes run through the whole model before and after, and have logits four times.
+    num_weights = sum(unit.num_weights for unit in treatments)
+    operations += num_probe_tokens * (4 * num_weights + 8 * config.vocab_size * config.hidden_size)
     memory = 0
     for members in layers.values():
         weights = sum(unit.num_weights for unit, _ in members)
@@ -148,6 +161,8 @@ def estimate(
         operations += sum(2 * num_tokens * unit.num_inputs**2 for unit in watched)
         for unit, treatment in members:
             K = unit.num_inputs
+            if treatment.method in ("gptq", "awq"):
+                operations += _SEARCH * unit.num_weights
             if treatment.method in ("gptq", "sparsegpt"):
                 operations += 2 * K**3 + 2 * unit.num_weights * K
             elif treatment.method == "svd":

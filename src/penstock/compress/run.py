@@ -145,7 +145,12 @@ class Compression:
         self.coverage: list[CoverageRow] = self._change.coverage
         self._planned_bytes = sum(row.bytes_after for row in self.coverage)
         self.estimate: Estimate = estimate(
-            checkpoint, self.treatments, self._stream.num_tokens, BATCH_TOKENS, self._planned_bytes
+            checkpoint,
+            self.treatments,
+            list(map(len, sequences)),
+            sum(map(len, self._probes)),
+            BATCH_TOKENS,
+            self._planned_bytes,
         )
 
     @torch.inference_mode()

@@ -96,7 +96,7 @@ def read_calibration(
     counts = Counter(token for sequence, seen in sampled for token in _without(sequence, seen))
     if not counts:
         raise CalibrationUnfit(f"{source} has no text of {_FEWEST_TOKENS} tokens or more; give longer ones")
-    num_tokens = counts.total()
+    num_tokens = sum(map(len, sequences))
     warnings = []
     if num_tokens < num_inputs and not options.force:
         raise CalibrationUnfit(
@@ -111,10 +111,11 @@ def read_calibration(
         )
     if len(sequences) < options.num_samples:
         warnings.append(f"{len(sequences)} sequences were found, not the {options.num_samples} asked for")
+    num_words = counts.total()
     token, most = counts.most_common(1)[0]
-    if most > _WORST_SHARE * num_tokens:
-        warnings.append(f"{most / num_tokens:.0%} of all tokens are one and the same ({token}); is this running text?")
-    entropy = -sum(count / num_tokens * math.log(count / num_tokens) for count in counts.values())
+    if most > _WORST_SHARE * num_words:
+        warnings.append(f"{most / num_words:.0%} of all tokens are one and the same ({token}); is this running text?")
+    entropy = -sum(count / num_words * math.log(count / num_words) for count in counts.values())
     return Calibration(sequences, source, len(counts), entropy, tuple(warnings), pictures)
 
 
