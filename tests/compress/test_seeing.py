@@ -193,9 +193,21 @@ def test_images_that_cannot_be_taken_are_refused_by_line(
         )
 
 
-def test_removal_is_for_models_of_text_alone(seeing_checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
-    with pytest.raises(InvalidRecipe, match="text alone"):
-        _compression(seeing_checkpoint("llava"), tmp_path / "out", parse_recipe("remove: {layers: 1}"))
+@pytest.mark.parametrize("family", ["llava", "llava-siglip", "idefics3"])
+def test_the_decoder_may_be_made_smaller(family: str, seeing_checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    source, out = seeing_checkpoint(family), tmp_path / "out"
+    _compression(source, out, parse_recipe("remove: {layers: 1, heads: 0.5, channels: 0.35}")).run()
+    config = read_config(out)
+    assert (config.num_layers, config.num_kv_heads, config.intermediate_size) == (1, 1, 64)
+    (features, logits), (before, _) = _seen(out), _seen(source)
+    assert torch.equal(features, before)
+    processor = load_processor(out)
+    assert processor is not None
+    token_ids, _ = with_images(out, processor, "What does it say?", [])
+    with torch.no_grad():
+        expected = upstream_model(out)(input_ids=torch.tensor([token_ids])).logits[0]
+    torch.testing.assert_close(_logits(out, token_ids, []), expected, atol=1e-3, rtol=1e-3)
+    assert logits.isfinite().all()
 
 
 def test_what_is_not_there_has_no_component(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:

@@ -39,8 +39,6 @@ class Removing:
         self.treatments = dict.fromkeys(units, KEEP)
         self.ends: dict[Unit, Treatment] = {}
         self.schemes: dict[str, Scheme] = {}
-        if config.vision is not None:
-            raise InvalidRecipe("remove: only models of text alone can be made smaller; follow steps instead")
         if removal.layers >= config.num_layers:
             raise InvalidRecipe(
                 f"remove.layers is {removal.layers}, and the model has {config.num_layers} layers; leave at least one"
@@ -108,7 +106,9 @@ class Removing:
     def config_changes(self, kept: list[int], scratch: Path) -> dict[str, Any]:
         """See ``Change``. Raises ``InvalidRecipe`` where a layer's kind follows from its number, and would change."""
         config, outcome = self._config, self.outcome
-        values = read_json_object(self._checkpoint.path / "config.json", required=True)
+        whole = read_json_object(self._checkpoint.path / "config.json", required=True)
+        # Of a model that sees, the decoder's part; older files leave out what is as in upstream's class.
+        values = whole if config.vision is None else whole["text_config"]
         changes: dict[str, Any] = {"num_hidden_layers": len(kept), "intermediate_size": outcome.intermediate_size}
         if outcome.num_heads < config.num_heads:
             # No longer the width of the model divided by their number.
@@ -119,7 +119,9 @@ class Removing:
             }
         if len(kept) < config.num_layers:
             changes |= {name: [values[name][i] for i in kept] for name in _BY_LAYER if values.get(name) is not None}
-        (scratch / "config.json").write_text(json.dumps(values | changes), encoding="utf-8")
+        if config.vision is not None:
+            changes = {"text_config": values | changes}
+        (scratch / "config.json").write_text(json.dumps(whole | changes), encoding="utf-8")
         if read_config(scratch).layers != tuple(config.layers[i] for i in kept):
             raise InvalidRecipe(
                 f"remove.layers: with layers {', '.join(map(str, kept))} of {self._checkpoint.path.name} alone, some "
