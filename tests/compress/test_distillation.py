@@ -1,6 +1,7 @@
 """A student that learns from a teacher, on tiny models: it comes nearer, and a kill changes nothing."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from penstock.compress import distillation
 from penstock.compress.calibration.texts import CalibrationOptions
@@ -56,6 +57,21 @@ def test_widths_may_differ(checkpoint: Callable[[str], Path], tmp_path: Path) ->
     narrow = make_checkpoint(tmp_path / "narrow", "llama", hidden_size=32, num_hidden_layers=1)
     result = Distillation(_options(narrow, checkpoint("llama"), tmp_path / "out", steps=40)).run()
     assert result.kl_after.value < result.kl_before.value
+
+
+def test_a_model_that_sees_learns_what_is_said(seeing_checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    teacher, student = seeing_checkpoint("llava"), tmp_path / "student"
+    shutil.copytree(teacher, student)
+    weights = load_file(student / "model.safetensors")
+    noisy = {name: tensor * 0 if name.endswith("down_proj.weight") else tensor for name, tensor in weights.items()}
+    save_file(noisy, student / "model.safetensors", metadata={"format": "pt"})
+    result = Distillation(_options(student, teacher, tmp_path / "out", steps=30, rate=2e-3)).run()
+    assert result.kl_after.value < result.kl_before.value
+    after = load_file(tmp_path / "out" / "model.safetensors")
+    assert {name: tensor.shape for name, tensor in after.items()} == {n: t.shape for n, t in noisy.items()}
+    seeing = [name for name in after if "vision" in name]
+    assert seeing
+    assert all(torch.equal(after[name], weights[name]) for name in seeing)
 
 
 class _Killed(BaseException):

@@ -288,7 +288,10 @@ class _Trainer:
         if file.is_file():
             with safe_open(file, framework="pt") as state:
                 self._step = int(state.get_tensor("step"))
+                names = set(state.keys())
                 for i, parameter in enumerate(self._parameters):
+                    if f"{i}.parameter" not in names:
+                        continue
                     parameter.data.copy_(state.get_tensor(f"{i}.parameter"))
                     self._optimizer.state[parameter] = {
                         "step": torch.tensor(float(self._step)),
@@ -317,8 +320,11 @@ class _Trainer:
     def _save(self, directory: Path) -> None:
         state = {"step": torch.tensor(self._step)}
         for i, parameter in enumerate(self._parameters):
-            state[f"{i}.parameter"] = parameter.data
-            state |= {f"{i}.{name}": self._optimizer.state[parameter][name] for name in _MOMENTS}
+            moments = self._optimizer.state.get(parameter)
+            # What no text reaches, as what sees, stays as it is.
+            if moments is not None:
+                state[f"{i}.parameter"] = parameter.data
+                state |= {f"{i}.{name}": moments[name] for name in _MOMENTS}
         save_tensors(directory / _STATE, state)
 
     def _drawn(self, step: int) -> list[int]:
