@@ -18,7 +18,7 @@ from penstock.models.vision.load import make_encoder
 from penstock.models.weights import TensorSource
 from penstock.quant import QuantizedWeight
 
-_PROJECTORS = ("multi_modal_projector", "connector")
+_PROJECTORS = ("multi_modal_projector", "connector", "visual.merger")
 
 Observer = Callable[[tuple[str, ...], Tensor], None]
 """Is told a unit's modules and what they are about to read [T, K]"""

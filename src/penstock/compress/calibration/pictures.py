@@ -5,14 +5,13 @@ T tokens of a sequence, E hidden width.
 
 import asyncio
 import base64
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from penstock.errors import CalibrationUnfit, InvalidImage, InvalidRequest
+from penstock.errors import CalibrationUnfit, RequestError
 from penstock.images.config import ImageConfig
 from penstock.images.families import load_processor
 from penstock.images.reader import ImageReader, Shown
@@ -40,6 +39,7 @@ class PictureReader:
                 "calibration does not do yet; give texts alone"
             )
         self._reader = ImageReader(processor, ImageConfig())
+        self._most_tokens = config.max_positions
         self._places = PicturePlaces(processor, tokenizer)
 
     def paired(self, text: str, num_images: int) -> str:
@@ -61,12 +61,11 @@ class PictureReader:
         try:
             data = [base64.b64encode(image.read_bytes()).decode() for image in images]
             shown = [Shown(place=str(file), url=f"data:;base64,{one}") for file, one in zip(images, data, strict=True)]
-            return self._places.tokens(
-                text, asyncio.run(self._reader.read(shown, sys.maxsize)), add_special_tokens=True
-            )
+            seen = asyncio.run(self._reader.read(shown, self._most_tokens))
+            return self._places.tokens(text, seen, add_special_tokens=True)
         except OSError as error:
             raise CalibrationUnfit(f"{where}: {error.filename} cannot be read ({error.strerror})") from error
-        except (InvalidImage, InvalidRequest) as error:
+        except RequestError as error:
             raise CalibrationUnfit(f"{where}: {error.message}") from error
 
 
