@@ -98,7 +98,7 @@ def build_engine(settings: Settings, profiler: Profiler | None = None) -> Engine
         architecture=config.architecture,
         dtype=settings.runner.quantize or str(target.dtype).removeprefix("torch."),
         kv_dtype=str(target.kv_dtype).removeprefix("torch."),
-        num_parameters=model.num_parameters,
+        num_parameters=model.num_parameters + _num_seeing(target),
         vocab_size=config.vocab_size,
         max_model_tokens=max_model_tokens,
         eos_token_ids=config.eos_token_ids,
@@ -115,6 +115,13 @@ def build_engine(settings: Settings, profiler: Profiler | None = None) -> Engine
     return assemble_engine(
         model, tokenizer.result(), engine_config, info=info, profiler=profiler, draft=draft, source=source
     )
+
+
+def _num_seeing(target: "_Chosen") -> int:
+    """Return how many parameters a model has for seeing, wherever they run."""
+    if target.path is None or target.config.vision is None:
+        return 0
+    return count_vision_parameters(target.path)
 
 
 def _open_source(settings: Settings, target: "_Chosen") -> FeatureSource | None:
