@@ -22,6 +22,7 @@ EXPECTED = {
     "InvalidRequest": (400, "invalid_request_error"),
     "ContextTooLong": (400, "invalid_request_error"),
     "OverLimit": (413, "invalid_request_error"),
+    "InvalidImage": (400, "invalid_request_error"),
     "ModelNotFound": (404, "invalid_request_error"),
     "ConfigError": (500, "internal_error"),
     "UnknownSetting": (500, "internal_error"),
@@ -44,6 +45,7 @@ EXPECTED = {
     "InternalError": (500, "internal_error"),
     "WorkerDied": (500, "internal_error"),
     "StepFailed": (500, "internal_error"),
+    "EncodingFailed": (500, "internal_error"),
 }
 
 
