@@ -34,7 +34,7 @@ import torch
 import transformers
 from PIL import Image
 
-from benchmarks.vs_transformers import processor
+from benchmarks.vs_transformers import engine_info, processor
 from penstock.engine.assemble import assemble_engine
 from penstock.engine.config import EngineConfig, RunnerConfig, SchedulerConfig
 from penstock.engine.encoding.pool import EncoderPool
@@ -48,7 +48,7 @@ from penstock.launch.settings import ModelSettings, Settings
 from penstock.models import resolve_model
 from penstock.models.decoder import load_model
 from penstock.models.vision.load import load_vision
-from penstock.protocol import GenerateRequest, MemoryPlan, ModelInfo, Picture, SamplingParams
+from penstock.protocol import GenerateRequest, Picture, SamplingParams
 from penstock.text import Tokenizer
 
 CONCURRENCY = 16
@@ -169,28 +169,7 @@ def make_engine(path: Path, source: FeatureSource | None = None) -> Engine:
         found = load_vision(path, torch.float32)
         assert found is not None
         source = LocalEncoder(found)
-    memory = MemoryPlan(
-        weights_bytes=model.weights_bytes,
-        activation_peak_bytes=0,
-        block_bytes=0,
-        num_blocks=2048,
-        block_size=16,
-        available_bytes=0,
-        encoder_cache_bytes=256 << 20,
-    )
-    info = ModelInfo(
-        name=path.name,
-        source=str(path),
-        architecture=model.config.architecture,
-        dtype="float32",
-        kv_dtype="float32",
-        num_parameters=model.num_parameters,
-        vocab_size=model.config.vocab_size,
-        max_model_tokens=4096,
-        eos_token_ids=(),
-        hidden_size=model.config.hidden_size,
-        memory=memory,
-    )
+    info = engine_info(path, model, max_model_tokens=4096, encoder_cache_bytes=256 << 20)
     config = EngineConfig(scheduler=SchedulerConfig(max_running=CONCURRENCY))
     return assemble_engine(model, Tokenizer.load(resolve_model("penstock-mini")), config, info=info, source=source)
 

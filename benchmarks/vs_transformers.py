@@ -28,6 +28,7 @@ from penstock.engine.engine import Engine
 from penstock.kernels import describe, use_threads
 from penstock.models import resolve_model
 from penstock.models.decoder import load_model
+from penstock.models.model import LanguageModel
 from penstock.protocol import GenerateRequest, MemoryPlan, ModelInfo, SamplingParams
 from penstock.text import Tokenizer
 
@@ -62,9 +63,8 @@ def make_llama(path: Path) -> Path:
     return path
 
 
-def make_engine(path: Path) -> Engine:
-    """Return an engine with the scheduler's defaults but for 32 running sequences."""
-    model = load_model(path, dtype="float32")
+def engine_info(path: Path, model: LanguageModel, *, max_model_tokens: int, encoder_cache_bytes: int = 0) -> ModelInfo:
+    """Return the description of a model with room for all requests of a benchmark."""
     memory = MemoryPlan(
         weights_bytes=model.weights_bytes,
         activation_peak_bytes=0,
@@ -72,8 +72,9 @@ def make_engine(path: Path) -> Engine:
         num_blocks=2048,
         block_size=16,
         available_bytes=0,
+        encoder_cache_bytes=encoder_cache_bytes,
     )
-    info = ModelInfo(
+    return ModelInfo(
         name=path.name,
         source=str(path),
         architecture=model.config.architecture,
@@ -81,11 +82,17 @@ def make_engine(path: Path) -> Engine:
         kv_dtype="float32",
         num_parameters=model.num_parameters,
         vocab_size=model.config.vocab_size,
-        max_model_tokens=1024,
+        max_model_tokens=max_model_tokens,
         eos_token_ids=(),
         hidden_size=model.config.hidden_size,
         memory=memory,
     )
+
+
+def make_engine(path: Path) -> Engine:
+    """Return an engine with the scheduler's defaults but for 32 running sequences."""
+    model = load_model(path, dtype="float32")
+    info = engine_info(path, model, max_model_tokens=1024)
     config = EngineConfig(scheduler=SchedulerConfig(max_running=CONCURRENCY))
     return assemble_engine(model, Tokenizer.load(resolve_model("penstock-mini")), config, info=info)
 
