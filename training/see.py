@@ -7,7 +7,6 @@ the decoder reads the projected drawing and learns the answers, at a small rate,
 import argparse
 import copy
 import json
-import os
 import random
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +26,7 @@ from training.looking import Classifiers, answer_labels, patch_labels
 from training.muon import Muon
 from training.seeing import SeeingModel, TowerConfig, pixels_of
 from training.tokenizer import ChatEncoder
-from training.train import Data, read_corpus
+from training.train import Data, read_checkpoint, read_corpus, replace_checkpoint
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -227,7 +226,7 @@ class SeeTrainer:
         }
 
     def save(self) -> None:
-        """Replace the checkpoint in one rename, so that a cut-off run leaves a whole one."""
+        """Replace the checkpoint."""
         state: dict[str, Any] = {
             "model": self.model.state_dict(),
             "classifiers": self.classifiers.state_dict(),
@@ -236,16 +235,13 @@ class SeeTrainer:
             "num_drawings": self.num_drawings,
             "elapsed_s": self.elapsed_s,
         }
-        partial = self.out / "checkpoint.partial"
-        torch.save(state, partial)
-        os.replace(partial, self.out / "checkpoint.pt")
+        replace_checkpoint(self.out, state)
 
     def resume(self) -> None:
         """Continue from the directory's checkpoint, if it has one."""
-        path = self.out / "checkpoint.pt"
-        if not path.exists():
+        state = read_checkpoint(self.out)
+        if state is None:
             return
-        state = torch.load(path, weights_only=True)
         self.model.load_state_dict(state["model"])
         self.classifiers.load_state_dict(state["classifiers"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):

@@ -303,7 +303,7 @@ class Trainer:
             log.write(text + "\n")
 
     def save(self) -> None:
-        """Replace the checkpoint in one rename, so that a cut-off run leaves a whole one."""
+        """Replace the checkpoint."""
         state: dict[str, Any] = {
             "model": self.model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
@@ -311,20 +311,31 @@ class Trainer:
             "elapsed_s": self.elapsed_s,
             "num_tokens": self.num_tokens,
         }
-        partial = self.out / "checkpoint.partial"
-        torch.save(state, partial)
-        os.replace(partial, self.out / "checkpoint.pt")
+        replace_checkpoint(self.out, state)
 
     def resume(self) -> None:
         """Continue from the directory's checkpoint, if it has one."""
-        path = self.out / "checkpoint.pt"
-        if not path.exists():
+        state = read_checkpoint(self.out)
+        if state is None:
             return
-        state = torch.load(path, weights_only=True)
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.step, self.elapsed_s, self.num_tokens = state["step"], state["elapsed_s"], state["num_tokens"]
+
+
+def replace_checkpoint(out: Path, state: dict[str, Any]) -> None:
+    """Write a run directory's checkpoint in one rename, so that a cut-off run leaves a whole one."""
+    partial = out / "checkpoint.partial"
+    torch.save(state, partial)
+    os.replace(partial, out / "checkpoint.pt")
+
+
+def read_checkpoint(out: Path) -> dict[str, Any] | None:
+    """Return what a run directory's checkpoint holds, None if there is none."""
+    path = out / "checkpoint.pt"
+    state: dict[str, Any] | None = torch.load(path, weights_only=True) if path.exists() else None
+    return state
 
 
 def main() -> None:
