@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import msgspec
+import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
@@ -17,6 +18,8 @@ from rich.table import Table
 from penstock.compress.auto.search import Found, Goal, Search
 from penstock.compress.auto.sensitivity import CANDIDATES
 from penstock.compress.run import Compression, CompressOptions, Progress, Report
+from penstock.estimate.system import usable_cores
+from penstock.kernels import use_threads
 from penstock.units import format_bytes, format_duration, parse_bytes, parse_share
 
 
@@ -32,11 +35,17 @@ def read_goal(recipe: str | None, target_size: str | None, max_loss: str | None)
         raise typer.BadParameter(str(error)) from error
 
 
+def use_all_threads() -> None:
+    """Let kernels and torch, which work by turns here, have every core, or as many as torch was told to use."""
+    use_threads(min(torch.get_num_threads(), usable_cores()), torch_works=True)
+
+
 def run_compress(options: CompressOptions, goal: Goal | None, *, dry_run: bool, as_json: bool) -> int:
     """Compress, by the recipe found for a ``goal`` if there is one, and return the exit status.
 
     Tables and progress go to stderr where JSON goes to stdout.
     """
+    use_all_threads()
     console = Console(stderr=as_json)
     if goal is not None:
         return _run_search(options, goal, console, dry_run=dry_run, as_json=as_json)

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from rich.console import Console
 
-from penstock.cli.compress import progress_bars
+from penstock.cli.compress import progress_bars, use_all_threads
 from penstock.compress.distillation import NUM_JUDGED, Distillation, Distilled, DistillOptions
 from penstock.eval.statistics import Estimate
 from penstock.units import format_bytes, format_duration
@@ -14,6 +14,7 @@ from penstock.units import format_bytes, format_duration
 
 def run_distill(options: DistillOptions, *, as_json: bool) -> int:
     """Distill and return the exit status. Text and progress go to stderr where JSON goes to stdout."""
+    use_all_threads()
     console = Console(stderr=as_json)
     distillation = Distillation(options)
     texts = distillation.texts

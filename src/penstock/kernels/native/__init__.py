@@ -52,15 +52,14 @@ def describe() -> str:
     return "reference" if NATIVE is None else str(NATIVE.isa())
 
 
-def use_threads(num_threads: int) -> None:
+def use_threads(num_threads: int, *, torch_works: bool = False) -> None:
     """Let kernels run on ``num_threads``, the caller's included.
 
-    torch's own pool gets as many only where it does the work: two pools would fight over the cores.
+    torch's own pool gets as many only where it does the work: all of it without compiled kernels, a part of it where
+    ``torch_works``. Otherwise it gets one, for two pools that wait for work by spinning fight over the cores.
     """
-    if NATIVE is None:
-        torch.set_num_threads(num_threads)
-    else:
-        torch.set_num_threads(1)
+    torch.set_num_threads(num_threads if NATIVE is None or torch_works else 1)
+    if NATIVE is not None:
         NATIVE.set_num_threads(num_threads)
 
 
