@@ -19,8 +19,9 @@ _SHRINKS = torch.linspace(1.1, 0.4, 36).tolist()
 side is half a step short of the greatest value."""
 
 
-_ROWS = 64
-"""Outputs searched at a time: few enough for a cache near the core to hold them through all trials"""
+_WEIGHTS = 1 << 19
+"""Weights searched at a time: few enough for a cache near the core to hold them through all trials, and enough for
+each thread to have more to do than to wait for the others"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +56,10 @@ def fit_grid(weight: Tensor, scheme: Scheme, importance: Tensor | None = None, *
     grid = _cover(low, high, scheme)
     if not search:
         return grid
-    if len(weight) > _ROWS:
-        starts = range(0, len(weight), _ROWS)
-        parts = [fit_grid(weight[start : start + _ROWS], scheme, importance, search=True) for start in starts]
+    rows = max(1, _WEIGHTS // weight.shape[1])
+    if len(weight) > rows:
+        starts = range(0, len(weight), rows)
+        parts = [fit_grid(weight[start : start + rows], scheme, importance, search=True) for start in starts]
         return Grid(torch.cat([part.scales for part in parts]), torch.cat([part.zeros for part in parts]))
     groups_NBJ = grouped(weight, scheme)
     weights_BJ = torch.ones(1) if importance is None else grouped(importance.unsqueeze(0), scheme)[0]
