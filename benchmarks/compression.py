@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from penstock.cli.compress import use_all_threads
 from penstock.compress.auto.search import Goal, Search
 from penstock.compress.calibration.texts import CalibrationOptions
 from penstock.compress.recipe import NAMED, Recipe, Step, parse_recipe
@@ -175,6 +176,7 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="*", default=list(NAMES), choices=NAMES)
     parser.add_argument("--json", type=Path, help="also write the rows here")
     options = parser.parse_args()
+    use_all_threads()
     print("| recipe | perplexity | increase | over baseline | MB | seconds |\n|---|---|---|---|---|---|")
     rows = measure(options.windows, options.samples, options.recipes)
     if options.json is not None:

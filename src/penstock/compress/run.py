@@ -280,7 +280,7 @@ class Compression:
             unfinished(target),
             replaced=layer.replaced(),
             observe=_adding_to(ranges),
-            observe_cache=cache.add,
+            observe_cache=None if self._options.recipe.kv_cache is None else cache.add,
             progress=counted,
         )
         for unit, seen in ranges.items():

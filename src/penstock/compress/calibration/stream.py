@@ -80,7 +80,7 @@ class LayerStream:
         *,
         replaced: Mapping[str, Tensor] | None = None,
         observe: Observer | None = None,
-        observe_cache: Callable[[KVBlocks], None] = lambda kv: None,
+        observe_cache: Callable[[KVBlocks], None] | None = None,
         progress: Callable[[int], None] = lambda tokens: None,
     ) -> None:
         """Run layer ``index`` on the file ``source`` and write what the next one reads to ``target``, if it is given.
@@ -102,7 +102,8 @@ class LayerStream:
                 layout = BatchLayout.pack(lengths, lengths, tables, _BLOCK)
                 (kv,) = new_cache(single, self._ops, torch.float32, starts[-1], _BLOCK)
                 x = self._body.run_layer(layer, torch.from_numpy(hidden[rows].copy()), kv, self._body.begin(layout))
-                observe_cache(kv)
+                if observe_cache is not None:
+                    observe_cache(kv)
                 if out is not None:
                     out.write(x.numpy().tobytes())
                 progress(sum(lengths))
