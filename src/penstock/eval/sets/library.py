@@ -1,6 +1,7 @@
 """The standard library as data: which files are read, and which whole modules no model of ours was trained on."""
 
 import hashlib
+import os
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -82,11 +83,8 @@ def library_root() -> Path:
 def read_documents(root: Path) -> Iterator[Document]:
     """Every kept source file below `root` in path order, each distinct text once."""
     seen: set[bytes] = set()
-    for path in sorted(root.rglob("*.py")):
-        relative = path.relative_to(root)
-        if SKIPPED_DIRECTORIES.intersection(relative.parts[:-1]):
-            continue
-        name = relative.as_posix()
+    for path in sorted(_source_files(root)):
+        name = path.relative_to(root).as_posix()
         if name in SKIPPED_FILES or name.startswith(SKIPPED_PREFIXES):
             continue
         try:
@@ -97,6 +95,13 @@ def read_documents(root: Path) -> Iterator[Document]:
         if text.strip() and digest not in seen:
             seen.add(digest)
             yield Document(name, text)
+
+
+def _source_files(root: Path) -> Iterator[Path]:
+    """Every source file in a directory that is not skipped: what was installed may be a hundred times the library."""
+    for directory, names, files in os.walk(root):
+        names[:] = set(names) - SKIPPED_DIRECTORIES
+        yield from (Path(directory, name) for name in files if name.endswith(".py"))
 
 
 def split_documents(root: Path) -> tuple[list[Document], list[Document]]:
