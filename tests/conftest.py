@@ -1,5 +1,6 @@
 """Fixtures shared by all packages: tiny checkpoints, made once a session."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,8 +10,10 @@ import torch
 from tests.seeing_models import make_seeing_checkpoint
 from tests.tiny_models import make_checkpoint
 
-# Tiny tensors gain nothing from threads, and threads that wait for each other on a busy machine lose minutes.
+# Tiny tensors gain nothing from threads, and threads that wait for each other on a busy machine lose minutes: here, and
+# in processes that tests start.
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(scope="session")
