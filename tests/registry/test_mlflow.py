@@ -1,4 +1,4 @@
-"""Tracking, on a real MLflow server of the test's own; where MLflow is not installed, nothing was tested."""
+"""Tracking, on a real MLflow server of the test's own."""
 
 import json
 import os
@@ -8,7 +8,6 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -16,11 +15,6 @@ import pytest
 from penstock.errors import InvalidSetting, MissingExtra
 from penstock.registry import mlflow_tracking
 from penstock.registry.mlflow_tracking import track
-
-server_needed = pytest.mark.skipif(
-    find_spec("flask") is None or find_spec("mlflow") is None,
-    reason="tracking was not tested: MLflow and its server are not installed (pip install mlflow)",
-)
 
 
 @pytest.fixture
@@ -55,7 +49,6 @@ def _wait(url: str, server: subprocess.Popen[bytes]) -> None:
     raise AssertionError("the MLflow server did not come up")
 
 
-@server_needed
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_run_has_recipe_figures_and_files(model: Path, mlflow_server: str, tmp_path: Path) -> None:
