@@ -45,6 +45,34 @@ def test_it_comes_with_the_compiler() -> None:
     _run(_LEAN + "import torch._dynamo; assert 'torch._decomp' in sys.modules\n" + _IS_WHOLE)
 
 
+def test_reaching_into_one_brings_all_that_torch_itself_has() -> None:
+    names = "print(*sorted(name for name in sys.modules if name.startswith('torch')))"
+    whole = _run(f"import sys, torch; {names}").split()
+    lean = _run(
+        _LEAN
+        + "for name in ('torch._export', 'torch.fx.graph', 'torch.nested._internal'): assert name not in sys.modules\n"
+        "assert torch.distributions.Normal(0.0, 1.0).sample().shape == ()\n"
+        f"assert torch.cond is torch._higher_order_ops.cond and torch.vmap is torch.func.vmap; {names}"
+    ).split()
+    assert lean == whole
+
+
+def test_functions_of_what_is_left_out_bring_it() -> None:
+    _run(
+        _LEAN + "assert torch.vmap(lambda x: 2 * x)(torch.ones(3)).tolist() == [2.0] * 3; "
+        "assert 'torch._export' in sys.modules\n"
+        "import torch.fx.passes; assert torch.fx.symbolic_trace(torch.nn.Linear(2, 2)).graph.nodes\n"
+    )
+
+
+def test_of_another_version_only_registrations_are_left_out() -> None:
+    _run(
+        "import importlib.metadata; importlib.metadata.version = lambda name: '2.12.0'\n"
+        + _LEAN
+        + "assert 'torch._export' in sys.modules and 'torch._decomp' not in sys.modules\n"
+    )
+
+
 def test_too_late_does_nothing() -> None:
     _run(
         "import sys, types; sys.modules['torch'] = types.ModuleType('torch'); before = list(sys.meta_path)\n"

@@ -1,12 +1,13 @@
-"""torch, imported without what only tracing needs: a third of the time that importing all of it takes.
+"""torch, imported without what only tracing, training and old quantization need: half the time that all of it takes.
 
-``import torch`` ends by registering thousands of shape functions and decompositions written in Python. torch.compile,
-torch.export and fake tensors use them, and torch.Generator cannot be made without them; running ops does not. Here
-those modules come empty, and are executed when somebody reaches into one of them, or begins to trace.
+``import torch`` ends by importing all of torch.export, torch.fx, torch.distributions and their like, and by registering
+thousands of shape functions and decompositions written in Python. Running ops needs none of them (but torch.Generator
+cannot be made without). Here those modules come empty, and are executed, all of them and in torch's order, when
+somebody reaches into one of them, or begins to trace.
 """
 
 import importlib.machinery
-import importlib.util
+import importlib.metadata
 import os
 import sys
 import threading
@@ -14,36 +15,91 @@ import types
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 
-_DEFERRED = ("torch._meta_registrations", "torch.distributed._meta_registrations")
+_REGISTRATIONS = frozenset({"torch._meta_registrations", "torch.distributed._meta_registrations"})
+"""Of every version that we run with."""
+_LEAVES = frozenset(
+    {
+        "torch._higher_order_ops",
+        "torch._native",
+        "torch.ao",
+        "torch.compiler",
+        "torch.distributions",
+        "torch.export",
+        "torch.func",
+        "torch.fx",
+        "torch.fx.experimental",
+        "torch.fx.experimental.sym_node",
+        "torch.fx.traceback",
+        "torch.hub",
+        "torch.masked",
+        "torch.nested",
+        "torch.nn.intrinsic",
+        "torch.nn.qat",
+        "torch.nn.quantizable",
+        "torch.nn.quantized",
+        "torch.quantization",
+    }
+)
+"""What nothing else reaches into while torch is imported."""
+_LEAVES_KNOWN_IN = ("2.13.",)
+"""Versions of torch in which that is so. Which modules they are, and in what order they may be executed, is nobody's
+promise: another version is to run the tests of this module first, and leaves out the registrations alone until then."""
+_ALONE = frozenset({"torch.fx._compatibility", "torch.fx.operator_schemas"})
+"""Parts of a package above that are needed, and do not need it."""
+_FUNCTIONS = {"torch._higher_order_ops": ("cond", "while_loop"), "torch.func": ("vmap",)}
+"""What torch takes into its own namespace from the modules above."""
 _TRACERS = ("torch._dynamo", "torch._inductor")
 """Whose import says that something will be traced."""
 
 _LOCK = threading.RLock()
+_deferred: list[types.ModuleType] = []
+"""In the order in which torch asked for them"""
 
 
 def defer_tracing() -> None:
-    """Have a later ``import torch`` leave out what only tracing needs; does nothing where torch is imported already."""
-    if "torch" not in sys.modules:
-        # Looking through every installed package for torch backends, of which the engine uses none.
-        os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
-        sys.meta_path.insert(0, _Finder())
+    """Have a later ``import torch`` leave out what running ops does not need; does nothing where it was imported."""
+    if "torch" in sys.modules:
+        return
+    # Looking through every installed package for torch backends, of which the engine uses none.
+    os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
+    sys.meta_path.insert(0, _Finder(_REGISTRATIONS | (_LEAVES if _are_leaves_known() else frozenset())))
 
 
 def load_deferred() -> None:
     """Execute what was left out, for code that may trace or makes fake tensors."""
-    for name in _DEFERRED:
-        module = sys.modules.get(name)
-        if isinstance(module, _Deferred):
-            module.load()
+    with _LOCK:
+        # What one of them reaches into it gets at once, which may come out of turn.
+        modules, _deferred[:] = _deferred[:], []
+        for module in modules:
+            _load(module)
+            for function in _FUNCTIONS.get(module.__name__, ()):
+                setattr(sys.modules["torch"], function, getattr(module, function))
+
+
+def _are_leaves_known() -> bool:
+    try:
+        return importlib.metadata.version("torch").startswith(_LEAVES_KNOWN_IN)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+
+
+def _is_torch_imported() -> bool:
+    return not getattr(sys.modules["torch"].__spec__, "_initializing", False)
 
 
 class _Finder(MetaPathFinder):
+    def __init__(self, names: frozenset[str]) -> None:
+        self._names = names
+
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         if fullname in _TRACERS:
             load_deferred()
-        if fullname not in _DEFERRED:
+        if fullname not in self._names:
+            parent = sys.modules.get(fullname.rpartition(".")[0])
+            if isinstance(parent, _Deferred) and fullname not in _ALONE:
+                _reach(parent)
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
@@ -56,7 +112,9 @@ class _EmptyLoader(Loader):
         self.loader = loader
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
-        return _Deferred(spec.name)
+        module = _Deferred(spec.name)
+        _deferred.append(module)
+        return module
 
     def exec_module(self, module: types.ModuleType) -> None:
         pass
@@ -72,16 +130,27 @@ class _Deferred(types.ModuleType):
     def __getattr__(self, name: str) -> object:
         if name.startswith("__"):
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-        self.load()
+        if name in _FUNCTIONS.get(self.__name__, ()) and not _is_torch_imported():
+            return lambda *args, **kwargs: getattr(self, name)(*args, **kwargs)
+        _reach(self)
         return getattr(self, name)
 
-    def load(self) -> None:
-        with _LOCK:
-            if type(self) is not _Deferred:
-                return
-            spec = self.__spec__
-            assert spec is not None, "our finder made this module"
-            assert isinstance(spec.loader, _EmptyLoader), "a module is loaded once"
-            spec.loader = self.__loader__ = spec.loader.loader
-            object.__setattr__(self, "__class__", types.ModuleType)
-            spec.loader.exec_module(self)
+
+def _reach(module: types.ModuleType) -> None:
+    """Execute what was left empty, and with it, once torch is there, all others."""
+    if _is_torch_imported():
+        load_deferred()
+    _load(module)
+
+
+def _load(module: types.ModuleType) -> None:
+    """Execute what was left empty, unless that was begun."""
+    with _LOCK:
+        if not isinstance(module, _Deferred):
+            return
+        spec = module.__spec__
+        assert spec is not None, "our finder made this module"
+        assert isinstance(spec.loader, _EmptyLoader), "a module is loaded once"
+        spec.loader = module.__loader__ = spec.loader.loader
+        object.__setattr__(module, "__class__", types.ModuleType)
+        spec.loader.exec_module(module)
