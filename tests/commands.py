@@ -1,13 +1,17 @@
-"""`penstock` as a person runs it: a real process, a real port, real signals."""
+"""`penstock` as a person runs it: a real process, a real port, real signals; or its command line alone."""
 
+import io
 import os
 import re
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest import mock
+
+from penstock.cli.main import main
 
 PENSTOCK = [sys.executable, "-c", "from penstock.cli.main import main; main()"]
 _READY = re.compile(r"is ready at (http://\S+);")
@@ -64,3 +68,19 @@ def serving(*arguments: str) -> Iterator[Server]:
 def run(*arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
     """Run `penstock` to its end."""
     return subprocess.run([*PENSTOCK, *arguments], capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def run_here(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `penstock` to its end in this process, which has imported what takes a new one seconds.
+
+    For what a real process of the same command shows already: other arguments, and how they are refused.
+    """
+    out, err = io.StringIO(), io.StringIO()
+    status: str | int | None = 0
+    with mock.patch("sys.argv", ["penstock", *arguments]), redirect_stdout(out), redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as end:
+            status = end.code
+    assert isinstance(status, int)
+    return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import run
+from tests.commands import run, run_here
 
 FEW = ["--samples", "4", "--sample-tokens", "48", "--force"]
 
@@ -15,7 +15,7 @@ def test_a_recipe_is_shown_followed_and_reported(checkpoint: Callable[[str], Pat
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("steps:\n  - {match: attention, method: gptq, group: 32}\n")
     command = ["compress", str(checkpoint("llama")), "-o", str(tmp_path / "out"), "--recipe", str(recipe), *FEW]
-    planned = run(*command, "--dry-run")
+    planned = run_here(*command, "--dry-run")
     assert planned.returncode == 0, planned.stderr
     assert "gptq 4 bits, g32" in planned.stdout
     assert "estimate" in planned.stdout
@@ -41,7 +41,7 @@ def test_a_recipe_is_shown_followed_and_reported(checkpoint: Callable[[str], Pat
 def test_what_cannot_be_done_is_said_in_a_line(
     arguments: list[str], complaint: str, checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    result = run("compress", str(checkpoint("llama")), "-o", str(tmp_path / "out"), *FEW, *arguments)
+    result = run_here("compress", str(checkpoint("llama")), "-o", str(tmp_path / "out"), *FEW, *arguments)
     assert result.returncode == 1
     assert complaint in result.stderr
     assert result.stderr.count("\n") == 1
@@ -51,18 +51,18 @@ def test_what_cannot_be_done_is_said_in_a_line(
 def test_a_recipe_is_found_for_a_size(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
     model, out = checkpoint("llama"), tmp_path / "out"
     command = ["compress", str(model), *FEW]
-    planned = run(*command, "-o", str(out), "--max-loss", "1%", "--dry-run", "--json")
+    planned = run_here(*command, "-o", str(out), "--max-loss", "1%", "--dry-run", "--json")
     assert planned.returncode == 0, planned.stderr
     reach = json.loads(planned.stdout)
     target = (reach["smallest_bytes"] + reach["largest_bytes"]) // 2
-    result = run(*command, "-o", str(out), "--target-size", f"{target / 1000}kB", "--json")
+    result = run_here(*command, "-o", str(out), "--target-size", f"{target / 1000}kB", "--json")
     assert result.returncode == 0, result.stderr
     answer = json.loads(result.stdout)
     assert answer["report"]["bytes_after"] <= target
     assert "rank correlation with the KL" in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     # The recipe is one like any other.
-    again = run(*command, "-o", str(tmp_path / "again"), "--recipe", str(out / "recipe.yaml"))
+    again = run_here(*command, "-o", str(tmp_path / "again"), "--recipe", str(out / "recipe.yaml"))
     assert again.returncode == 0, again.stderr
     first, second = ((path / "model.safetensors").read_bytes() for path in (out, tmp_path / "again"))
     assert first == second
@@ -80,7 +80,7 @@ def test_a_recipe_is_found_for_a_size(checkpoint: Callable[[str], Path], tmp_pat
 def test_goals_that_cannot_be_reached_are_refused(
     arguments: list[str], status: int, complaint: str, checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    result = run("compress", str(checkpoint("llama")), "-o", str(tmp_path / "out"), *FEW, *arguments)
+    result = run_here("compress", str(checkpoint("llama")), "-o", str(tmp_path / "out"), *FEW, *arguments)
     assert result.returncode == status
     assert complaint in " ".join(result.stderr.replace("│", " ").split())
     assert list(tmp_path.iterdir()) == []

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.commands import run
+from tests.commands import run, run_here
 from tests.tiny_models import make_checkpoint
 
 
@@ -24,6 +24,6 @@ def test_a_smaller_model_learns_and_is_served_beside_its_teacher(
     assert answer["first_step"] == 0
     assert answer["after"]["value"] != answer["before"]["value"]
     assert "recovered" in result.stderr
-    again = run(*command, "--out", str(out))
+    again = run_here(*command, "--out", str(out))
     assert again.returncode == 1
     assert "exists" in again.stderr

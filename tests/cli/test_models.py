@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.commands import run, serving
+from tests.commands import run_here, serving
 
 
 @pytest.fixture
@@ -29,13 +29,13 @@ def model(tmp_path: Path) -> Path:
 
 
 def ok(*arguments: str) -> str:
-    result = run(*arguments)
+    result = run_here(*arguments)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
 
 def refused(*arguments: str) -> str:
-    result = run(*arguments)
+    result = run_here(*arguments)
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr.startswith("error: ")
     assert result.stderr.count("\n") == 1

@@ -18,7 +18,7 @@ from penstock.eval import load_tasks
 from penstock.models import families, read_config, resolve_model
 from penstock.protocol import EngineState
 from penstock.quant import Scheme
-from tests.commands import PENSTOCK, Server, run, serving
+from tests.commands import PENSTOCK, Server, run, run_here, serving
 from tests.gguf_files import write_gguf
 from tests.quantized_files import quantize_checkpoint
 
@@ -194,7 +194,7 @@ def test_bench(text: str, server: Server) -> None:
 def test_eval(text: str, checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
     command = text.replace(EXAMPLE_MODEL, str(checkpoint("qwen2"))).replace("/tmp/penstock-eval", str(tmp_path))
     few = ["--limit", "2", "--window", "128", "--no-speed", "--threads", "1"]
-    result = run(*command.split()[1:], *few)
+    result = run_here(*command.split()[1:], *few)
     # A verdict on two windows of random weights may be either.
     assert result.returncode in ((0, 3) if "--against" in text else (0,)), result.stderr
     assert "candidate" in result.stdout
@@ -207,16 +207,16 @@ def test_compress(text: str, checkpoint: Callable[[str], Path], tmp_path: Path) 
     out = tmp_path / "out"
     command = text.replace(EXAMPLE_MODEL, str(checkpoint("qwen2"))).replace("/tmp/penstock-4bit", str(out))
     # The texts are nothing to a model of random weights.
-    result = run(*command.split()[1:], "--samples", "4", "--sample-tokens", "48", "--force")
+    result = run_here(*command.split()[1:], "--samples", "4", "--sample-tokens", "48", "--force")
     assert result.returncode == 0, result.stderr
     assert (out / "config.json").is_file()
 
 
 @pytest.mark.parametrize("text", run_snippets("penstock distill "))
 def test_distill(text: str, checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
-    out, model = tmp_path / "out", str(checkpoint("qwen2"))
-    command = text.replace(EXAMPLE_MODEL, model).replace("/tmp/shorter", model).replace("/tmp/student", str(out))
-    result = run(*command.split()[1:], "--samples", "64", "--sample-tokens", "32", "--steps", "2")
+    out, teacher, student = tmp_path / "out", str(checkpoint("qwen2")), str(checkpoint("llama"))
+    command = text.replace(EXAMPLE_MODEL, teacher).replace("/tmp/shorter", student).replace("/tmp/student", str(out))
+    result = run_here(*command.split()[1:], "--samples", "64", "--sample-tokens", "32", "--steps", "2")
     assert result.returncode == 0, result.stderr
     assert (out / "config.json").is_file()
 
