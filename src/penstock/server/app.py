@@ -1,5 +1,7 @@
 """The application: its routes, what surrounds them, and its errors."""
 
+from typing import Any
+
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from prometheus_client import CollectorRegistry
@@ -60,10 +62,20 @@ def create_app(
 
 
 def _describe_as_it_is(app: FastAPI) -> None:
-    """Take from /openapi.json the 422 that FastAPI adds to every route with a body: here that is a 400."""
-    for path in app.openapi()["paths"].values():  # made once and kept by the app
-        for operation in path.values():
-            operation["responses"].pop("422", None)
+    """Take from /openapi.json the 422 that FastAPI adds to every route with a body: here that is a 400.
+
+    It is made for the first who asks: that takes a third of a second, which every start would wait for.
+    """
+    make = app.openapi
+
+    def describe() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            for path in make()["paths"].values():  # the app keeps it
+                for operation in path.values():
+                    operation["responses"].pop("422", None)
+        return make()
+
+    app.openapi = describe  # type: ignore[method-assign]
 
 
 def _add_error_handlers(app: FastAPI) -> None:
