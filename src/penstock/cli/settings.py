@@ -1,7 +1,7 @@
 """Settings as commands get them."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -9,10 +9,6 @@ if TYPE_CHECKING:
     from penstock.config import Loaded
     from penstock.launch.settings import Settings
 
-ConfigOption = Annotated[
-    Optional[Path],  # noqa: UP045 - typer reads this form on every Python
-    typer.Option("--config", help="Settings file (TOML); else PENSTOCK_CONFIG, else ./penstock.toml."),
-]
 Flags = dict[str, tuple[str, Any]]
 """From a setting's key to (flag, value), None meaning not given"""
 
@@ -34,3 +30,12 @@ def load_found(config: Path | None, flags: Flags) -> "Settings":
     from penstock.launch.registered import find_registered
 
     return find_registered(load(config, flags).settings, lambda line: typer.echo(line, err=True))
+
+
+def runner_flags(dtype: str | None, quantize: str | None, kv_dtype: str | None, *, prefix: str = "--") -> Flags:
+    """Return how a model is held, as the flags say that begin with ``prefix``."""
+    return {
+        "runner.dtype": (f"{prefix}dtype", dtype),
+        "runner.quantize": (f"{prefix}quantize", quantize),
+        "runner.kv_dtype": (f"{prefix}kv-dtype", kv_dtype),
+    }

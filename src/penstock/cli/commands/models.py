@@ -5,11 +5,12 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from penstock.cli.settings import ConfigOption, load
+from penstock.cli.options import ConfigOption, JSONOption
+from penstock.cli.settings import load
 from penstock.units import format_bytes
 
 if TYPE_CHECKING:
@@ -26,10 +27,10 @@ ReferenceArgument = Annotated[
     ),
 ]
 RegistryOption = Annotated[
-    Optional[str],  # noqa: UP045 - typer reads this form on every Python
+    str | None,
     typer.Option("--registry", metavar="URL", help="Database, by SQLAlchemy URL.  [default: the setting registry.url]"),
 ]
-JSONOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+MetricsOption = Annotated[Path | None, typer.Option(help="JSON that penstock eval --json printed, or numbers by name.")]
 
 
 @models_app.command()
@@ -49,24 +50,19 @@ def add(
         Path, typer.Argument(metavar="DIR", help="The model: a directory in Hugging Face layout, or a GGUF file.")
     ],
     name: Annotated[str, typer.Option(help="What to register it as.")],
-    version: Annotated[Optional[int], typer.Option(min=1, help="Its number.  [default: the next]")] = None,  # noqa: UP045
+    version: Annotated[int | None, typer.Option(min=1, help="Its number.  [default: the next]")] = None,
     parent: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(metavar="NAME:VERSION", help="The registered model that it was made from."),
+        str | None, typer.Option(metavar="NAME:VERSION", help="The registered model that it was made from.")
     ] = None,
     recipe: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="How it was made; kept as text.  [default: as penstock compress left it in DIR]"),
+        Path | None, typer.Option(help="How it was made; kept as text.  [default: as penstock compress left it in DIR]")
     ] = None,
     data: Annotated[
-        Optional[list[Path]],  # noqa: UP045
+        list[Path] | None,
         typer.Option(help="File it was trained, tuned or calibrated with; its hash is kept; may be repeated."),
     ] = None,
-    metrics: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="JSON that penstock eval --json printed, or numbers by name."),
-    ] = None,
-    key: Annotated[Optional[Path], typer.Option(help="Private key to sign it by.")] = None,  # noqa: UP045
+    metrics: MetricsOption = None,
+    key: Annotated[Path | None, typer.Option(help="Private key to sign it by.")] = None,
     registry: RegistryOption = None,
     config: ConfigOption = None,
 ) -> None:
@@ -93,14 +89,10 @@ def add(
 def track(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="The model: a directory in Hugging Face layout.")],
     experiment: Annotated[str, typer.Option(help="MLflow's experiment; made if it is not there.")] = "penstock",
-    name: Annotated[Optional[str], typer.Option(help="Of the run.  [default: the directory's]")] = None,  # noqa: UP045
-    metrics: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="JSON that penstock eval --json printed, or numbers by name."),
-    ] = None,
+    name: Annotated[str | None, typer.Option(help="Of the run.  [default: the directory's]")] = None,
+    metrics: MetricsOption = None,
     mlflow: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(metavar="URL", help="MLflow's server.  [default: MLFLOW_TRACKING_URI]"),
+        str | None, typer.Option(metavar="URL", help="MLflow's server.  [default: MLFLOW_TRACKING_URI]")
     ] = None,
     as_json: JSONOption = False,
 ) -> None:
@@ -192,8 +184,7 @@ def stage(
 def verify(
     reference: ReferenceArgument,
     public_key: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="Key by which it has to be signed.  [default: the setting registry.public_key]"),
+        str | None, typer.Option(help="Key by which it has to be signed.  [default: the setting registry.public_key]")
     ] = None,
     registry: RegistryOption = None,
     config: ConfigOption = None,
