@@ -237,8 +237,9 @@ def make_seeing_checkpoint(
                 parameter.copy_(
                     torch.randn_like(parameter) * 0.3 + (1.0 if "norm" in name and "bias" not in name else 0.0)
                 )
-            elif parameter.ndim == 4 or "position" in name or "vision" in name:
+            elif parameter.ndim == 4 or any(part in name for part in ("position", "vision", "projector", "connector")):
                 parameter.copy_(torch.randn_like(parameter) * parameter[0].numel() ** -0.5)
+            assert parameter.std() > 0.01, f"{name} would hide what is wrong with it"
     model.save_pretrained(path)
     if rename is not None:
         file = path / "model.safetensors"

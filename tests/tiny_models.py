@@ -197,6 +197,7 @@ def make_checkpoint(
         for name, parameter in model.named_parameters():
             if parameter.ndim == 1:
                 parameter.copy_(torch.randn_like(parameter) * 0.3 + (1.0 if "norm.weight" in name else 0.0))
+            assert parameter.std() > 0.01, f"{name} would hide what is wrong with it"
     model.to(dtype).save_pretrained(path, max_shard_size=max_shard_size)
     write_tokenizer(path)
     return path
