@@ -47,6 +47,12 @@ _GEMMA3_TEXT: dict[str, Any] = {
     "layer_types": ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"],
     "query_pre_attn_scalar": 24,
 }
+_PALIGEMMA_IMAGE = {
+    "size": {"height": 40, "width": 40},
+    "image_mean": [0.5] * 3,
+    "image_std": [0.5] * 3,
+    "image_seq_length": 25,
+}
 _PINPOINTS = [[56, 112], [112, 56], [112, 112], [168, 56], [56, 168]]
 
 
@@ -70,6 +76,8 @@ class Seeing:
     processor: dict[str, Any] = field(default_factory=dict)
     """processor_config.json, beside what the image processor writes"""
     tokens: dict[str, int] = field(default_factory=lambda: {"<image>": IMAGE_ID})
+    reads_whole: bool = False
+    """A prompt with an image, of which there is no more than one"""
 
 
 SEEING: dict[str, Seeing] = {
@@ -162,6 +170,33 @@ SEEING: dict[str, Seeing] = {
         differences={"mm_tokens_per_image": 36},
         text_differences=_GEMMA3_TEXT,
         tokens=_GEMMA3_TOKENS,
+    ),
+    "paligemma": Seeing(
+        prefix="PaliGemma",
+        image_processor="SiglipImageProcessor",
+        image=_PALIGEMMA_IMAGE,
+        vision={**_SIGLIP, "image_size": 40, "vision_use_head": False},
+        text="gemma",
+        differences={"projection_dim": 64},
+        text_differences={"num_key_value_heads": 1},
+        reads_whole=True,
+    ),
+    "paligemma2": Seeing(
+        prefix="PaliGemma",
+        image_processor="SiglipImageProcessor",
+        image=_PALIGEMMA_IMAGE,
+        vision={**_SIGLIP, "image_size": 40, "vision_use_head": False},
+        text="gemma2",
+        differences={"projection_dim": 64},
+        text_differences={
+            "num_hidden_layers": 3,
+            # No less than a prompt of three images, and less than that with an answer.
+            "sliding_window": 100,
+            "query_pre_attn_scalar": 24,
+            "attn_logit_softcapping": 3.0,
+            "final_logit_softcapping": 5.0,
+        },
+        reads_whole=True,
     ),
 }
 

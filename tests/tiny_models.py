@@ -107,6 +107,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             **_LONGROPE,
         },
     ),
+    "gemma": ("Gemma", {"num_key_value_heads": 1}),
     "gemma2": (
         "Gemma2",
         {

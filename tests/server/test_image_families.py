@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 from PIL import Image
 from prometheus_client import CollectorRegistry
+from transformers.models.paligemma.processing_paligemma import PaliGemmaProcessor
 
 from penstock.images.config import ImageConfig
 from penstock.images.families import load_processor
@@ -16,7 +18,7 @@ from penstock.server import ServerConfig
 from penstock.server.app import create_app
 from penstock.text import ChatTemplate, Tokenizer
 from tests.images.files import animated, data_url, encoded
-from tests.seeing_models import SEEING, THREE_AXES, drawing, with_images
+from tests.seeing_models import SEEING, THREE_AXES, drawing, make_seeing_checkpoint, token_ids_of, with_images
 from tests.server.fakes import saying
 
 TEMPLATE = (
@@ -65,3 +67,39 @@ async def test_prompts_are_what_the_family_makes_of_them(seeing_checkpoint: Call
             assert getattr(picture, name) == getattr(expected, name), name
     image_tokens = answer.json()["usage"]["prompt_tokens_details"]["image_tokens"]
     assert image_tokens == sum(picture.num_tokens for picture in pictures)
+
+
+async def test_paligemma_without_a_chat_template_reads_upstreams_layout(tmp_path: Path) -> None:
+    path = make_seeing_checkpoint(tmp_path, "paligemma")
+    (path / "tokenizer_config.json").write_text('{"bos_token": "<|im_start|>"}')
+    processor, template = load_processor(path), ChatTemplate.load(path)
+    assert processor is not None
+    engine, image = saying("fine"), drawing(60, 44)
+    upstream = object.__new__(PaliGemmaProcessor)
+    upstream.tokenizer = SimpleNamespace(bos_token="<|im_start|>")
+    shown = {"type": "image_url", "image_url": {"url": data_url(encoded(image))}}
+    question = {"type": "text", "text": "answer en what is <image>?"}
+    app = create_app(
+        client=engine,
+        tokenizer=Tokenizer.load(path),
+        template=template,
+        config=ServerConfig(),
+        registry=CollectorRegistry(),
+        images=ImageReader(processor, ImageConfig()),
+    )
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://fake") as client:
+
+        async def ask(*messages: dict[str, Any]) -> httpx.Response:
+            return await client.post("/v1/chat/completions", json={"messages": messages, "max_tokens": 1})
+
+        for content in ([shown, question], [question, shown]):
+            assert (await ask({"role": "user", "content": content})).status_code == 200
+            _, texts, *_ = upstream.prepare_inputs_layout([image], ["answer en what is < image>?"])
+            token_ids, pictures = with_images(path, processor, texts[0].replace("<image>", "@"), [image])
+            assert engine.requests[-1].prompt_token_ids == token_ids
+            assert engine.requests[-1].pictures[0].offset == pictures[0].offset == 0
+        assert (await ask({"role": "user", "content": "of text alone"})).status_code == 200
+        assert engine.requests[-1].prompt_token_ids == token_ids_of(path, "<|im_start|>of text alone\n")
+        answer = await ask({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})
+    assert answer.status_code == 400
+    assert "holds no conversation" in answer.json()["error"]["message"]

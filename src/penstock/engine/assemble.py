@@ -54,6 +54,7 @@ def assemble_engine(
             step_tokens=config.scheduler.step_tokens,
             in_step=not source.counters.num_workers,
             sees_both_ways=model.config.vision.sees_both_ways,
+            reads_prompts_whole=model.config.vision.reads_prompts_whole,
         )
     runner: Runner = CPURunner(
         model if profiler is None else profiler.around_model(model),

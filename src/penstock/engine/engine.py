@@ -119,6 +119,7 @@ class Engine:
             now_s=now_s,
             unix_s=time.time(),
             adapter_number=0 if adapter is None else adapter.number,
+            reads_prompts_whole=self._scheduler.encoding.reads_prompts_whole,
         )
         self._next_number += 1
         self._scheduler.add(entry, now_s)

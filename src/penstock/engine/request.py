@@ -4,7 +4,7 @@ import enum
 import math
 
 from penstock.engine.encoding import PictureCursor
-from penstock.engine.kv import BlockTable
+from penstock.engine.kv import BlockTable, prompt_digest
 from penstock.protocol import GenerateRequest, Preemption, Priority, Timeline
 
 CLASS_DEADLINES_S = {Priority.P0: 0.1, Priority.P1: 1.0, Priority.P2: 10.0, Priority.P3: math.inf}
@@ -38,9 +38,20 @@ class Request:
     )
 
     def __init__(
-        self, request: GenerateRequest, *, number: int, now_s: float, unix_s: float, adapter_number: int = 0
+        self,
+        request: GenerateRequest,
+        *,
+        number: int,
+        now_s: float,
+        unix_s: float,
+        adapter_number: int = 0,
+        reads_prompts_whole: bool = False,
     ) -> None:
-        """``adapter_number`` tells apart the adapters there have been; 0: none."""
+        """``adapter_number`` tells apart the adapters there have been; 0: none.
+
+        ``reads_prompts_whole``: in a prompt with pictures every token depends on all others.
+        """
+        num_whole = len(request.prompt_token_ids) if reads_prompts_whole and request.pictures else 0
         self.request_id = request.request_id
         self.number = number
         """Counts arrivals; breaks ties."""
@@ -48,6 +59,9 @@ class Request:
         self.priority = request.priority
         self.tenant = request.tenant
         self.salt = f"{adapter_number}:{request.cache_salt}"
+        if num_whole:
+            # Its blocks are no other prompt's, not even of one that goes on from it.
+            self.salt += f":{prompt_digest(request.prompt_token_ids, request.pictures)}"
         self.arrival_s = now_s
         """On the engine's monotonic clock, as all times here are but the next."""
         self.arrival_unix_s = unix_s
@@ -59,7 +73,7 @@ class Request:
         num_sequences = request.sampling.n if beam is None else beam.width
         self.has_forked = num_sequences == 1
         """Whether the other choices have been split off the first, which computes the prompt for all."""
-        self.sequences = [Sequence(self, index, request) for index in range(num_sequences)]
+        self.sequences = [Sequence(self, index, request, num_whole) for index in range(num_sequences)]
         """Choices, or beams, which all grow in the same steps"""
 
     @property
@@ -100,7 +114,7 @@ class Sequence:
         "waited_s",
     )
 
-    def __init__(self, request: Request, index: int, asked: GenerateRequest) -> None:
+    def __init__(self, request: Request, index: int, asked: GenerateRequest, num_whole: int) -> None:
         prompt_token_ids = asked.prompt_token_ids
         self.request = request
         self.index = index
@@ -113,7 +127,7 @@ class Sequence:
         """High-water mark; computing below it again is recomputation."""
         self.table = BlockTable()
         # Features depend on no adapter, but who shares them could be probed by their timing.
-        self.pictures = PictureCursor(asked.pictures, asked.cache_salt)
+        self.pictures = PictureCursor(asked.pictures, asked.cache_salt, num_whole)
         self.state = SequenceState.WAITING
         self.reserved_blocks = 0
         """Blocks that admission set aside for it, grown when it outgrows them."""

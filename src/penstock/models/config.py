@@ -83,6 +83,8 @@ class VisionConfig:
     """And of a video's, where that is another or there are any"""
     sees_both_ways: bool = False
     """A picture's tokens see each other whatever their order, so that none may be computed without the others."""
+    reads_prompts_whole: bool = False
+    """So do all tokens of a prompt that shows a picture; only what is generated sees no more than what came before."""
     has_three_axes: bool = False
     """Positions are in time, row and column: ``vision.RotaryPositions``."""
     scales_features: bool = False

@@ -29,6 +29,10 @@ class ConfigJson:
         """Return the same over ``defaults``."""
         return ConfigJson({**defaults, **self.values}, self.path, self._generation, prefix=self._prefix)
 
+    def but(self, **values: Any) -> "ConfigJson":
+        """Return the same but for ``values``."""
+        return ConfigJson({**self.values, **values}, self.path, self._generation, prefix=self._prefix)
+
     def part(self, key: str) -> "ConfigJson":
         """Return the object under ``key``."""
         values = self.values.get(key)

@@ -22,7 +22,7 @@ _SANDWICH = Norms(
     after_mlp="post_feedforward_layernorm",
     offset=1.0,
 )
-"""Gemma's: before and after each block, weights kept as deviations from one."""
+"""Gemma's since its second version: before and after each block, weights kept as deviations from one."""
 
 
 def llama(raw: ConfigJson, *, partial_rotary: bool = False) -> ModelConfig:
@@ -121,16 +121,31 @@ def phi3(raw: ConfigJson) -> ModelConfig:
     return _windowed(raw, config, lambda layer: True)
 
 
+def gemma(raw: ConfigJson) -> ModelConfig:
+    """Gemma 1: Llama with larger embeddings, and norms' weights kept as deviations from one."""
+    if raw.values.get("hidden_act") == "gelu":  # as first files have it, of models trained with the approximation
+        raw = raw.but(hidden_act="gelu_pytorch_tanh")
+    if raw.flag("use_bidirectional_attention"):
+        raise raw.bad("use_bidirectional_attention", True, "a decoder, in which tokens see only what came before")
+    config = llama(raw)
+    return replace(
+        config,
+        norms=Norms(offset=1.0),
+        tie_word_embeddings=raw.flag("tie_word_embeddings", True),
+        embedding_scale=config.hidden_size**0.5,
+    )
+
+
 def gemma2(raw: ConfigJson) -> ModelConfig:
     """Scores and logits are capped; every second layer has a window."""
-    config = replace(_gemma(raw), score_cap=raw.optional_number("attn_logit_softcapping"))
+    config = replace(_later_gemma(raw), score_cap=raw.optional_number("attn_logit_softcapping"))
     return _windowed(raw, config, lambda layer: layer % 2 == 0)
 
 
 def gemma3(raw: ConfigJson) -> ModelConfig:
     """Five layers with windows and angles of their own for each one that sees all; heads are normalized."""
     pattern = raw.integer("sliding_window_pattern", 6)
-    config = _windowed(raw, replace(_gemma(raw), qk_norm="heads"), lambda layer: (layer + 1) % pattern != 0)
+    config = _windowed(raw, replace(_later_gemma(raw), qk_norm="heads"), lambda layer: (layer + 1) % pattern != 0)
     by_kind = raw.values.get("rope_parameters") or {}
     scaling = raw.values.get("rope_scaling") or {}
     wide = {"rope_theta": raw.number("rope_theta", 1e6), **scaling, **by_kind.get("full_attention", {})}
@@ -190,6 +205,19 @@ def gemma3_vision(raw: ConfigJson) -> ModelConfig:
     return replace(_text(raw), vision=vision, tie_word_embeddings=raw.flag("tie_word_embeddings", True))
 
 
+def paligemma(raw: ConfigJson) -> ModelConfig:
+    """PaliGemma 1 and 2: Gemma 1 and 2, which read an image and a question whole."""
+    text = raw.part("text_config")
+    # Upstream's name for how a prompt is read; text without an image comes one token after another here.
+    config = _text(raw.but(text_config=text.but(use_bidirectional_attention=None).values), with_cap=True)
+    vision = VisionConfig(
+        image_token_id=_placeholder(raw, "image_token_index", "image_token_id"),
+        sees_both_ways=True,
+        reads_prompts_whole=True,
+    )
+    return replace(config, vision=vision, tie_word_embeddings=raw.flag("tie_word_embeddings", True))
+
+
 def qwen2_vl(raw: ConfigJson) -> ModelConfig:
     """Qwen2-VL and Qwen2.5-VL: Qwen2 with positions on three axes."""
     config = _text(raw)
@@ -210,6 +238,7 @@ FAMILIES: dict[str, Callable[[ConfigJson], ModelConfig]] = {
     "Qwen3ForCausalLM": qwen3,
     "Qwen3MoeForCausalLM": qwen3_moe,
     "MixtralForCausalLM": mixtral,
+    "GemmaForCausalLM": gemma,
     "Gemma2ForCausalLM": gemma2,
     "Gemma3ForCausalLM": gemma3,
     "Phi3ForCausalLM": phi3,
@@ -219,6 +248,7 @@ FAMILIES: dict[str, Callable[[ConfigJson], ModelConfig]] = {
     "LlavaForConditionalGeneration": llava,
     "LlavaNextForConditionalGeneration": llava,
     "Gemma3ForConditionalGeneration": gemma3_vision,
+    "PaliGemmaForConditionalGeneration": paligemma,
     "Idefics3ForConditionalGeneration": idefics3,
     "SmolVLMForConditionalGeneration": idefics3,
     "Qwen2VLForConditionalGeneration": qwen2_vl,
@@ -278,8 +308,18 @@ _LLAMA_7B = {
 }
 _MISTRAL_7B = {**_LLAMA_7B, "intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 131072}
 _QWEN2_7B = {**_LLAMA_7B, "vocab_size": 151936, "intermediate_size": 22016, "max_position_embeddings": 32768}
-_GEMMA3_2B = {
-    "vocab_size": 262208,
+_GEMMA_7B = {
+    "vocab_size": 256000,
+    "hidden_size": 3072,
+    "intermediate_size": 24576,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "head_dim": 256,
+    "hidden_act": "gelu_pytorch_tanh",
+    "max_position_embeddings": 8192,
+}
+_GEMMA2_2B = {
+    "vocab_size": 256000,
     "hidden_size": 2304,
     "intermediate_size": 9216,
     "num_hidden_layers": 26,
@@ -287,8 +327,17 @@ _GEMMA3_2B = {
     "num_key_value_heads": 4,
     "head_dim": 256,
     "hidden_activation": "gelu_pytorch_tanh",
-    "max_position_embeddings": 131072,
+    "max_position_embeddings": 8192,
     "sliding_window": 4096,
+    "attn_logit_softcapping": 50.0,
+    "final_logit_softcapping": 30.0,
+}
+_GEMMA3_2B = {
+    **_GEMMA2_2B,
+    "vocab_size": 262208,
+    "max_position_embeddings": 131072,
+    "attn_logit_softcapping": None,
+    "final_logit_softcapping": None,
 }
 _QWEN2_VL_72B = {
     **_QWEN2_7B,
@@ -307,6 +356,8 @@ _TEXT_MODELS: dict[str, tuple[Callable[[ConfigJson], ModelConfig], dict[str, Any
     "qwen2": (qwen2, _QWEN2_7B),
     "qwen3": (qwen3, {**_QWEN2_7B, "head_dim": 128}),
     "granite": (granite, _LLAMA_7B),
+    "gemma": (gemma, _GEMMA_7B),
+    "gemma2": (gemma2, _GEMMA2_2B),
     "gemma3_text": (gemma3, _GEMMA3_2B),
     **dict.fromkeys(("qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text"), (qwen2, _QWEN2_VL_72B)),
 }
@@ -314,10 +365,10 @@ _TEXT_MODELS: dict[str, tuple[Callable[[ConfigJson], ModelConfig], dict[str, Any
 Before version 5 transformers wrote only what differs from those."""
 
 
-def _text(raw: ConfigJson) -> ModelConfig:
+def _text(raw: ConfigJson, *, with_cap: bool = False) -> ModelConfig:
     """Return the decoder's configuration, which is under ``text_config``; in older files of some families, outside.
 
-    What a family does to its logits, upstream's models that see leave out.
+    What a family does to its logits, upstream's models that see leave out, but for those ``with_cap``.
     """
     inner = raw if raw.values.get("text_config") is None else raw.part("text_config")
     kind = inner.values.get("model_type", "llama")
@@ -327,7 +378,7 @@ def _text(raw: ConfigJson) -> ModelConfig:
     shared = ("dtype", "torch_dtype", "eos_token_id")
     outer: dict[str, Any] = {key: raw.values[key] for key in shared if key in raw.values}
     config = family(inner.over({**defaults, **outer}))
-    return replace(config, logit_scale=1.0, logit_cap=None)
+    return replace(config, logit_scale=1.0, logit_cap=config.logit_cap if with_cap else None)
 
 
 def _is_tied_by_either(text: ModelConfig, raw: ConfigJson) -> bool:
@@ -355,16 +406,11 @@ def _upper_windowed(raw: ConfigJson, config: ModelConfig) -> ModelConfig:
     return _windowed(raw, config, lambda layer: layer >= first)
 
 
-def _gemma(raw: ConfigJson) -> ModelConfig:
-    config = llama(raw)
-    if raw.flag("use_bidirectional_attention"):
-        raise raw.bad("use_bidirectional_attention", True, "a decoder, in which tokens see only what came before")
+def _later_gemma(raw: ConfigJson) -> ModelConfig:
     return replace(
-        config,
+        gemma(raw),
         norms=_SANDWICH,
-        tie_word_embeddings=raw.flag("tie_word_embeddings", True),
         attention_scale=raw.number("query_pre_attn_scalar", 256.0) ** -0.5,
-        embedding_scale=config.hidden_size**0.5,
         logit_cap=raw.optional_number("final_logit_softcapping"),
     )
 

@@ -23,6 +23,25 @@ from penstock.text.special_tokens import read_special_tokens
 _RESERVED = frozenset({"messages", "tools", "documents", "add_generation_prompt", "self"})
 _END_MARK = "\ue000penstock-continues-here\ue001"
 """Put behind the message to continue, with a space, to find its end in the rendered text."""
+_BUILT_IN = {
+    "PaliGemmaForConditionalGeneration": """
+{%- for message in messages -%}
+    {%- if message.role not in ("user", "system") -%}
+        {{- raise_exception("it answers a single question and holds no conversation; send one message of the user") -}}
+    {%- endif -%}
+    {%- if message.content is not string -%}
+        {%- for part in message.content if part.type == "image" -%}<image>{%- endfor -%}
+    {%- endif -%}
+{%- endfor -%}
+{{- bos_token -}}
+{%- for message in messages -%}
+    {%- if message.content is string -%}{{- message.content -}}{%- else -%}
+        {%- for part in message.content if part.type == "text" -%}{{- part.text -}}{%- endfor -%}
+    {%- endif -%}
+{%- endfor -%}
+{{- "\n" -}}""",
+}
+"""By architecture, for checkpoints that come without, as their papers and upstream's processors have prompts"""
 _PROBE = "\ue000penstock-probes\ue001"
 """What a template is tried with, to see what kinds of content it reads."""
 
@@ -58,7 +77,7 @@ class ChatTemplate:
         if is_gguf(path):
             templates, special_tokens = gguf_chat_templates(path), gguf_special_tokens(path)
         else:
-            templates, special_tokens = _read_templates(path), read_special_tokens(path)
+            templates, special_tokens = _read_templates(path) or _built_in(path), read_special_tokens(path)
         return cls(templates, special_tokens) if templates else None
 
     def render(
@@ -192,6 +211,13 @@ def _read_templates(path: Path) -> dict[str, str]:
             except (OSError, ValueError) as error:
                 raise ModelUnreadable(f"{file} cannot be read ({error}): copy or download it again.") from error
     return templates
+
+
+def _built_in(path: Path) -> dict[str, str]:
+    """Return the template that models of this architecture are known to read."""
+    names = read_json_object(path / "config.json").get("architectures")
+    known = [name for name in names if name in _BUILT_IN] if isinstance(names, list) else []
+    return {"default": _BUILT_IN[known[0]]} if known else {}
 
 
 def _declared_templates(file: Path) -> dict[str, str]:

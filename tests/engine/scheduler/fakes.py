@@ -59,6 +59,7 @@ class Driver:
     encoder_tokens: int = 10
     encodes_in_step: bool = True
     sees_both_ways: bool = False
+    reads_prompts_whole: bool = False
 
     def __post_init__(self) -> None:
         self.pool = BlockPool(self.num_blocks)
@@ -70,6 +71,7 @@ class Driver:
             step_tokens=self.config.step_tokens,
             in_step=self.encodes_in_step,
             sees_both_ways=self.sees_both_ways,
+            reads_prompts_whole=self.reads_prompts_whole,
         )
         self.scheduler = Scheduler(self.config, self.cache, admission=self.admission, encoding=encoding)
         plan_sequence = self.scheduler._plan_sequence
@@ -95,7 +97,13 @@ class Driver:
         """Tokens computed, by tenant."""
 
     def add(self, request: GenerateRequest) -> Request:
-        entry = Request(request, number=self.num_added, now_s=self.now_s, unix_s=0.0)
+        entry = Request(
+            request,
+            number=self.num_added,
+            now_s=self.now_s,
+            unix_s=0.0,
+            reads_prompts_whole=self.reads_prompts_whole,
+        )
         self.num_added += 1
         self.scheduler.add(entry, self.now_s)
         self.requests[entry.request_id] = entry
@@ -170,7 +178,9 @@ class Driver:
         expected = []
         row = 0
         for sequence_id, num_new, end in zip(batch.sequence_ids, batch.query_lens, batch.context_lens, strict=True):
-            pictures = self.scheduler.sequence(sequence_id).pictures.pictures
+            cursor = self.scheduler.sequence(sequence_id).pictures
+            pictures = cursor.pictures
+            assert not end - num_new < cursor.num_whole > end, "a part of a prompt that is read whole"
             for position in range(end - num_new, end):
                 places = ((position - picture.offset, picture.num_tokens) for picture in pictures)
                 expected += [(row, place) for place, num_tokens in places if 0 <= place < num_tokens]

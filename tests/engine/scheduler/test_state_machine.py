@@ -9,7 +9,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from penstock.engine.config import SchedulerConfig
 from penstock.engine.scheduler import AdmissionPolicy, WorstCase
-from penstock.errors import ContextTooLong, DeadlineUnmeetable, Overloaded
+from penstock.errors import ContextTooLong, DeadlineUnmeetable, InvalidRequest, Overloaded, RequestError
 from penstock.protocol import Priority
 from tests.engine.scheduler.fakes import Driver, picture_of, request_of
 
@@ -23,6 +23,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     admission: ClassVar[AdmissionPolicy | None] = None
     encodes_in_step: ClassVar[bool] = True
     sees_both_ways: ClassVar[bool] = False
+    reads_prompts_whole: ClassVar[bool] = False
     requests = Bundle("requests")
 
     def __init__(self) -> None:
@@ -33,6 +34,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             admission=self.admission,
             encodes_in_step=self.encodes_in_step,
             sees_both_ways=self.sees_both_ways,
+            reads_prompts_whole=self.reads_prompts_whole,
         )
         self.num_made = 0
 
@@ -80,8 +82,10 @@ class SchedulerMachine(RuleBasedStateMachine):
             pictures=pictures,
         )
         # Refused or not, nothing may be left behind; that a refusal names a time is tested beside its cause.
-        may_be_too_long = width is not None or seen
-        with contextlib.suppress(Overloaded, DeadlineUnmeetable, *([ContextTooLong] if may_be_too_long else [])):
+        refusals: list[type[RequestError]] = [ContextTooLong] if width is not None or seen else []
+        if self.reads_prompts_whole and seen:
+            refusals.append(InvalidRequest)
+        with contextlib.suppress(Overloaded, DeadlineUnmeetable, *refusals):
             self.driver.add(request)
         return name
 
@@ -143,17 +147,31 @@ class BothWaysMachine(SchedulerMachine):
     sees_both_ways = True
 
 
+class WholePromptsMachine(BothWaysMachine):
+    """The same for a model that reads a prompt with a picture whole."""
+
+    reads_prompts_whole = True
+
+
 class WorstCaseMachine(SchedulerMachine):
     """The same with the policy that sets aside all a sequence may need: choices aside, nothing is preempted."""
 
     admission = WorstCase()
 
 
-for machine in (SchedulerMachine, WindowMachine, ElsewhereMachine, BothWaysMachine, WorstCaseMachine):
+for machine in (
+    SchedulerMachine,
+    WindowMachine,
+    ElsewhereMachine,
+    BothWaysMachine,
+    WholePromptsMachine,
+    WorstCaseMachine,
+):
     machine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 TestScheduler = SchedulerMachine.TestCase
 TestWindow = WindowMachine.TestCase
 TestElsewhere = ElsewhereMachine.TestCase
 TestBothWays = BothWaysMachine.TestCase
+TestWholePrompts = WholePromptsMachine.TestCase
 TestWorstCase = WorstCaseMachine.TestCase

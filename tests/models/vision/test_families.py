@@ -15,7 +15,7 @@ from penstock.models.decoder import count_parameters, load_model
 from penstock.models.families import read_config
 from penstock.models.vision import Inserted
 from penstock.models.vision.load import count_vision_parameters, load_vision
-from penstock.models.vision.visible import visible_tokens
+from penstock.models.vision.visible import seen_both_ways, visible_tokens
 from penstock.protocol import Picture
 from tests.kernels.backends import needs_native
 from tests.packing import layout_of
@@ -76,10 +76,12 @@ def test_logits_and_greedy_tokens_equal_transformers(family: str, seeing_checkpo
     token_ids, pictures = _prompt(path, SIZES)
     upstream, inputs = upstream_model(path), _upstream_inputs(family, SIZES)
     T, num_new = len(token_ids), 8
-    visible: Tensor | None = None
-    if model.config.vision is not None and model.config.vision.sees_both_ways:
-        visible = torch.from_numpy(visible_tokens(pictures, 0, T))
-        inputs["token_type_ids"] = (torch.tensor([token_ids]) == IMAGE_ID).long()
+    extents = seen_both_ways(model.config.vision, pictures, T)
+    visible = torch.from_numpy(visible_tokens(extents, 0, T)) if extents else None
+    if extents:
+        # Of one family 1 says that a token is an image's, of the other that it does not belong to the prompt.
+        is_image = torch.tensor([token_ids]) == IMAGE_ID
+        inputs["token_type_ids"] = (is_image & (not SEEING[family].reads_whole)).long()
     expected = upstream(input_ids=torch.tensor([token_ids]), **inputs).logits[0]
     blocks = list(range(-(-(T + num_new) // BLOCK)))
     cache = model.new_cache(len(blocks), BLOCK)

@@ -9,11 +9,13 @@ from penstock.protocol import Picture
 class PictureCursor:
     """One sequence's pictures, by offset: those whose tokens are all computed, then those it holds features of."""
 
-    __slots__ = ("held", "num_passed", "pictures", "salt")
+    __slots__ = ("held", "num_passed", "num_whole", "pictures", "salt")
 
-    def __init__(self, pictures: Sequence[Picture], salt: str) -> None:
+    def __init__(self, pictures: Sequence[Picture], salt: str, num_whole: int = 0) -> None:
         self.pictures = pictures
         self.salt = salt
+        self.num_whole = num_whole
+        """Tokens, from the first on, that are read as one with all pictures among them; 0: each picture is by itself"""
         self.num_passed = 0
         self.held: list[Features] = []
         """Of the pictures that come next, in order"""
@@ -37,6 +39,9 @@ class PictureCursor:
 
     @property
     def end_of_next(self) -> int:
-        """Position behind the first picture that is not done."""
-        picture = self.pictures[self.num_passed]
-        return picture.offset + picture.num_tokens
+        """Position behind what is read with the first picture that is not done."""
+        return self.extent(self.pictures[self.num_passed])[1]
+
+    def extent(self, picture: Picture) -> tuple[int, int]:
+        """Return where what is read with a picture begins, and the position behind it."""
+        return (0, self.num_whole) if self.num_whole else (picture.offset, picture.offset + picture.num_tokens)

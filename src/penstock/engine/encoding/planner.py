@@ -1,7 +1,5 @@
 """Which pictures a step encodes, and how far that lets each prompt go."""
 
-from collections.abc import Sequence
-
 from penstock.engine.encoding.cursor import PictureCursor
 from penstock.engine.encoding.features import FeatureCache, Features
 from penstock.errors import InvalidRequest
@@ -27,9 +25,14 @@ class EncodePlanner:
         step_tokens: int,
         in_step: bool = True,
         sees_both_ways: bool = False,
+        reads_prompts_whole: bool = False,
     ) -> None:
-        """``sees_both_ways``: a picture's tokens see those behind them too, so all are computed in one step."""
+        """``sees_both_ways``: a picture's tokens see those behind them too, so all are computed in one step.
+
+        ``reads_prompts_whole``: so do all tokens of a prompt that shows one.
+        """
         self.features = features
+        self.reads_prompts_whole = reads_prompts_whole
         self._encoder_tokens = encoder_tokens
         self._step_tokens = step_tokens
         self._in_step = in_step
@@ -45,8 +48,12 @@ class EncodePlanner:
         """Return what models have that see nothing."""
         return cls(FeatureCache(most_bytes=0, token_bytes=1), encoder_tokens=0, step_tokens=0)
 
-    def require_fits(self, pictures: Sequence[Picture]) -> None:
-        """Raise ``InvalidRequest`` for pictures that could never be computed."""
+    def require_fits(self, cursor: PictureCursor, *, is_scored: bool) -> None:
+        """Raise ``InvalidRequest`` for pictures that could never be computed.
+
+        ``is_scored``: how likely each token of the prompt is after those before it is wanted.
+        """
+        pictures = cursor.pictures
         if not pictures:
             return
         if not self.features.most_bytes:
@@ -58,6 +65,23 @@ class EncodePlanner:
                 f"an image becomes {largest} tokens, whose features take {format_bytes(num_bytes)}; the server keeps "
                 f"{format_bytes(self.features.most_bytes)} for all: send a smaller one, or raise "
                 "--encoder-cache-memory",
+                param="messages",
+            )
+        if cursor.num_whole and len(pictures) > 1:
+            # Two prompts could each hold what the other one waits for.
+            raise InvalidRequest(
+                f"this model reads one image with a question, and there are {len(pictures)}: send one", param="messages"
+            )
+        if cursor.num_whole and is_scored:
+            raise InvalidRequest(
+                "this model reads a prompt with an image whole, each token with all others: there is no telling how "
+                "likely they are one after another; leave out prompt_logprobs",
+                param="prompt_logprobs",
+            )
+        if cursor.num_whole > self._step_tokens:
+            raise InvalidRequest(
+                f"with its image the prompt is {cursor.num_whole} tokens, which this model has to read in one step, "
+                f"and a step has {self._step_tokens}: send a shorter one, or raise --step-tokens",
                 param="messages",
             )
         if self._sees_both_ways and largest > self._step_tokens:
@@ -86,21 +110,22 @@ class EncodePlanner:
         Where other processes encode, features behind the chunk are asked for as well.
         """
         coming = cursor.pictures[cursor.num_passed :]
-        num_wanted = sum(picture.offset < end for picture in coming) if self._in_step else len(coming)
+        num_wanted = sum(cursor.extent(picture)[0] < end for picture in coming) if self._in_step else len(coming)
         while len(cursor.held) < num_wanted and self._hold_next(cursor):
             pass
         for place, picture in enumerate(coming):
-            if picture.offset >= end:
+            first, past = cursor.extent(picture)
+            if first >= end:
                 break
             is_there = place < len(cursor.held) and self._is_there(cursor.held[place])
-            is_split = self._sees_both_ways and end < picture.offset + picture.num_tokens
+            is_split = self._sees_both_ways and end < past
             if is_split or not is_there:
-                return max(start, picture.offset)
+                return max(start, first)
         return end
 
     def whole_end(self, cursor: PictureCursor, start: int) -> int:
-        """Return where a chunk from ``start`` has to end at least, so as not to split a picture."""
-        if not self._sees_both_ways or cursor.is_done or cursor.pictures[cursor.num_passed].offset > start:
+        """Return where a chunk from ``start`` has to end at least, so as not to split what is read as one."""
+        if not self._sees_both_ways or cursor.is_done or cursor.extent(cursor.pictures[cursor.num_passed])[0] > start:
             return start + 1
         return cursor.end_of_next
 

@@ -3,6 +3,6 @@
 from penstock.engine.kv.block_pool import BlockPool
 from penstock.engine.kv.block_table import BlockTable
 from penstock.engine.kv.manager import CacheManager
-from penstock.engine.kv.prefix import PrefixHasher
+from penstock.engine.kv.prefix import PrefixHasher, prompt_digest
 
-__all__ = ["BlockPool", "BlockTable", "CacheManager", "PrefixHasher"]
+__all__ = ["BlockPool", "BlockTable", "CacheManager", "PrefixHasher", "prompt_digest"]

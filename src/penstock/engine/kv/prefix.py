@@ -39,3 +39,9 @@ def seen_in(pictures: Sequence[Picture], start: int, end: int) -> bytes:
         for one in pictures
         if one.offset < end and start < one.offset + one.num_tokens
     )
+
+
+def prompt_digest(token_ids: Sequence[int], pictures: Sequence[Picture]) -> str:
+    """Return a name of a whole prompt with what it shows."""
+    tokens = array("q", token_ids).tobytes()
+    return hashlib.blake2b(tokens + seen_in(pictures, 0, len(token_ids))).hexdigest()

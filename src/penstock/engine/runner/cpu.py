@@ -89,7 +89,7 @@ class CPURunner:
         if adapter is not None:
             assert isinstance(adapter, Adapter), "adapters come from load_adapter"
             self._adapters[sequence_id] = adapter
-        self._shown.add(sequence_id, pictures)
+        self._shown.add(sequence_id, pictures, len(prompt_token_ids))
 
     def load_adapter(self, path: Path) -> Adapter:
         """Return the LoRA adapter in directory ``path``."""
@@ -141,7 +141,8 @@ class CPURunner:
         """Return the hidden states [T, E], valid until the next step."""
         placement = (batch.query_lens, batch.context_lens, batch.block_tables)
         adapted = self._adapted(batch)
-        if self._replay is not None and not adapted and not batch.pictures:
+        visible = self._shown.visible(batch)
+        if self._replay is not None and not adapted and not batch.pictures and visible is None:
             offsets = self._shown.position_offsets(batch)
             hidden = self._replay(batch.token_ids, *placement, batch.table_starts, offsets)
             if hidden is not None:
@@ -152,7 +153,7 @@ class CPURunner:
             self._block_size,
             batch.table_starts,
             positions=self._shown.positions(batch),
-            visible=self._shown.visible(batch),
+            visible=visible,
         )
         return self._model.forward(token_ids, layout, self._cache, adapted, self._shown.inserted(batch))
 

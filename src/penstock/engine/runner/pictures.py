@@ -10,7 +10,7 @@ from penstock.engine.encoding.source import FeatureRows
 from penstock.engine.scheduler import ScheduledBatch
 from penstock.models.config import VisionConfig
 from penstock.models.vision import Inserted, RotaryPositions
-from penstock.models.vision.visible import visible_tokens
+from penstock.models.vision.visible import Extent, seen_both_ways, visible_tokens
 from penstock.protocol import Picture
 
 
@@ -20,24 +20,25 @@ class ShownPictures:
     def __init__(self, features: Mapping[int, FeatureRows], vision: VisionConfig | None) -> None:
         """``features`` has those of all pictures that a batch shows, by id. No ``vision``: there are none."""
         self._features = features
-        self._sees_both_ways = vision is not None and vision.sees_both_ways
+        self._vision = vision
         self._has_three_axes = vision is not None and vision.has_three_axes
         self._positions: dict[int, RotaryPositions] = {}
         """By sequence, if there are three axes"""
-        self._pictures: dict[int, Sequence[Picture]] = {}
-        """By sequence, if they are seen both ways"""
+        self._extents: dict[int, list[Extent]] = {}
+        """By sequence: its tokens that see each other; nothing of those that have none"""
 
-    def add(self, sequence_id: int, pictures: Sequence[Picture]) -> None:
+    def add(self, sequence_id: int, pictures: Sequence[Picture], num_prompt_tokens: int) -> None:
         """Take note of a sequence."""
         if self._has_three_axes:
             self._positions[sequence_id] = RotaryPositions(pictures)
-        if self._sees_both_ways:
-            self._pictures[sequence_id] = pictures
+        extents = seen_both_ways(self._vision, pictures, num_prompt_tokens)
+        if extents:
+            self._extents[sequence_id] = extents
 
     def remove(self, sequence_id: int) -> None:
         """Forget a sequence."""
         self._positions.pop(sequence_id, None)
-        self._pictures.pop(sequence_id, None)
+        self._extents.pop(sequence_id, None)
 
     def inserted(self, batch: ScheduledBatch) -> Inserted | None:
         """Return what takes the place of placeholders' embeddings."""
@@ -64,10 +65,15 @@ class ShownPictures:
 
     def visible(self, batch: ScheduledBatch) -> npt.NDArray[np.int32] | None:
         """Return how many of its sequence's tokens each sees, [T]; None where that is those before it."""
-        if not self._sees_both_ways or not batch.pictures:
+        if not self._extents or all(start >= self._last_seen(one) for one, start, _ in _spans(batch)):
             return None
-        parts = [visible_tokens(self._pictures[sequence_id], start, end) for sequence_id, start, end in _spans(batch)]
+        parts = [visible_tokens(self._extents.get(one, ()), start, end) for one, start, end in _spans(batch)]
         return np.concatenate(parts)
+
+    def _last_seen(self, sequence_id: int) -> int:
+        """Return the position from which on no token of a sequence sees those behind it."""
+        extents = self._extents.get(sequence_id)
+        return extents[-1][1] if extents else 0
 
 
 def _spans(batch: ScheduledBatch) -> Iterator[tuple[int, int, int]]:

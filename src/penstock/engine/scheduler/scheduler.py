@@ -111,7 +111,7 @@ class Scheduler:
         """
         leader = request.sequences[0]
         self._check_fits(request)
-        self.encoding.require_fits(leader.pictures.pictures)
+        self.encoding.require_fits(leader.pictures, is_scored=leader.num_to_score > 0)
         self._check_queue(leader)
         self._check_deadline(request, now_s)
         for sequence in request.sequences:

@@ -7,6 +7,7 @@ from penstock.images.families.gemma3 import Gemma3Processor
 from penstock.images.families.idefics3 import Idefics3Processor
 from penstock.images.families.llava import LlavaProcessor
 from penstock.images.families.llava_next import LlavaNextProcessor
+from penstock.images.families.paligemma import PaliGemmaProcessor
 from penstock.images.families.qwen2_vl import qwen2_5_vl_processor, qwen2_vl_processor
 from penstock.images.processor import Processor
 from penstock.images.settings import SeeingFiles, read_seeing_files
@@ -16,6 +17,7 @@ FAMILIES: dict[str, Callable[[SeeingFiles], Processor]] = {
     "LlavaForConditionalGeneration": LlavaProcessor,
     "LlavaNextForConditionalGeneration": LlavaNextProcessor,
     "Gemma3ForConditionalGeneration": Gemma3Processor,
+    "PaliGemmaForConditionalGeneration": PaliGemmaProcessor,
     "Idefics3ForConditionalGeneration": Idefics3Processor,
     "SmolVLMForConditionalGeneration": Idefics3Processor,
     "Qwen2VLForConditionalGeneration": qwen2_vl_processor,

@@ -16,6 +16,7 @@ from penstock.models.vision.gemma3 import Gemma3Encoder
 from penstock.models.vision.idefics3 import Idefics3Encoder
 from penstock.models.vision.llava import LlavaEncoder
 from penstock.models.vision.llava_next import LlavaNextEncoder
+from penstock.models.vision.paligemma import PaliGemmaEncoder
 from penstock.models.vision.qwen2_vl import qwen2_5_vl, qwen2_vl
 from penstock.models.weights import is_of_seeing, open_weights
 
@@ -23,6 +24,7 @@ ENCODERS: dict[str, Callable[[ConfigJson, Loader, Normalization], VisionEncoder]
     "LlavaForConditionalGeneration": LlavaEncoder,
     "LlavaNextForConditionalGeneration": LlavaNextEncoder,
     "Gemma3ForConditionalGeneration": Gemma3Encoder,
+    "PaliGemmaForConditionalGeneration": PaliGemmaEncoder,
     "Idefics3ForConditionalGeneration": Idefics3Encoder,
     "SmolVLMForConditionalGeneration": Idefics3Encoder,
     "Qwen2VLForConditionalGeneration": qwen2_vl,
