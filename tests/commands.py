@@ -11,6 +11,8 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from unittest import mock
 
+import structlog
+
 from penstock.cli.main import main
 
 PENSTOCK = [sys.executable, "-c", "from penstock.cli.main import main; main()"]
@@ -73,8 +75,10 @@ def run(*arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str
 def run_here(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run `penstock` to its end in this process, which has imported what takes a new one seconds.
 
-    For what a real process of the same command shows already: other arguments, and how they are refused.
+    For what a real process of the same command shows already: other arguments, and how they are refused. Not for what
+    runs a model, which sets up logging for good, and other tests look at what is logged.
     """
+    logging = structlog.get_config()
     out, err = io.StringIO(), io.StringIO()
     status: str | int | None = 0
     with mock.patch("sys.argv", ["penstock", *arguments]), redirect_stdout(out), redirect_stderr(err):
@@ -83,4 +87,5 @@ def run_here(*arguments: str) -> subprocess.CompletedProcess[str]:
         except SystemExit as end:
             status = end.code
     assert isinstance(status, int)
+    assert structlog.get_config() == logging, "this needs a process of its own"
     return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())

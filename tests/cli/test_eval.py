@@ -23,7 +23,7 @@ def test_a_comparison_that_fails_ends_with_3_and_says_why() -> None:
 
 def test_a_model_passes_against_itself_and_json_has_all_of_it() -> None:
     few = ["--limit", "3", "--window", "128", "--threads", "1", "--json", "--within", "loss=0%,kl=0,agreement=100%"]
-    result = run_here("eval", "penstock-mini", "--against", "penstock-mini", *few)
+    result = run("eval", "penstock-mini", "--against", "penstock-mini", *few)
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)
     assert report["verdict"]["passed"] is True
@@ -44,7 +44,7 @@ def test_a_model_passes_against_itself_and_json_has_all_of_it() -> None:
 
 def test_one_model_by_itself_has_no_verdict(tmp_path: Path) -> None:
     (tmp_path / "words.txt").write_text("def f(x):\n    return x\n" * 100)
-    result = run_here("eval", "--task", str(tmp_path / "words.txt"), "--window", "64", "--no-speed", "--threads", "1")
+    result = run("eval", "--task", str(tmp_path / "words.txt"), "--window", "64", "--no-speed", "--threads", "1")
     assert result.returncode == 0, result.stderr
     assert "words.txt" in result.stdout
     assert "token perplexity" in result.stdout
@@ -60,13 +60,18 @@ def test_one_model_by_itself_has_no_verdict(tmp_path: Path) -> None:
         (["--against", "penstock-mini", "--within", "los=1%"], 2, "los=1%"),
         (["--against", "penstock-mini", "--task", "signatures"], 2, "nothing would be measured"),
         (["--task", "sourse"], 1, "there is no task 'sourse'"),
-        (["--task", __file__, "--window", "2048"], 1, "lower --window to"),
     ],
 )
 def test_what_cannot_be_done_is_refused_with_a_remedy(arguments: list[str], status: int, complaint: str) -> None:
     result = run_here("eval", *arguments)
     assert result.returncode == status, result.stderr
     assert complaint in " ".join(result.stderr.replace("│", " ").split())
+
+
+def test_a_window_that_no_text_fills_is_refused() -> None:
+    result = run("eval", "--task", __file__, "--window", "2048")
+    assert result.returncode == 1, result.stderr
+    assert "lower --window to" in result.stderr
 
 
 def test_ctrl_c_ends_it_and_its_engines() -> None:

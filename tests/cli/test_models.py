@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.commands import run_here, serving
+from tests.commands import run, run_here, serving
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def ok(*arguments: str) -> str:
 
 
 def refused(*arguments: str) -> str:
-    result = run_here(*arguments)
+    result = (run if arguments[0] == "serve" else run_here)(*arguments)
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr.startswith("error: ")
     assert result.stderr.count("\n") == 1

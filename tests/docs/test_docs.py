@@ -194,7 +194,7 @@ def test_bench(text: str, server: Server) -> None:
 def test_eval(text: str, checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
     command = text.replace(EXAMPLE_MODEL, str(checkpoint("qwen2"))).replace("/tmp/penstock-eval", str(tmp_path))
     few = ["--limit", "2", "--window", "128", "--no-speed", "--threads", "1"]
-    result = run_here(*command.split()[1:], *few)
+    result = run(*command.split()[1:], *few)
     # A verdict on two windows of random weights may be either.
     assert result.returncode in ((0, 3) if "--against" in text else (0,)), result.stderr
     assert "candidate" in result.stdout
