@@ -197,7 +197,11 @@ async def test_a_template_that_passes_over_images_is_refused(engine: FakeEngine)
             "messages.0.content.0.video_url",
             "not fetched",
         ),
-        (user({"type": "input_audio", "input_audio": {}}), "messages.0.content.0", "'input_audio' is not supported"),
+        (
+            user({"type": "input_audio", "input_audio": {}}),
+            "messages.0.content.0",
+            "'input_audio' cannot be read here; text, image_url and video_url can",
+        ),
         (
             {"role": "system", "content": [image()]},
             "messages.0.content.0.image_url",
@@ -347,7 +351,7 @@ async def test_anthropics_client(engine: FakeEngine) -> None:
             "messages.0.content.0.source: this server keeps no files",
         ),
         ([{"type": "image", "source": {"type": "base64", "media_type": "image/tiff", "data": ""}}], "media_type"),
-        ([{"type": "document", "source": {}}], "'document' is not supported here"),
+        ([{"type": "document", "source": {}}], "'document' cannot be read here"),
     ],
 )
 async def test_what_is_wrong_is_said_in_messages(client: httpx.AsyncClient, content: Any, said: str) -> None:
@@ -355,6 +359,12 @@ async def test_what_is_wrong_is_said_in_messages(client: httpx.AsyncClient, cont
     response = await client.post("/v1/messages", json=body)
     assert response.status_code == 400
     assert said in response.json()["error"]["message"]
+
+
+async def test_what_messages_can_hold_where_images_cannot_is_said(client: httpx.AsyncClient) -> None:
+    body = {"model": "fake", "max_tokens": 4, "messages": [{"role": "user", "content": "x"}], "system": [block(URL)]}
+    response = await client.post("/v1/messages", json=body)
+    assert response.json()["error"]["message"] == "system.0: content of type 'image' cannot be read here; text can"
 
 
 async def test_openais_client(engine: FakeEngine) -> None:
@@ -388,7 +398,7 @@ async def test_openais_client(engine: FakeEngine) -> None:
         ({"type": "input_image", "image_url": "data:image/png;base64,AAAA"}, "input.0.content.0.image_url", "no image"),
         ({"type": "input_image", "file_id": "x"}, "input.0.content.0.file_id", "keeps no files"),
         ({"type": "input_image"}, "input.0.content.0.image_url", "is missing"),
-        ({"type": "input_file", "file_id": "x"}, "input.0.content.0", "'input_file' is not supported"),
+        ({"type": "input_file", "file_id": "x"}, "input.0.content.0", "'input_file' cannot be read here"),
     ],
 )
 async def test_what_is_wrong_is_said_in_responses(

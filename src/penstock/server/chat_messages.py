@@ -5,12 +5,11 @@ from itertools import groupby
 from typing import Annotated, Any, Literal, Self
 
 import msgspec
-from pydantic import Field, PrivateAttr, Tag, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, PrivateAttr, Tag
 
 from penstock.errors import InvalidRequest
 from penstock.images.reader import Shown
-from penstock.server.strict import Strict, Text, kind_among
+from penstock.server.strict import Strict, Text, Unreadable, kind_among
 
 
 class TextPart(Strict):
@@ -63,20 +62,10 @@ class VideoPart(_ShownPart):
     video_url: VideoURL
 
 
-class OtherPart(Strict):
-    """What this server cannot read."""
+class OtherPart(Unreadable):
+    """Any other part."""
 
-    type: str
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse(cls, value: Any) -> Any:
-        kind = value.get("type") if isinstance(value, dict) else value
-        raise PydanticCustomError(
-            "part_type",
-            "A part of type {kind} is not supported here: this server reads text, image_url and video_url",
-            {"kind": repr(kind)[:60]},
-        )
+    known = "text, image_url and video_url"
 
 
 Part = Annotated[

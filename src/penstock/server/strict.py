@@ -1,6 +1,6 @@
 """What the schemas of all routes are made of: they read strictly, and a request cannot make them work for long."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -36,6 +36,24 @@ class Strict(BaseModel):
     @classmethod
     def _few_fields(cls, value: Any) -> Any:
         return few_fields(value)
+
+
+class Unreadable(Strict):
+    """What cannot be read where it stands: the member of a union that is tagged ``[other]``."""
+
+    type: str
+    known: ClassVar[str]
+    """The union's other members, in words"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse(cls, value: Any) -> Any:
+        kind = value.get("type") if isinstance(value, dict) else value
+        raise PydanticCustomError(
+            "unreadable",
+            "Content of type {kind} cannot be read here; {known} can",
+            {"kind": repr(kind)[:60], "known": cls.known},
+        )
 
 
 def kind_among(*known: str) -> Discriminator:

@@ -6,7 +6,7 @@ from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag, mode
 from pydantic_core import PydanticCustomError
 
 from penstock.server.schemas import Sampling
-from penstock.server.strict import Strict, Text, Texts, kind_among
+from penstock.server.strict import Strict, Text, Texts, Unreadable, kind_among
 from penstock.server.translation import refused
 
 
@@ -89,28 +89,33 @@ class ImageBlock(_Cached):
     )
 
 
-class OtherBlock(Strict):
-    """What this server cannot read."""
+class OtherThanText(Unreadable):
+    """No block of text."""
 
-    type: str
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse(cls, value: Any) -> Any:
-        kind = value.get("type") if isinstance(value, dict) else value
-        raise PydanticCustomError(
-            "block_type",
-            "A block of type {kind} is not supported here: this server reads text, images, calls of tools and their "
-            "results",
-            {"kind": repr(kind)[:60]},
-        )
+    known = "text"
 
 
-_Other = Annotated[OtherBlock, Tag("[other]")]
-_TextOnly = Annotated[Annotated[TextBlock, Tag("[text]")] | _Other, kind_among("text")]
+class OtherThanShown(Unreadable):
+    """No block of what a tool may return."""
+
+    known = "text and image"
+
+
+class OtherBlock(Unreadable):
+    """Any other block."""
+
+    known = "text, image, thinking, tool_use and tool_result"
+
+
+_TextOnly = Annotated[
+    Annotated[TextBlock, Tag("[text]")] | Annotated[OtherThanText, Tag("[other]")], kind_among("text")
+]
 TextContent = Text | Annotated[list[_TextOnly], Field(fail_fast=True)]
 _Shown = Annotated[
-    Annotated[TextBlock, Tag("[text]")] | Annotated[ImageBlock, Tag("[image]")] | _Other, kind_among("text", "image")
+    Annotated[TextBlock, Tag("[text]")]
+    | Annotated[ImageBlock, Tag("[image]")]
+    | Annotated[OtherThanShown, Tag("[other]")],
+    kind_among("text", "image"),
 ]
 
 
@@ -129,7 +134,7 @@ Block = Annotated[
     | Annotated[ThinkingBlock, Tag("[thinking]")]
     | Annotated[CallBlock, Tag("[tool_use]")]
     | Annotated[ResultBlock, Tag("[tool_result]")]
-    | _Other,
+    | Annotated[OtherBlock, Tag("[other]")],
     kind_among("text", "image", "thinking", "tool_use", "tool_result"),
 ]
 

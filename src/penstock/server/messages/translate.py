@@ -13,7 +13,6 @@ from penstock.server.messages.schemas import (
     ImageBlock,
     Message,
     MessagesRequest,
-    OtherBlock,
     ResultBlock,
     TextBlock,
     TextContent,
@@ -22,6 +21,7 @@ from penstock.server.messages.schemas import (
     ToolChoice,
 )
 from penstock.server.schemas import ChatCompletionRequest
+from penstock.server.strict import Unreadable
 from penstock.server.translation import Places, as_chat
 
 PLACES: Places = (
@@ -116,10 +116,10 @@ def _turns(message: Message, place: str) -> list[dict[str, Any]]:
     return [*turns, turn]
 
 
-def _shown(content: str | Sequence[TextBlock | ImageBlock | OtherBlock], place: str) -> str | list[Part]:
+def _shown(content: str | Sequence[TextBlock | ImageBlock | Unreadable], place: str) -> str | list[Part]:
     if isinstance(content, str):
         return content
-    return [_part(block, f"{place}.{i}") for i, block in enumerate(content) if not isinstance(block, OtherBlock)]
+    return [_part(block, f"{place}.{i}") for i, block in enumerate(content) if not isinstance(block, Unreadable)]
 
 
 def _part(block: TextBlock | ImageBlock, place: str) -> Part:

@@ -2,11 +2,10 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from penstock.server.schemas import Effort, JSONObjectFormat, Sampling, TextFormat
-from penstock.server.strict import Strict, Text, few_fields
+from penstock.server.strict import Strict, Text, Unreadable, few_fields
 from penstock.server.translation import refused
 
 _KEEPS_NOTHING = "this server keeps no responses; send the whole conversation as input"
@@ -36,20 +35,10 @@ class ImagePart(Strict):
     detail: Literal["auto", "low", "high", "original"] | None = None
 
 
-class OtherPart(Strict):
-    """What this server cannot read."""
+class OtherPart(Unreadable):
+    """Any other part."""
 
-    type: str
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse(cls, value: Any) -> Any:
-        kind = value.get("type") if isinstance(value, dict) else value
-        raise PydanticCustomError(
-            "part_type",
-            "A part of type {kind} is not supported here: this server reads input_text, output_text and input_image",
-            {"kind": repr(kind)[:60]},
-        )
+    known = "input_text, output_text and input_image"
 
 
 _TAGS = {"input_text": "[text]", "output_text": "[text]", "text": "[text]", "input_image": "[image]"}
