@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 
 from penstock import __version__
 from penstock.compress.calibration.cache import CacheRange
-from penstock.compress.calibration.pictures import PictureReader, Pictures
+from penstock.compress.calibration.pictures import PictureReader, Pictures, text_follows
 from penstock.compress.calibration.ranges import ValueRange
 from penstock.compress.calibration.statistics import InputStatistics
 from penstock.compress.calibration.stream import BATCH_TOKENS, LayerStream
@@ -138,9 +138,9 @@ class Compression:
         self._ops = ops_for(torch.float32)
         ends = {module: self._change.schemes[module] for module in _coded_ends(self._change)}
         weights = WithEnds(checkpoint, ends_file(options.out), ends) if ends else checkpoint
-        self._pictures = Pictures(options.model, self.calibration.pictures)
+        self._pictures = Pictures(options.model, self.calibration.texts.pictures)
         self._stream = LayerStream(checkpoint.config, weights, sequences, self._ops, pictures=self._pictures)
-        self._outcome = LayerStream(self._change.outcome, weights, sequences, self._ops)
+        self._outcome = LayerStream(self._change.outcome, weights, sequences, self._ops, pictures=self._pictures)
         self._probes = sequences[:_NUM_PROBES]
         self.coverage: list[CoverageRow] = self._change.coverage
         self._planned_bytes = sum(row.bytes_after for row in self.coverage)
@@ -210,8 +210,7 @@ class Compression:
         final = stream.run_through(work.path / "probe", partial(progress, "reading the texts"))
         loss, count = 0.0, 0
         for ids, logits in stream.finished(final):
-            # That more of a picture follows is no text that a model could know.
-            is_text = ids[1:] != (-1 if vision is None else vision.image_token_id)
+            is_text = text_follows(ids, vision)
             loss += F.cross_entropy(logits[:-1][is_text], ids[1:][is_text], reduction="sum").item()
             count += int(is_text.sum())
         require_likely(loss / count, self.calibration, self._options.calibration)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from penstock.compress.auto import sensitivity
 from penstock.compress.auto.sensitivity import CANDIDATES, Sensitivity, measure, rank_correlations
-from penstock.compress.calibration.texts import CalibrationOptions
+from penstock.compress.calibration.texts import CalibrationOptions, Texts
 from penstock.compress.checkpoint import Checkpoint
 from penstock.compress.layer import compress_layer
 from penstock.compress.recipe import parse_recipe
@@ -29,7 +29,8 @@ def _measured(path: Path, work: Path, texts: list[list[int]]) -> list[Sensitivit
     source = Checkpoint(path)
     units = [unit for unit in units_of(source.config) if unit.role != "gate"]
     directory = WorkDirectory(work / "out", {}, restart=False)
-    return measure(source, units, _sequences(40, 40, 40), texts, directory, lambda what, done, total: None)
+    seen, judged = (Texts(some, [()] * len(some)) for some in (_sequences(40, 40, 40), texts))
+    return measure(source, units, seen, judged, directory, lambda what, done, total: None)
 
 
 @torch.inference_mode()

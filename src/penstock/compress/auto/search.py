@@ -26,8 +26,9 @@ from penstock.compress.auto.sensitivity import (
     measure,
     rank_correlations,
 )
+from penstock.compress.calibration.pictures import PictureReader, Pictures, text_follows
 from penstock.compress.calibration.stream import LayerStream
-from penstock.compress.calibration.texts import read_calibration
+from penstock.compress.calibration.texts import Texts, read_calibration
 from penstock.compress.checkpoint import Checkpoint
 from penstock.compress.recipe import KEEP, Recipe, Step, Treatment, format_recipe
 from penstock.compress.run import Compression, CompressOptions, Progress, full_disk_explained
@@ -94,10 +95,6 @@ class Search:
         trial = Compression(replace(options, recipe=_any_recipe(checkpoint)))
         self._plan = trial.plan()
         self.calibration = trial.calibration
-        if any(self.calibration.pictures):
-            raise InvalidSetting(
-                "recipes are found on texts, without images; calibrate with texts", param="calibration"
-            )
         self._units = list(trial.treatments)
         self._costs = self._count_bytes(self._units)
         untouched = sum(item[0] for item in self._costs)
@@ -106,23 +103,23 @@ class Search:
         self.largest_bytes = self._fixed_bytes + sum(map(max, self._costs))
         self._require_reachable()
         judged = self._judged()
-        third = max(len(judged) // 3, 1)
-        self._texts, self._checks = judged[:third], judged[third:]
+        num_judged = len(judged.sequences)
+        third = max(num_judged // 3, 1)
+        self._texts, self._checks = judged.choose(range(third)), judged.choose(range(third, num_judged))
 
     @torch.inference_mode()
     def run(self, progress: Progress = lambda what, done, total: None) -> Found:
         """Measure units and return the recipe; interrupted, it goes on. Raises ``InvalidSetting`` if there is none."""
-        judged = hashlib.sha256(json.dumps([self._texts, self._checks]).encode()).hexdigest()
-        plan = self._plan | {"judged": judged}
+        plan = self._plan | {"judged": [self._texts.digest, self._checks.digest]}
         # Inputs of two layers, and of the layers after a changed one.
-        num_tokens = 2 * self.calibration.num_tokens + (3 * (AT_ONCE + 1) + 2) * sum(map(len, self._texts))
+        num_tokens = 2 * self.calibration.num_tokens + (3 * (AT_ONCE + 1) + 2) * self._texts.num_tokens
         require_room(self._options.out, 4 * num_tokens * self._checkpoint.config.hidden_size)
         work = WorkDirectory(self._work_path, plan, restart=self._options.restart)
         with full_disk_explained(work.path):
             return self._run(work, progress)
 
     def _run(self, work: WorkDirectory, progress: Progress) -> Found:
-        rows = measure(self._checkpoint, self._units, self.calibration.sequences, self._texts, work, progress)
+        rows = measure(self._checkpoint, self._units, self.calibration.texts, self._texts, work, progress)
         kl = {(row.unit, row.bits): row.kl for row in rows}
         losses = [[0.0, *(kl[unit.label, one.bits] for one in CANDIDATES)] for unit in self._units]
         knapsack = Knapsack(self._costs, losses)
@@ -234,18 +231,19 @@ class Search:
             for unit in units
         ]
 
-    def _judged(self) -> list[list[int]]:
+    def _judged(self) -> Texts:
         """Return sequences from the same texts that calibration has not. Raises ``CalibrationUnfit``."""
-        options = self._options.calibration
-        taken = {tuple(sequence) for sequence in self.calibration.sequences}
+        options, tokenizer = self._options.calibration, Tokenizer.load(self._options.model)
+        taken = set(self.calibration.texts.keys)
         others = read_calibration(
             replace(options, seed=options.seed + 1, num_samples=len(taken) + _NUM_JUDGED),
-            Tokenizer.load(self._options.model),
+            tokenizer,
             ChatTemplate.load(self._options.model),
             num_inputs=0,
-        )
-        judged = [sequence for sequence in others.sequences if tuple(sequence) not in taken][:_NUM_JUDGED]
-        if len(judged) < 2:
+            see=lambda: PictureReader(self._options.model, self._checkpoint.config, tokenizer),
+        ).texts
+        judged = others.choose([i for i, key in enumerate(others.keys) if key not in taken][:_NUM_JUDGED])
+        if len(judged.sequences) < 2:
             raise CalibrationUnfit(
                 f"all texts of {self.calibration.source} are taken to calibrate with, and none are left to judge by; "
                 "give more texts, or fewer --samples"
@@ -254,11 +252,14 @@ class Search:
 
     def _nats(self, weights: TensorSource) -> float:
         """Return nats per token on the texts for checks."""
-        stream = LayerStream(self._checkpoint.config, weights, self._checks, ops_for(torch.float32))
+        pictures = Pictures(self._options.model, self._checks.pictures)
+        config, sequences = self._checkpoint.config, self._checks.sequences
+        stream = LayerStream(config, weights, sequences, ops_for(torch.float32), pictures=pictures)
         total, count = 0.0, 0
         for ids, logits in stream.finished(stream.run_through(self._directory / "check")):
-            total += F.cross_entropy(logits[:-1], ids[1:], reduction="sum").item()
-            count += len(ids) - 1
+            is_text = text_follows(ids, config.vision)
+            total += F.cross_entropy(logits[:-1][is_text], ids[1:][is_text], reduction="sum").item()
+            count += int(is_text.sum())
         return total / count
 
 

@@ -15,8 +15,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from penstock.compress.calibration.pictures import Pictures, text_follows
 from penstock.compress.calibration.statistics import InputStatistics
 from penstock.compress.calibration.stream import LayerStream
+from penstock.compress.calibration.texts import Texts
 from penstock.compress.checkpoint import Checkpoint
 from penstock.compress.layer import CompressedLayer, compress_layer
 from penstock.compress.recipe import Treatment
@@ -79,18 +81,20 @@ def rank_correlations(rows: Sequence[Sensitivity]) -> list[RankCorrelation]:
 def measure(
     checkpoint: Checkpoint,
     units: Sequence[Unit],
-    calibration: Sequence[Sequence[int]],
-    texts: Sequence[Sequence[int]],
+    calibration: Texts,
+    texts: Texts,
     work: WorkDirectory,
     progress: Callable[[str, int, int], None],
 ) -> list[Sensitivity]:
     """Return a row for each of ``units`` and ``CANDIDATES``; layers that ``work`` has rows of are not measured again.
 
-    ``calibration`` are the sequences that units are compressed by, ``texts`` those that outputs are compared on.
+    ``calibration`` is what units are compressed by, ``texts`` what outputs are compared on, where text follows.
     """
     config, ops = checkpoint.config, ops_for(torch.float32)
-    watched = LayerStream(config, checkpoint, calibration, ops)
-    judged = LayerStream(config, checkpoint, texts, ops)
+    watched, judged = (
+        LayerStream(config, checkpoint, one.sequences, ops, pictures=Pictures(checkpoint.path, one.pictures))
+        for one in (calibration, texts)
+    )
     files = [work.path / f"sensitivity-{index:05}.json" for index in range(config.num_layers)]
     ahead = _Ahead(checkpoint, texts, work.path)
     here, judged_here = work.path / "watched.0", work.path / "judged.0"
@@ -132,7 +136,7 @@ def measure(
 class _Ahead:
     """Runs the layers after a changed one, and compares outputs."""
 
-    def __init__(self, checkpoint: Checkpoint, texts: Sequence[Sequence[int]], directory: Path) -> None:
+    def __init__(self, checkpoint: Checkpoint, texts: Texts, directory: Path) -> None:
         self._checkpoint = checkpoint
         self._texts = texts
         self._directory = directory
@@ -143,16 +147,18 @@ class _Ahead:
         for path, replaced in zip(changed, [{}, *(layer.replaced() for layer in layers)], strict=True):
             texts.run_layer(index, source, path, replaced=replaced)
         # Each sequence's versions are neighbours: the original's outputs are then at hand when the others' are there.
+        repeated = self._texts.choose(i for i in range(len(self._texts.sequences)) for _ in changed)
         stream = LayerStream(
             self._checkpoint.config,
             self._checkpoint,
-            [sequence for sequence in self._texts for _ in changed],
+            repeated.sequences,
             ops_for(torch.float32),
+            pictures=Pictures(self._checkpoint.path, repeated.pictures),
         )
         here, there = self._directory / "ahead.0", self._directory / "ahead.1"
         parts = [texts.read(path) for path in changed]
         with here.open("wb") as out:
-            for start, end in pairwise([0, *accumulate(map(len, self._texts))]):
+            for start, end in pairwise([0, *accumulate(map(len, self._texts.sequences))]):
                 for part in parts:
                     out.write(np.ascontiguousarray(part[start:end]).tobytes())
         for path in changed:
@@ -165,14 +171,15 @@ class _Ahead:
     def _compare(self, stream: LayerStream, final: Path, num_changes: int) -> list[float]:
         totals, count = [0.0] * num_changes, 0
         outputs = stream.finished(final)
-        for sequence in self._texts:
-            _, logits = next(outputs)
-            original_TV = logits.log_softmax(-1)
+        for _ in self._texts.sequences:
+            ids, logits = next(outputs)
+            speaks = F.pad(text_follows(ids, self._checkpoint.config.vision), (0, 1), value=True)
+            original_TV = logits[speaks].log_softmax(-1)
             for change in range(num_changes):
                 _, logits = next(outputs)
-                kl = F.kl_div(logits.log_softmax(-1), original_TV, reduction="sum", log_target=True)
+                kl = F.kl_div(logits[speaks].log_softmax(-1), original_TV, reduction="sum", log_target=True)
                 totals[change] += kl.item()
-            count += len(sequence)
+            count += len(original_TV)
         return [total / count for total in totals]
 
 

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from penstock.errors import CalibrationUnfit, RequestError
@@ -16,9 +18,12 @@ from penstock.images.config import ImageConfig
 from penstock.images.families import load_processor
 from penstock.images.reader import ImageReader, Shown
 from penstock.models import ModelConfig
+from penstock.models.config import VisionConfig
 from penstock.models.parts import Loader
+from penstock.models.vision import RotaryPositions
 from penstock.models.vision.encoder import VisionEncoder
 from penstock.models.vision.load import make_encoder
+from penstock.models.vision.visible import seen_both_ways, visible_tokens
 from penstock.protocol import Picture
 from penstock.server.pictures import PicturePlaces
 from penstock.text.chat_template import ChatTemplate
@@ -29,15 +34,10 @@ class PictureReader:
     """How a model's images become tokens and pictures."""
 
     def __init__(self, path: Path, config: ModelConfig, tokenizer: Tokenizer) -> None:
-        """Raises ``CalibrationUnfit`` if the model in directory ``path`` sees nothing, or not from left to right."""
+        """Raises ``CalibrationUnfit`` if the model in directory ``path`` sees nothing."""
         processor = load_processor(path)
         if config.vision is None or processor is None:
             raise CalibrationUnfit("the model sees no images; give texts alone")
-        if config.vision.sees_both_ways or config.vision.has_three_axes:
-            raise CalibrationUnfit(
-                f"{config.architecture} lets a picture's tokens see each other, or counts them on several axes, which "
-                "calibration does not do yet; give texts alone"
-            )
         self._reader = ImageReader(processor, ImageConfig())
         self._most_tokens = config.max_positions
         self._places = PicturePlaces(processor, tokenizer)
@@ -86,3 +86,35 @@ class Pictures:
         pictures = self._pictures[sequence]
         for picture, features in zip(pictures, encoder.encode(pictures), strict=True):
             x[picture.offset : picture.offset + picture.num_tokens] = features
+
+    def positions(
+        self, vision: VisionConfig | None, sequences: Sequence[int], lengths: Sequence[int]
+    ) -> npt.NDArray[np.int64] | None:
+        """Return where tokens of ``sequences``, of these ``lengths``, are on three axes; None where there is one."""
+        if vision is None or not vision.has_three_axes:
+            return None
+        parts = [RotaryPositions(self._pictures[i]).of(0, n) for i, n in zip(sequences, lengths, strict=True)]
+        return np.concatenate(parts, axis=1)
+
+    def visible(
+        self, vision: VisionConfig | None, sequences: Sequence[int], lengths: Sequence[int]
+    ) -> npt.NDArray[np.int32] | None:
+        """Return how many of its sequence's tokens each one sees; None where that is those before it.
+
+        Of a prompt that is read whole, what comes behind its last picture is taken as the answer: one after another.
+        """
+        extents = [
+            seen_both_ways(vision, pictures, pictures[-1].offset + pictures[-1].num_tokens if pictures else 0)
+            for pictures in (self._pictures[i] for i in sequences)
+        ]
+        if not any(extents):
+            return None
+        return np.concatenate([visible_tokens(own, 0, n) for own, n in zip(extents, lengths, strict=True)])
+
+
+def text_follows(token_ids: Tensor, vision: VisionConfig | None) -> Tensor:
+    """Return which of a sequence's tokens [T], but for the last, have text behind them, [T - 1].
+
+    That more of a picture follows is no text that a model could know.
+    """
+    return token_ids[1:] != (-1 if vision is None else vision.image_token_id)

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from itertools import accumulate, pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -99,7 +100,7 @@ class LayerStream:
                 lengths = [len(self._sequences[i]) for i in batch]
                 starts = [0, *accumulate(-(-length // _BLOCK) for length in lengths)]
                 tables = [range(start, end) for start, end in pairwise(starts)]
-                layout = BatchLayout.pack(lengths, lengths, tables, _BLOCK)
+                layout = BatchLayout.pack(lengths, lengths, tables, _BLOCK, **self._seen(batch, lengths))
                 (kv,) = new_cache(single, self._ops, torch.float32, starts[-1], _BLOCK)
                 x = self._body.run_layer(layer, torch.from_numpy(hidden[rows].copy()), kv, self._body.begin(layout))
                 if observe_cache is not None:
@@ -153,6 +154,16 @@ class LayerStream:
     def num_bytes(self) -> int:
         """Bytes of one file of hidden states."""
         return self.num_tokens * self._config.hidden_size * 4
+
+    def _seen(self, batch: list[int], lengths: list[int]) -> dict[str, Any]:
+        """Return what pictures change in the layout of a batch of sequences."""
+        if self._pictures is None:
+            return {}
+        vision = self._config.vision
+        return {
+            "positions": self._pictures.positions(vision, batch, lengths),
+            "visible": self._pictures.visible(vision, batch, lengths),
+        }
 
     def _rows(self) -> Iterator[tuple[Tensor, slice]]:
         """Yield the tokens of each batch, and where they lie among all."""

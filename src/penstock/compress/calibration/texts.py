@@ -5,11 +5,11 @@ import json
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from penstock.compress.calibration.pictures import PictureReader
 from penstock.errors import CalibrationUnfit, PenstockError
@@ -42,18 +42,20 @@ class CalibrationOptions:
     """Take data that would be refused"""
 
 
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """Token sequences, and what they were taken from."""
+class Texts(NamedTuple):
+    """Token sequences, and what they show."""
 
     sequences: list[list[int]]
-    source: str
-    distinct_tokens: int
-    entropy: float
-    """Nats per token, of how often each occurs"""
-    warnings: tuple[str, ...]
     pictures: list[tuple[Picture, ...]]
     """Of each sequence"""
+
+    @property
+    def keys(self) -> list[object]:
+        """What tells each sequence from others."""
+        return [
+            (tuple(sequence), tuple((picture.offset, picture.key.hex()) for picture in pictures))
+            for sequence, pictures in zip(*self, strict=True)
+        ]
 
     @property
     def num_tokens(self) -> int:
@@ -62,9 +64,40 @@ class Calibration:
 
     @property
     def digest(self) -> str:
-        """Differs where any token does."""
-        seen = [[(picture.offset, picture.key.hex()) for picture in pictures] for pictures in self.pictures]
-        return hashlib.sha256(json.dumps([self.sequences, seen]).encode()).hexdigest()
+        """Differs where any token or picture does."""
+        return hashlib.sha256(json.dumps(self.keys).encode()).hexdigest()
+
+    def choose(self, indices: Iterable[int]) -> "Texts":
+        """Return some of them."""
+        chosen = list(indices)
+        return Texts([self.sequences[i] for i in chosen], [self.pictures[i] for i in chosen])
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Texts, and what they were taken from."""
+
+    texts: Texts
+    source: str
+    distinct_tokens: int
+    entropy: float
+    """Nats per token, of how often each occurs"""
+    warnings: tuple[str, ...]
+
+    @property
+    def sequences(self) -> list[list[int]]:
+        """Of tokens."""
+        return self.texts.sequences
+
+    @property
+    def num_tokens(self) -> int:
+        """Of all sequences."""
+        return self.texts.num_tokens
+
+    @property
+    def digest(self) -> str:
+        """Differs where any token or picture does."""
+        return self.texts.digest
 
 
 def _see_nothing() -> PictureReader:
@@ -92,11 +125,11 @@ def read_calibration(
         records = _read_records(options.path, template, see)
         source = str(options.path)
     sampled = _sample(records, tokenizer, options)
-    sequences, pictures = [sequence for sequence, _ in sampled], [seen for _, seen in sampled]
+    texts = Texts([sequence for sequence, _ in sampled], [seen for _, seen in sampled])
     counts = Counter(token for sequence, seen in sampled for token in _without(sequence, seen))
     if not counts:
         raise CalibrationUnfit(f"{source} has no text of {_FEWEST_TOKENS} tokens or more; give longer ones")
-    num_tokens = sum(map(len, sequences))
+    num_tokens = texts.num_tokens
     warnings = []
     if num_tokens < num_inputs and not options.force:
         raise CalibrationUnfit(
@@ -109,14 +142,14 @@ def read_calibration(
             f"{num_tokens} tokens are few for layers of {num_inputs} inputs; from {good} on results are "
             "steadier (--samples, --sample-tokens)"
         )
-    if len(sequences) < options.num_samples:
-        warnings.append(f"{len(sequences)} sequences were found, not the {options.num_samples} asked for")
+    if len(texts.sequences) < options.num_samples:
+        warnings.append(f"{len(texts.sequences)} sequences were found, not the {options.num_samples} asked for")
     num_words = counts.total()
     token, most = counts.most_common(1)[0]
     if most > _WORST_SHARE * num_words:
         warnings.append(f"{most / num_words:.0%} of all tokens are one and the same ({token}); is this running text?")
     entropy = -sum(count / num_words * math.log(count / num_words) for count in counts.values())
-    return Calibration(sequences, source, len(counts), entropy, tuple(warnings), pictures)
+    return Calibration(texts, source, len(counts), entropy, tuple(warnings))
 
 
 def require_likely(loss: float, calibration: Calibration, options: CalibrationOptions) -> None:
