@@ -165,7 +165,8 @@ def main() -> None:
     """Measure, and print or write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--limit", type=int, default=200, help="items of each task")
-    parser.add_argument("--samples", type=int, default=128, help="calibration sequences")
+    parser.add_argument("--samples", type=int, default=128, help="calibration sequences of the first table")
+    parser.add_argument("--random-samples", type=int, default=32, help="of the second")
     parser.add_argument("--shape", choices=SHAPES, default="qwen2.5-0.5b", help="of the random model")
     names = [case.name for case in CASES]
     parser.add_argument("--recipes", nargs="*", choices=names, default=names, help="lines of the first table")
@@ -174,7 +175,7 @@ def main() -> None:
     options = parser.parse_args()
     started = time.strftime("%Y-%m-%d", time.gmtime())
     quality = quality_table(options.limit, options.samples, options.recipes)
-    size = size_table(options.shape, options.samples, options.random_recipes)
+    size = size_table(options.shape, options.random_samples, options.random_recipes)
     text = "\n".join(
         [
             f"`penstock-mini`, at most {options.limit} items of each task, {options.samples} calibration sequences, "
@@ -182,7 +183,7 @@ def main() -> None:
             "",
             *quality,
             "",
-            f"`{options.shape}` with random weights, likewise:",
+            f"`{options.shape}` with random weights, {options.random_samples} calibration sequences:",
             "",
             *size,
         ]
