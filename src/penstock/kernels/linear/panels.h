@@ -10,8 +10,8 @@ constexpr int64_t kPanel = 2 * W;
 // Rows of a tile: two vectors of outputs for each, two of weights and one of activations have to fit. Codes take up to
 // four vectors; that a few sums are kept in memory then costs less than fewer rows do.
 constexpr int kMaxRows = (NUM_REGISTERS - 4) / 2;
-// Rows at a time, whose activations (96 KiB at 256 inputs) stay in the second-level cache while panels pass.
-constexpr int64_t kRows = 96;
+// Rows at a time, whose activations (128 KiB at 256 inputs) stay in the second-level cache while panels pass.
+constexpr int64_t kRows = 128;
 // Bytes of a panel at a time, which stay in the first-level cache while all rows pass.
 constexpr int64_t kPanelBytes = 16384;
 

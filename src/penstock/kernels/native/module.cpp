@@ -256,7 +256,7 @@ class PackedLinear {
 
    private:
     void multiply(LinearCall call) const {
-        constexpr int64_t kRowsEach = 96;
+        constexpr int64_t kRowsEach = 128;  // kRows of `linear/panels.h`
         const int64_t num_rows = call.num_rows;
         Machine& machine = Machine::get();
         if (const int64_t row_bytes = kernels_.rounded_row_bytes(packed_)) {
@@ -275,9 +275,13 @@ class PackedLinear {
             }
         }
         const int64_t row_parts = ceil_div(num_rows, kRowsEach);
-        // Several tasks a thread, so that one that is held up does not hold up all; but none so small that handing
-        // it out costs more than doing it.
-        const int64_t wanted = machine.num_threads() == 1 ? 1 : ceil_div(machine.num_threads() * 4, row_parts);
+        // Several tasks a thread, so that one that is held up does not hold up all, and none longer than a millisecond
+        // or so, because the others wait for whoever takes the last; but none so small that handing it out costs more
+        // than doing it.
+        constexpr int64_t kLongest = 1 << 25;
+        const int64_t num_tasks = std::max<int64_t>(
+            machine.num_threads() * 4, num_panels_ * kernels_.panel_width * packed_.num_inputs * num_rows / kLongest);
+        const int64_t wanted = machine.num_threads() == 1 ? 1 : ceil_div(num_tasks, row_parts);
         const int64_t panel_work = packed_.num_inputs * kernels_.panel_width * std::min(num_rows, kRowsEach);
         const int64_t least = std::max<int64_t>(1, (1 << 15) / std::max<int64_t>(panel_work, 1));
         // Whole tiles of one row's four panels, shared out evenly: the last thread to end is the one that is waited for.
