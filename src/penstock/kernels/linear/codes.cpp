@@ -2,43 +2,10 @@
 //
 // An output is a sum over groups, in their order, of a scale times an integer that is exact. So a row's result is the
 // same whatever other rows are computed beside it.
-#include "panels.h"
+#include "codes.h"
 
 namespace penstock::PENSTOCK_ISA {
 namespace {
-
-typedef uint16_t vu __attribute__((vector_size(W * 4)));
-constexpr int64_t kVectorBytes = W * 4;
-
-// Bytes times bytes do not fit into the 16 bits that AVX2 and AVX-512 add them up in; 16 bits by 16 do into 32.
-// Activations for 8-bit codes are kept in 16 bits there: inputs 0 and 2 of four, then 1 and 3, as a mask and a shift
-// leave the codes.
-#if (defined(PENSTOCK_AVX2) || defined(PENSTOCK_AVX512)) && !defined(PENSTOCK_VNNI)
-#define PENSTOCK_PAIRS
-constexpr bool kPairs = true;
-#else
-constexpr bool kPairs = false;
-#endif
-
-// A row of activations in `LinearCall::rounded`: codes, a sum of them for each group, the scale.
-struct RowLayout {
-    int64_t code_bytes;
-    int64_t sums_at;
-    int64_t scale_at;
-    int64_t bytes;
-
-    explicit RowLayout(const PackedWeight& weight)
-        : code_bytes(kPairs && weight.kind == Weight::kInt8 ? 2 : 1),
-          sums_at(weight.padded_inputs * code_bytes),
-          scale_at(sums_at + weight.num_groups() * 4),
-          bytes((scale_at + 4 + 63) / 64 * 64) {}
-};
-
-vi word_at(const void* from) {
-    int32_t word;
-    __builtin_memcpy(&word, from, sizeof word);
-    return vi{} + word;
-}
 
 // acc[row][panel][half] += codes of kCodeInputs inputs times activations, of which `x` has the first row's.
 template <int ROWS, int PANELS>
@@ -111,12 +78,6 @@ void add_int4(vi (&acc)[ROWS][PANELS][2], const char* const* codes, const char* 
         for (int p = 0; p < PANELS; ++p)
             for (int h = 0; h < 2; ++h) acc[r][p][h] += dot2_words((vi)parts[r][p][h], vi{} + 0x00010001);
 #endif
-}
-
-vi zeros_at(const uint8_t* from) {
-    vi zeros;
-    for (int i = 0; i < W; ++i) zeros[i] = from[i];
-    return zeros;
 }
 
 // sums[row][panel] (+)= x[row] * panel over inputs [first, end), which begin with a group.
@@ -215,6 +176,10 @@ void many_rows(const LinearCall& call, int64_t first_row, int64_t num_rows, int6
     const int64_t part = weight.group >= kInputs ? weight.group : kInputs / weight.group * weight.group;
     float row_scales[kRows];
     row_scales_of(call, first_row, num_rows, row_scales);
+#if defined(PENSTOCK_PAIRS)
+    if (KIND == Weight::kInt8 && num_rows >= kWordsFrom)
+        return many_rows_of_words(call, first_row, num_rows, first_panel, end_panel, row_scales, sums);
+#endif
     for (int64_t p = first_panel; p < end_panel; ++p) {
         for (int64_t k = 0; k < weight.padded_inputs; k += part)
             for (int64_t r = 0; r < num_rows; r += kMaxRows)
@@ -273,6 +238,7 @@ void round_for_codes(const LinearCall& call, int64_t first_row, int64_t end_row)
         for (int64_t group = 0; group < weight.padded_inputs; group += weight.group) {
             const int64_t end = min(group + weight.group, weight.padded_inputs);
             vi group_sum{};
+            int32_t products = 0;
             for (int64_t i = group; i < end; i += kCodeInputs) {
                 int32_t codes[kCodeInputs];
                 for (int64_t j = 0; j < kCodeInputs; j += W) {
@@ -297,12 +263,15 @@ void round_for_codes(const LinearCall& call, int64_t first_row, int64_t end_row)
                         words[j + 1] = (int16_t)codes[j + 2];
                         words[j + 2] = (int16_t)codes[j + 1];
                         words[j + 3] = (int16_t)codes[j + 3];
+                        products += codes[j] * codes[j + 1] + codes[j + 2] * codes[j + 3];
                     }
                 }
             }
             int32_t total = 0;
             for (int i = 0; i < W; ++i) total += group_sum[i];
-            __builtin_memcpy(out + layout.sums_at + group / weight.group * 4, &total, sizeof total);
+            const int64_t place = group / weight.group * 4;
+            __builtin_memcpy(out + layout.sums_at + place, &total, sizeof total);
+            if (layout.code_bytes == 2) __builtin_memcpy(out + layout.products_at + place, &products, sizeof products);
         }
         __builtin_memcpy(out + layout.scale_at, &scale, sizeof scale);
     }

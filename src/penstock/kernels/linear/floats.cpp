@@ -248,38 +248,43 @@ int64_t linear_scratch_floats() { return kRows * kPanel + kInputs * kPanel; }
 void finish(const LinearCall& call, int64_t panel, int64_t first_row, int64_t num_rows, const float* sums,
             const float* row_scales) {
     const PackedWeight& weight = *call.weight;
-    const int64_t width = weight.gated ? W : kPanel;
-    const int64_t first = panel * width;
+    // What is stored might be anything, for all that compilers know: what stays the same is read once.
+    const bool gated = weight.gated, has_bias = weight.bias;
+    const Activation activation = weight.activation;
+    const int64_t width = gated ? W : kPanel, first = panel * width, stride = call.out_stride;
     const int64_t num_outputs = min(width, weight.num_outputs - first);
-    for (int64_t r = 0; r < num_rows; ++r) {
+    vf bias[2] = {};
+    if (has_bias)
+        for (int h = 0; h < 2; ++h) bias[h] = load(weight.bias + panel * kPanel + h * W);
+    float* out = call.out + first_row * stride + first;
+    const float* added = call.added ? call.added + first_row * stride + first : nullptr;
+    for (int64_t r = 0; r < num_rows; ++r, out += stride) {
         vf halves[2] = {load(sums + r * kPanel), load(sums + r * kPanel + W)};
         if (row_scales) {
             halves[0] *= splat(row_scales[r]);
             halves[1] *= splat(row_scales[r]);
         }
-        if (weight.bias) {
-            halves[0] += load(weight.bias + panel * kPanel);
-            halves[1] += load(weight.bias + panel * kPanel + W);
+        if (has_bias) {
+            halves[0] += bias[0];
+            halves[1] += bias[1];
         }
-        if (weight.gated) {
-            halves[0] = activated(weight.activation, halves[0]) * halves[1];
-        } else if (weight.activation != Activation::kNone) {
-            for (vf& half : halves) half = activated(weight.activation, half);
+        if (gated) {
+            halves[0] = activated(activation, halves[0]) * halves[1];
+        } else if (activation != Activation::kNone) {
+            for (vf& half : halves) half = activated(activation, half);
         }
-        float* out = call.out + (first_row + r) * call.out_stride + first;
-        const float* added = call.added ? call.added + (first_row + r) * call.out_stride + first : nullptr;
         if (num_outputs == width) {
             if (added) {
-                halves[0] += load(added);
-                if (!weight.gated) halves[1] += load(added + W);
+                halves[0] += load(added + r * stride);
+                if (!gated) halves[1] += load(added + r * stride + W);
             }
             store(out, halves[0]);
-            if (!weight.gated) store(out + W, halves[1]);
+            if (!gated) store(out + W, halves[1]);
         } else {
             float values[kPanel];
             store(values, halves[0]);
             store(values + W, halves[1]);
-            for (int64_t n = 0; n < num_outputs; ++n) out[n] = values[n] + (added ? added[n] : 0.0f);
+            for (int64_t n = 0; n < num_outputs; ++n) out[n] = values[n] + (added ? added[r * stride + n] : 0.0f);
         }
     }
 }
