@@ -349,13 +349,12 @@ class AttentionWork {
 
     // Works out who computes what, for the sequences that the layout's tensors hold now.
     void plan(int64_t num_sequences) {
-        constexpr int64_t kTileRows = 32;
         const int32_t* const starts = query_starts_;
         const int32_t* const lens = context_lens_;
         const int64_t R = num_heads_ / num_kv_heads_;
         tasks_.clear();
         merges_.clear();
-        const int64_t tile_tokens = std::max<int64_t>(1, kTileRows / R);
+        const int64_t tile_tokens = std::max<int64_t>(1, kMaxTileRows / R);
         int64_t num_spans = 0;
         for (int64_t s = 0; s < num_sequences; ++s)
             if (starts[s + 1] - starts[s] == 1) num_spans += ceil_div(lens[s], kSpan) * num_kv_heads_;

@@ -118,6 +118,7 @@ template <int ROWS, int TILES, class T>
 void score_tile(const float* const* q, const T* const* keys, const T* const* ahead, int64_t key_stride, int64_t D,
                 float scale, float* scores) {
     vf acc[ROWS][TILES][kVectors] = {};
+#pragma GCC unroll 4
     for (int64_t d = 0; d < D; ++d) {
 #pragma GCC unroll 8
         for (int t = 0; t < TILES; ++t) {
@@ -133,8 +134,11 @@ void score_tile(const float* const* q, const T* const* keys, const T* const* ahe
             }
         }
     }
+#pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 8
         for (int t = 0; t < TILES; ++t)
+#pragma GCC unroll 8
             for (int i = 0; i < kVectors; ++i)
                 store(scores + r * kChunk + t * kTile + i * W, acc[r][t][i] * splat(scale));
 }
@@ -166,8 +170,11 @@ int64_t weigh_columns(const float* weights, const Chunk<T>& chunk, const Chunk<T
     constexpr int kLine = 64 / sizeof(T);  // elements in a line of the cache
     for (; d + N * W <= D; d += N * W) {
         vf acc[ROWS][N];
+#pragma GCC unroll 8
         for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 8
             for (int i = 0; i < N; ++i) acc[r][i] = load(sums + r * D + d + i * W);
+#pragma GCC unroll 4
         for (int64_t j = first; j < end; ++j) {
 #pragma GCC unroll 8
             for (int i = 0; i < N; i += kLine / W) __builtin_prefetch(ahead.values[j] + d + i * W);
@@ -181,7 +188,9 @@ int64_t weigh_columns(const float* weights, const Chunk<T>& chunk, const Chunk<T
                 for (int i = 0; i < N; ++i) acc[r][i] = fma(weight, value[i], acc[r][i]);
             }
         }
+#pragma GCC unroll 8
         for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 8
             for (int i = 0; i < N; ++i) store(sums + r * D + d + i * W, acc[r][i]);
     }
     return d;
