@@ -28,7 +28,6 @@ _LEAVES = frozenset(
         "torch.func",
         "torch.fx",
         "torch.fx.experimental",
-        "torch.fx.experimental.sym_node",
         "torch.fx.traceback",
         "torch.hub",
         "torch.masked",
@@ -44,7 +43,7 @@ _LEAVES = frozenset(
 _LEAVES_KNOWN_IN = ("2.13.",)
 """Versions of torch in which that is so. Which modules they are, and in what order they may be executed, is nobody's
 promise: another version is to run the tests of this module first, and leaves out the registrations alone until then."""
-_ALONE = frozenset({"torch.fx._compatibility", "torch.fx.operator_schemas"})
+_ALONE = frozenset({"torch.fx._compatibility", "torch.fx.experimental.sym_node", "torch.fx.operator_schemas"})
 """Parts of a package above that are needed, and do not need it."""
 _FUNCTIONS = {"torch._higher_order_ops": ("cond", "while_loop"), "torch.func": ("vmap",)}
 """What torch takes into its own namespace from the modules above."""
