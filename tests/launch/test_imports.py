@@ -15,16 +15,38 @@ def _imported(code: str, names: str) -> list[str]:
 
 
 def test_a_server_needs_no_tensors() -> None:
-    code = "import penstock.cli.main, penstock.launch.serve, penstock.launch.text, penstock.server.app, uvicorn"
+    code = (
+        "import penstock.cli.main, penstock.launch.serve, penstock.launch.server, penstock.launch.text\n"
+        "import penstock.server.app, uvicorn"
+    )
     assert _imported(code, "torch safetensors transformers huggingface_hub matplotlib sqlalchemy cryptography") == []
 
 
 def test_an_engine_needs_no_server() -> None:
     code = (
-        "import penstock.launch.worker as worker\n"
-        "worker.defer_tracing()\n"
+        "import penstock.launch.worker\n"
+        "from penstock.lean_torch import defer_tracing; defer_tracing()\n"
         "import penstock.launch.engine, penstock.engine.host"
     )
     server = "fastapi starlette pydantic uvicorn aiohttp prometheus_client typer"
     never = "transformers huggingface_hub matplotlib"
     assert _imported(code, f"{server} {never}") == []
+
+
+def test_an_engine_answers_with_a_lean_torch() -> None:
+    code = (
+        "import asyncio\n"
+        "from penstock.lean_torch import defer_tracing; defer_tracing()\n"
+        "from penstock.launch.local import open_engine\n"
+        "from penstock.launch.settings import ModelSettings, Settings\n"
+        "from penstock.protocol import GenerateRequest, SamplingParams\n"
+        "async def main():\n"
+        "    async with open_engine(Settings(model=ModelSettings(name='penstock-mini'))) as engine:\n"
+        "        for sampling in (SamplingParams(max_tokens=2), SamplingParams(max_tokens=2, temperature=0)):\n"
+        "            request = GenerateRequest(request_id='one', prompt_token_ids=[1, 2, 3], sampling=sampling)\n"
+        "            assert [delta async for delta in engine.client.generate(request)]\n"
+        "asyncio.run(main())\n"
+        "import sys; print(*sorted(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch._decomp", "torch._export", "torch.fx.graph"} & set(done.stdout.split())

@@ -7,20 +7,21 @@ the child knows that nobody is left to serve, and ends.
 import asyncio
 import contextlib
 import signal
-import tempfile
 
 import zmq
 import zmq.asyncio
 
-from penstock.engine.worker import LENGTH, endpoint
+from penstock.engine.spawning import Spawned, endpoint
+from penstock.threads import WorkThread
 
 
 class ChildProcess:
     """A process that runs ``worker.run_host``, its sockets and the private directory they live in."""
 
-    def __init__(self, process: asyncio.subprocess.Process, directory: "tempfile.TemporaryDirectory[str]") -> None:
-        self.process = process
-        self._directory = directory
+    def __init__(self, spawned: Spawned) -> None:
+        """Take over what ``spawn`` has started."""
+        self._spawned = spawned
+        self._ended = asyncio.wrap_future(WorkThread("child").submit(spawned.process.wait))
         self._context = zmq.asyncio.Context()
         # Bounded by the requests that are taken and by their tokens, so neither side may drop or block.
         self._to_child = self._context.socket(zmq.PUSH)
@@ -28,25 +29,21 @@ class ChildProcess:
         for socket, name in ((self._to_child, "in"), (self._from_child, "out")):
             socket.set(zmq.SNDHWM if socket is self._to_child else zmq.RCVHWM, 0)
             socket.set(zmq.LINGER, 0)
-            socket.bind(endpoint(directory.name, name))
+            socket.bind(endpoint(spawned.directory.name, name))
 
-    @classmethod
-    async def spawn(cls, command: list[str], payload: bytes) -> "ChildProcess":
-        """Start ``command``, given the address to connect to as its last argument, and hand it ``payload``."""
-        directory = tempfile.TemporaryDirectory(prefix="penstock-")
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            directory.name,
-            stdin=asyncio.subprocess.PIPE,
-            # Ctrl-C in a terminal is for the server, which drains; a child ends when told.
-            start_new_session=True,
-        )
-        worker = cls(process, directory)
-        assert process.stdin is not None, "the worker was started with a pipe"
-        with contextlib.suppress(ConnectionError):
-            process.stdin.write(LENGTH.pack(len(payload)) + payload)
-            await process.stdin.drain()
-        return worker
+    @property
+    def pid(self) -> int:
+        """The process's."""
+        return self._spawned.process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit status, negative for a signal; None while it runs."""
+        return self._ended.result() if self._ended.done() else None
+
+    async def wait(self) -> None:
+        """Wait until the process has ended."""
+        await asyncio.shield(self._ended)
 
     def send(self, data: bytes) -> None:
         """Queue a message."""
@@ -60,18 +57,15 @@ class ChildProcess:
 
     async def close(self) -> None:
         """End the process and free everything; safe on a dead one."""
-        if self.process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                self.process.terminate()
+        if self.returncode is None:
+            self._spawned.process.terminate()
             try:
-                await asyncio.wait_for(self.process.wait(), 5.0)
+                await asyncio.wait_for(self.wait(), 5.0)
             except TimeoutError:
-                self.process.kill()
-                await self.process.wait()
-        if self.process.stdin is not None:
-            self.process.stdin.close()
+                self._spawned.process.kill()
+                await self.wait()
         self._context.destroy(linger=0)
-        self._directory.cleanup()
+        self._spawned.free()
 
 
 def exit_reason(returncode: int | None) -> str:

@@ -16,6 +16,7 @@ from penstock.engine.adapters import AdapterCalls
 from penstock.engine.child import ChildProcess, exit_reason
 from penstock.engine.messages import FromEngine, Loaded, LoadFailed, Stepped, Submit, ToEngine
 from penstock.engine.metrics import EngineMetrics
+from penstock.engine.spawning import Spawned, spawn
 from penstock.engine.streams import RequestStreams
 from penstock.errors import (
     Draining,
@@ -45,10 +46,15 @@ class ProcessClient:
         payload: bytes,
         metrics: EngineMetrics | None = None,
         clock: Callable[[], float] = time.monotonic,
+        spawned: Spawned | None = None,
     ) -> None:
-        """``command``, given the address to connect to as its last argument, runs ``worker.run_worker``."""
+        """``command``, given the address to connect to as its last argument, runs ``worker.run_worker``.
+
+        ``spawned`` is the first such process, if it was started already.
+        """
         self._command = command
         self._payload = payload
+        self._spawned = spawned
         self.metrics = metrics or EngineMetrics()
         self.metrics.watch(self.status)
         self._streams = RequestStreams(self._send, self.metrics)
@@ -70,11 +76,11 @@ class ProcessClient:
     @property
     def pid(self) -> int | None:
         """The engine process, if one runs."""
-        return None if self._worker is None else self._worker.process.pid
+        return None if self._worker is None else self._worker.pid
 
     async def start(self) -> None:
         """Start the process and wait until it has loaded; see ``EngineClient.start``."""
-        self._worker = await ChildProcess.spawn(self._command, self._payload)
+        self._worker = ChildProcess(self._spawned or spawn(self._command, self._payload))
         error = await self._wait_loaded(self._worker)
         if error is not None:
             self._state, self._reason = EngineState.FAILED, error.message
@@ -166,7 +172,7 @@ class ProcessClient:
     async def _wait_loaded(self, worker: ChildProcess) -> ErrorInfo | None:
         """Wait for the worker's first word; an error if it cannot start or dies before."""
         received = asyncio.ensure_future(worker.receive())
-        died = asyncio.ensure_future(worker.process.wait())
+        died = asyncio.ensure_future(worker.wait())
         await asyncio.wait({received, died}, return_when=asyncio.FIRST_COMPLETED)
         if not received.done():
             # Its last words may be on the way.
@@ -174,7 +180,7 @@ class ProcessClient:
         died.cancel()
         if not received.done():
             received.cancel()
-            how = exit_reason(worker.process.returncode)
+            how = exit_reason(worker.returncode)
             return ErrorInfo(code=InternalError.code, message=f"the engine process {how} while it loaded; see its log")
         message = self._decoder.decode(received.result())
         if isinstance(message, LoadFailed):
@@ -190,7 +196,7 @@ class ProcessClient:
         """Deliver what the worker says; when it dies, fail its requests and start another."""
         while self._worker is not None:
             await self._relay(self._worker)
-            how = exit_reason(self._worker.process.returncode)
+            how = exit_reason(self._worker.returncode)
             _log.error("engine_died", how=how, num_requests=len(self._streams))
             draining = self._state is EngineState.DRAINING
             if not draining:
@@ -212,7 +218,7 @@ class ProcessClient:
 
     async def _relay(self, worker: ChildProcess) -> None:
         """Hand messages on until the worker has died."""
-        died = asyncio.ensure_future(worker.process.wait())
+        died = asyncio.ensure_future(worker.wait())
         try:
             while True:
                 received = asyncio.ensure_future(worker.receive())
@@ -233,7 +239,7 @@ class ProcessClient:
         delay_s = _FIRST_DELAY_S
         for attempt in range(1, _MOST_FAILED_STARTS + 1):
             self._num_restarts += 1
-            worker = await ChildProcess.spawn(self._command, self._payload)
+            worker = ChildProcess(spawn(self._command, self._payload))
             self._worker = worker
             error = await self._wait_loaded(worker)
             if error is None:

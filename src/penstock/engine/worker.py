@@ -3,28 +3,19 @@
 import contextlib
 import os
 import shutil
-import struct
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 import zmq
 
 from penstock.engine.messages import LoadFailed, ToEngine, error_info
+from penstock.engine.spawning import LENGTH, endpoint
 from penstock.errors import ConfigError, PenstockError
 
 if TYPE_CHECKING:
     from penstock.engine.host import SteppedEngine
-
-LENGTH = struct.Struct("<I")
-"""What comes before the settings on standard input."""
-
-
-def endpoint(directory: str, name: str) -> str:
-    """Return the address of the socket ``name``: ``in`` is the engine's, ``out`` the client's."""
-    return f"ipc://{Path(directory) / name}"
 
 
 class Host(Protocol):

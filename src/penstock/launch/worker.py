@@ -1,4 +1,7 @@
-"""The engine process: `python -m penstock.launch.worker ADDRESS`, settings as JSON on standard input."""
+"""The engine process: `python -m penstock.launch.worker ADDRESS`, settings as JSON on standard input.
+
+How it is started is here as well, for whoever wants to do so before anything else: this imports little.
+"""
 
 import os
 import sys
@@ -6,11 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from penstock.engine.worker import run_worker
 from penstock.launch.settings import Settings
-from penstock.lean_torch import defer_tracing
-from penstock.telemetry import configure_logging
-from penstock.threads import WorkThread
 from penstock.uncollected import uncollected
 
 
@@ -36,6 +35,10 @@ def prefetch(name: str) -> int:
 
 def main() -> int:
     """Serve until standard input closes."""
+    from penstock.engine.worker import run_worker
+    from penstock.lean_torch import defer_tracing
+    from penstock.telemetry import configure_logging
+    from penstock.threads import WorkThread
 
     def build(data: bytes) -> object:
         settings = msgspec.json.decode(data, type=Settings)

@@ -17,6 +17,7 @@ from penstock.engine.child import ChildProcess, exit_reason
 from penstock.engine.encoding.messages import Encode, EncodedPictures, FromEncoder
 from penstock.engine.encoding.source import Encoded, EncoderCounters
 from penstock.engine.messages import LoadFailed
+from penstock.engine.spawning import spawn
 from penstock.errors import EncodingFailed, InternalError, PenstockError, error_from_code
 from penstock.protocol import Picture
 
@@ -155,9 +156,9 @@ class EncoderPool:
         """Keep one process running; ``started`` is told how its first start went."""
         num_failed, delay_s = 0, _FIRST_DELAY_S
         while True:
-            child = await ChildProcess.spawn(self._command, self._payload)
+            child = ChildProcess(spawn(self._command, self._payload))
             self._children.add(child)
-            pid = child.process.pid
+            pid = child.pid
             try:
                 error = await self._wait_loaded(child)
                 if error is None:
@@ -167,7 +168,7 @@ class EncoderPool:
                     if not started.done():
                         started.set_result(None)
                     await self._feed(child)
-                    _log.error("encoder_died", how=exit_reason(child.process.returncode))
+                    _log.error("encoder_died", how=exit_reason(child.returncode))
             finally:
                 self._pids.discard(pid)
                 self._count_ready()
@@ -189,7 +190,7 @@ class EncoderPool:
     async def _wait_loaded(self, child: ChildProcess) -> PenstockError | None:
         data = await _until_dead(child, child.receive())
         if data is None:
-            how = exit_reason(child.process.returncode)
+            how = exit_reason(child.returncode)
             return InternalError(f"an encoder process {how} while it loaded; see its log")
         message = self._decoder.decode(data)
         if isinstance(message, LoadFailed):
@@ -206,7 +207,7 @@ class EncoderPool:
             child.send(self._encoder.encode(Encode([(job.feature_id, job.picture) for job in jobs])))
             data = await _until_dead(child, child.receive(), _SILENT_S)
             if data is None:
-                self._retry(jobs, exit_reason(child.process.returncode))
+                self._retry(jobs, exit_reason(child.returncode))
                 return
             message = self._decoder.decode(data)
             assert isinstance(message, EncodedPictures), "an encoder answers what it is handed"
@@ -277,7 +278,7 @@ class EncoderPool:
 async def _until_dead(child: ChildProcess, awaited: Coroutine[Any, Any, T], timeout_s: float | None = None) -> T | None:
     """Return what ``awaited`` gives, or None if the process dies, or time is up, first."""
     waiting = asyncio.ensure_future(awaited)
-    died = asyncio.ensure_future(child.process.wait())
+    died = asyncio.ensure_future(child.wait())
     try:
         await asyncio.wait({waiting, died}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         return waiting.result() if waiting.done() else None

@@ -1,0 +1,55 @@
+"""Starting a process of the engine's, before anything else that takes long: this imports little."""
+
+import contextlib
+import struct
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+LENGTH = struct.Struct("<I")
+"""What comes before the settings on standard input."""
+
+
+def endpoint(directory: str, name: str) -> str:
+    """Return the address of the socket ``name``: ``in`` is the engine's, ``out`` the client's."""
+    return f"ipc://{Path(directory) / name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Spawned:
+    """A process that runs ``worker.run_host``, and the private directory its sockets are to live in."""
+
+    process: subprocess.Popen[bytes]
+    directory: "tempfile.TemporaryDirectory[str]"
+
+    def end(self) -> None:
+        """Kill the process, if nobody has ended it, and free everything."""
+        self.process.kill()
+        self.process.wait()
+        self.free()
+
+    def free(self) -> None:
+        """Free what a process that has ended leaves."""
+        assert self.process.stdin is not None, "it was started with a pipe"
+        self.process.stdin.close()
+        self.directory.cleanup()
+
+
+def spawn(command: list[str], payload: bytes) -> Spawned:
+    """Start ``command``, given the address to connect to as its last argument, and hand it ``payload``.
+
+    Settings fit in a pipe, so nothing is waited for.
+    """
+    directory = tempfile.TemporaryDirectory(prefix="penstock-")
+    process = subprocess.Popen(  # noqa: S603 - the command is ours
+        [*command, directory.name],
+        stdin=subprocess.PIPE,
+        # Ctrl-C in a terminal is for the server, which drains; a child ends when told.
+        start_new_session=True,
+    )
+    assert process.stdin is not None, "it was started with a pipe"
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.write(LENGTH.pack(len(payload)) + payload)
+        process.stdin.flush()
+    return Spawned(process, directory)
