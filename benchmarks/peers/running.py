@@ -86,16 +86,21 @@ class Running:
 
     @property
     def peak_memory_bytes(self) -> int:
-        """Peak resident memory of all its processes; a page that several processes map is shared out between them.
+        """Peak resident memory of all its processes."""
+        return sum(self.peaks_bytes)
+
+    @property
+    def peaks_bytes(self) -> list[int]:
+        """Peak resident memory of each process, the first started first; a page that several map is shared out.
 
         The system keeps no peak of that; what was shared at the peak is taken to be what is shared now.
         """
-        return sum(
+        return [
             _memory_bytes(process, "status", "VmHWM")
             - _memory_bytes(process, "smaps_rollup", "Rss")
             + _memory_bytes(process, "smaps_rollup", "Pss")
             for process in self._processes()
-        )
+        ]
 
     @property
     def cpu_s(self) -> float:
