@@ -47,7 +47,7 @@ from penstock.launch import encoder
 from penstock.launch.settings import ModelSettings, Settings
 from penstock.models import resolve_model
 from penstock.models.decoder import load_model
-from penstock.models.vision.load import load_vision
+from penstock.models.vision.load import load_vision, read_tower_shape
 from penstock.protocol import GenerateRequest, Picture, SamplingParams
 from penstock.text import Tokenizer
 
@@ -168,7 +168,7 @@ def make_engine(path: Path, source: FeatureSource | None = None) -> Engine:
     if source is None:
         found = load_vision(path, torch.float32)
         assert found is not None
-        source = LocalEncoder(found)
+        source = LocalEncoder(found, step_patches=SchedulerConfig().encoder_patches)
     info = engine_info(path, model, max_model_tokens=4096, encoder_cache_bytes=256 << 20)
     config = EngineConfig(scheduler=SchedulerConfig(max_running=CONCURRENCY))
     return assemble_engine(model, Tokenizer.load(resolve_model("penstock-mini")), config, info=info, source=source)
@@ -293,7 +293,7 @@ def open_pool(path: Path) -> Iterator[EncoderPool]:
         encoder.command(),
         msgspec.json.encode(settings),
         num_workers=1,
-        encoder_tokens=settings.scheduler.encoder_tokens,
+        step_bytes=settings.scheduler.encoder_patches * read_tower_shape(path).patch_bytes,
     )
     pool.start()
     try:

@@ -16,6 +16,7 @@ from penstock.engine.runner.encoder import LocalEncoder
 from penstock.engine.worker import Host, run_host
 from penstock.errors import ModelUnreadable
 from penstock.models.vision import VisionEncoder
+from penstock.models.vision.layers import Parts
 from penstock.models.vision.load import load_vision
 from penstock.protocol import Picture
 
@@ -27,11 +28,17 @@ class Mortal:
     """An encoder that some pictures are bad for; ``directory`` remembers across deaths."""
 
     num_parameters = 0
+    patch_work = 0
     weights_bytes = 0
 
     def __init__(self, encoder: VisionEncoder, directory: Path) -> None:
         self._encoder = encoder
+        self.work = encoder.work
         self._directory = directory
+
+    def encoding(self, pictures: Sequence[Picture]) -> Parts[list[Tensor]]:
+        """Encode in parts."""
+        return self._encoder.encoding(pictures)
 
     def encode(self, pictures: Sequence[Picture]) -> list[Tensor]:
         """Encode, unless."""

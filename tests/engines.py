@@ -33,7 +33,7 @@ def build_engine(
     profiler: Profiler | None = None,
     max_adapters: int = 0,
     speculate: Literal["off", "ngram", "suffix", "draft"] = "off",
-    encoder_tokens: int = 64,
+    encoder_patches: int = 256,
     encoder_cache_bytes: int = 1 << 20,
     source: FeatureSource | None = None,
 ) -> Engine:
@@ -43,13 +43,13 @@ def build_engine(
     """
     if source is None:
         encoder = load_vision(path, getattr(torch, dtype))
-        source = None if encoder is None else LocalEncoder(encoder)
+        source = None if encoder is None else LocalEncoder(encoder, step_patches=encoder_patches)
     if profiler is not None:
         ops = profiler.around_ops(ops or ops_for(torch.float32), read_config(path))
     model = load_model(path, dtype=dtype, kv_dtype=kv_dtype, ops=ops, adaptable=max_adapters > 0)
     config = EngineConfig(
         runner=RunnerConfig(max_adapters=max_adapters),
-        scheduler=SchedulerConfig(step_tokens=step_tokens, max_running=max_running, encoder_tokens=encoder_tokens),
+        scheduler=SchedulerConfig(step_tokens=step_tokens, max_running=max_running),
         cache=CacheConfig(block_size=block_size, prefix_caching=prefix_caching),
         speculation=SpeculationConfig(method=speculate),
     )

@@ -14,6 +14,7 @@ from penstock.engine.runner.encoder import LocalEncoder
 from penstock.images.families import load_processor
 from penstock.models.decoder import load_model
 from penstock.models.vision import Inserted, RotaryPositions
+from penstock.models.vision.layers import Parts, finish
 from penstock.models.vision.load import load_vision
 from penstock.models.vision.visible import seen_both_ways, visible_tokens
 from penstock.protocol import BeamParams, GenerateRequest, Picture, TokenDelta
@@ -138,8 +139,8 @@ def test_every_family_sees_the_same_however_its_prompt_is_cut(
     token_ids, pictures = with_images(path, processor, "@what is @?", images)
     request = msgspec.structs.replace(greedy("one", token_ids, 8, logprobs=0), pictures=tuple(pictures))
     most = max(picture.num_tokens for picture in pictures)
-    whole = said(run_to_end(build_engine(path, step_tokens=512, encoder_tokens=512), [request])["one"])
-    cut = build_engine(path, step_tokens=most + 3, encoder_tokens=most)
+    whole = said(run_to_end(build_engine(path, step_tokens=512, encoder_patches=4096), [request])["one"])
+    cut = build_engine(path, step_tokens=most + 3, encoder_patches=8)
     tokens, logprobs = said(run_to_end(cut, [request])["one"])
     assert tokens == whole[0]
     assert logprobs == pytest.approx(whole[1], abs=1e-4)
@@ -156,7 +157,7 @@ def test_a_mixed_crowd_says_what_each_says_alone(
     prefix_caching: bool, step_tokens: int, path: Path, ask: Asking
 ) -> None:
     engine = build_engine(
-        path, step_tokens=step_tokens, prefix_caching=prefix_caching, encoder_tokens=20, encoder_cache_bytes=40 * 256
+        path, step_tokens=step_tokens, prefix_caching=prefix_caching, encoder_patches=20, encoder_cache_bytes=40 * 256
     )
     requests = crowd(ask)
     for turn in range(2):
@@ -227,6 +228,7 @@ class _Choking:
         encoder = load_vision(path, torch.float32)
         assert encoder is not None
         self._encoder = encoder
+        self.work, self.patch_work = encoder.work, encoder.patch_work
         self._poison = poison
 
     def encode(self, pictures: Sequence[Picture]) -> list[Tensor]:
@@ -234,10 +236,20 @@ class _Choking:
             raise RuntimeError("choked")
         return self._encoder.encode(pictures)
 
+    def encoding(self, pictures: Sequence[Picture]) -> Parts[list[Tensor]]:
+        parts = self._encoder.encoding(pictures)
+        yield next(parts)
+        if any(picture.key == self._poison for picture in pictures):
+            raise RuntimeError("choked")
+        return (yield from parts)
 
-def test_a_picture_that_cannot_be_encoded_fails_its_requests_alone(path: Path, ask: Asking) -> None:
+
+@pytest.mark.parametrize("step_patches", [4, None])
+def test_a_picture_that_cannot_be_encoded_fails_its_requests_alone(
+    step_patches: int | None, path: Path, ask: Asking
+) -> None:
     bad = ask("bad", "hm @", [9])
-    engine = build_engine(path, source=LocalEncoder(_Choking(path, bad.pictures[0].key)))
+    engine = build_engine(path, source=LocalEncoder(_Choking(path, bad.pictures[0].key), step_patches=step_patches))
     requests = crowd(ask)
     deltas = run_to_end(engine, [*requests[:4], bad, *requests[4:]])
     error = deltas["bad"][-1].error
@@ -246,6 +258,85 @@ def test_a_picture_that_cannot_be_encoded_fails_its_requests_alone(path: Path, a
     assert "choked" in error.message
     for request in requests:
         assert tokens_of(deltas[request.request_id]) == alone(path, request)[0]
+    assert is_seen(engine)
+
+
+class _Counting:
+    """An encoder that notes the work of each part."""
+
+    num_parameters = 0
+    weights_bytes = 0
+
+    def __init__(self, path: Path) -> None:
+        encoder = load_vision(path, torch.float32)
+        assert encoder is not None
+        self._encoder = encoder
+        self.work, self.patch_work = encoder.work, encoder.patch_work
+        self.parts: list[int] = []
+
+    def encode(self, pictures: Sequence[Picture]) -> list[Tensor]:
+        return finish(self.encoding(pictures))
+
+    def encoding(self, pictures: Sequence[Picture]) -> Parts[list[Tensor]]:
+        parts = self._encoder.encoding(pictures)
+        while True:
+            try:
+                self.parts.append(next(parts))
+            except StopIteration as end:
+                features: list[Tensor] = end.value
+                return features
+            yield self.parts[-1]
+
+
+@pytest.mark.parametrize("family", ["llava", "gemma3-vision", "qwen2-vl", "qwen2.5-vl"])
+def test_nobody_who_decodes_waits_for_more_than_a_steps_budget(
+    family: str, seeing_checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("penstock.models.vision.attention.ROWS_AT_ONCE", 8)
+    path = seeing_checkpoint(family)
+    processor = load_processor(path)
+    assert processor is not None
+    token_ids, pictures = with_images(path, processor, "@what is this?", [drawing(150, 120, 1)])
+    seeing = msgspec.structs.replace(greedy("seeing", token_ids, 4, logprobs=0), pictures=tuple(pictures))
+    step_tokens, step_patches = pictures[0].num_tokens + 8, 4
+    encoder = _Counting(path)
+    source = LocalEncoder(encoder, step_patches=step_patches)
+    assert source.cost(pictures[0]) > 3
+    engine = build_engine(path, step_tokens=step_tokens, num_blocks=1024, source=source)
+    decoding = greedy("decoding", list(range(9)), 200)
+    engine.add(decoding)
+    engine.step()
+    engine.add(seeing)
+    said_of_it: list[TokenDelta] = []
+    num_slices = 0
+    while "seeing" in engine._requests:
+        encoder.parts.clear()
+        deltas = engine.step()
+        assert sum(len(one.token_ids) for one in deltas if one.request_id == "decoding") == 1, "a token in every step"
+        said_of_it += [one for one in deltas if one.request_id == "seeing"]
+        num_slices += bool(encoder.parts)
+        assert sum(encoder.parts[:-1]) < step_patches * encoder.patch_work
+    assert num_slices > source.cost(pictures[0]) / 2
+    assert said(said_of_it)[0] == alone(path, seeing)[0]
+    engine.abort("decoding")
+    assert is_seen(engine)
+
+
+def test_a_long_image_that_nobody_waits_for_is_given_up(path: Path, ask: Asking) -> None:
+    encoder = load_vision(path, torch.float32)
+    assert encoder is not None
+    source = LocalEncoder(encoder, step_patches=4)
+    engine = build_engine(path, source=source)
+    engine.add(ask("seeing", "@what is this?", [1]))
+    engine.step()
+    assert source.is_behind
+    assert engine.has_work
+    engine.abort("seeing")
+    text = ask("text", "what is a penstock?")
+    assert said(run_to_end(engine, [text])["text"]) == alone(path, text)
+    assert not source.is_behind
+    seeing = ask("seeing", "@what is this?", [1])
+    assert said(run_to_end(engine, [seeing])["seeing"])[0] == alone(path, seeing)[0]
     assert is_seen(engine)
 
 

@@ -50,7 +50,7 @@ def assemble_engine(
         assert model.config.vision is not None, "whoever encodes pictures has a model that sees"
         planner = EncodePlanner(
             FeatureCache(most_bytes=plan.encoder_cache_bytes, token_bytes=FEATURE_ELEMENT_BYTES * info.hidden_size),
-            encoder_tokens=config.scheduler.encoder_tokens,
+            cost=source.cost,
             step_tokens=config.scheduler.step_tokens,
             in_step=not source.counters.num_workers,
             sees_both_ways=model.config.vision.sees_both_ways,

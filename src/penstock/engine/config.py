@@ -15,9 +15,9 @@ class SchedulerConfig:
 
     step_tokens: Count = 512
     """Tokens one step may process. Up: faster prefill. Down: steadier time between tokens of others."""
-    encoder_tokens: Count = 512
-    """Tokens of images whose features one step may compute; an image that has more is encoded in a step without others.
-    Up: more images at a time. Down: shorter pauses for who decodes beside them."""
+    encoder_patches: Count = 1024
+    """Patches of images that one step may take through the model's vision tower; an image that is more work is encoded
+    over as many steps as it takes. Up: images are seen sooner. Down: shorter pauses for who decodes beside them."""
     max_running: Count = 256
     """Sequences that may hold cache blocks at once. Up: more throughput. Down: faster tokens for each."""
     max_waiting: Count = 1024

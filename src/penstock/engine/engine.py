@@ -166,8 +166,10 @@ class Engine:
         deltas = [self._refusal(*refused) for refused in self._scheduler.refuse_late(started_s)]
         self._collect_features(started_s, deltas)
         batch = self._scheduler.schedule(started_s, self._draft())
-        if batch.encode:
+        has_encoded = bool(batch.encode) or self._desk.is_behind
+        if has_encoded:
             self._desk.submit(batch.encode)
+            self._last_step_s = self._clock()
             if self._collect_features(started_s, deltas):
                 batch = batch.select(s for s, one in enumerate(batch.sequence_ids) if one in self._outputs)
         self._is_awaiting = not batch.sequence_ids
@@ -186,7 +188,7 @@ class Engine:
         if self._proposals:
             self._search(now_s, deltas, failures)
         is_whole = not failures and not self._searches and results[0][0] is batch
-        if self._speculator is not None and is_decode and is_whole:
+        if self._speculator is not None and is_decode and is_whole and not has_encoded:
             self._speculator.stepped(batch, self._num_generation_tokens - num_before)
         for sequence_id, error in failures.items():
             deltas.extend(self._fail(sequence_id, error, now_s))

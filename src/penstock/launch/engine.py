@@ -39,7 +39,7 @@ try:
     from penstock.models.model import LanguageModel
     from penstock.models.random_weights import count_random_parameters, make_random_model
     from penstock.models.vision import VisionEncoder
-    from penstock.models.vision.load import count_vision_parameters, load_vision
+    from penstock.models.vision.load import count_vision_parameters, load_vision, read_tower_shape
     from penstock.quant import Scheme, bytes_of_weight
 except ImportError as error:
     raise MissingExtra(
@@ -136,12 +136,13 @@ def _open_source(settings: Settings, target: "_Chosen") -> FeatureSource | None:
             )
         return None
     if not num_workers:
-        return LocalEncoder(load_encoder(settings))
+        return LocalEncoder(load_encoder(settings), step_patches=settings.scheduler.encoder_patches)
+    assert target.path is not None, "no shape of a published model sees"
     pool = EncoderPool(
         encoder.command(),
         msgspec.json.encode(settings),
         num_workers=num_workers,
-        encoder_tokens=settings.scheduler.encoder_tokens,
+        step_bytes=settings.scheduler.encoder_patches * read_tower_shape(target.path).patch_bytes,
     )
     pool.start()
     return pool

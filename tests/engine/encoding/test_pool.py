@@ -32,7 +32,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pool_of(path: Path, num_workers: int = 1) -> EncoderPool:
-    return EncoderPool(COMMAND, str(path).encode(), num_workers=num_workers, encoder_tokens=64)
+    return EncoderPool(COMMAND, str(path).encode(), num_workers=num_workers, step_bytes=3 * 8192)
 
 
 @pytest.fixture(scope="module")

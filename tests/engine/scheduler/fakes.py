@@ -67,7 +67,7 @@ class Driver:
         self.features = FeatureCache(most_bytes=self.feature_tokens, token_bytes=1)
         encoding = EncodePlanner(
             self.features,
-            encoder_tokens=self.encoder_tokens,
+            cost=lambda picture: picture.num_tokens / self.encoder_tokens,
             step_tokens=self.config.step_tokens,
             in_step=self.encodes_in_step,
             sees_both_ways=self.sees_both_ways,

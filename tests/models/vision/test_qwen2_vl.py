@@ -86,7 +86,7 @@ def test_no_bit_of_a_picture_depends_on_its_neighbours(
     together = encoder.encode(asked.pictures)
     for picture, features in zip(asked.pictures, together, strict=True):
         assert torch.equal(encoder.encode([picture])[0], features)
-    monkeypatch.setattr("penstock.models.vision.qwen2_vl._PATCHES_AT_ONCE", 70)
+    monkeypatch.setattr("penstock.models.vision.attention.ROWS_AT_ONCE", 24)
     for features, in_parts in zip(together, encoder.encode(asked.pictures), strict=True):
         assert torch.equal(features, in_parts)
     assert encoder.encode([]) == []

@@ -63,8 +63,8 @@ def serve(
     ] = None,
     speculative_tokens: Annotated[int | None, typer.Option(help="Most tokens guessed at a time.  [default: 8]")] = None,
     step_tokens: Annotated[int | None, typer.Option(help="Tokens one step may process.  [default: 512]")] = None,
-    encoder_tokens: Annotated[
-        int | None, typer.Option(help="Tokens of images whose features one step may compute.  [default: 512]")
+    encoder_patches: Annotated[
+        int | None, typer.Option(help="Patches of images that one step may encode.  [default: 1024]")
     ] = None,
     max_running: Annotated[int | None, typer.Option(help="Sequences that may run at once.  [default: 256]")] = None,
     max_waiting: Annotated[int | None, typer.Option(help="Requests that may queue.  [default: 1024]")] = None,
@@ -99,7 +99,7 @@ def serve(
             "speculation.model": ("--speculative-model", speculative_model),
             "speculation.max_tokens": ("--speculative-tokens", speculative_tokens),
             "scheduler.step_tokens": ("--step-tokens", step_tokens),
-            "scheduler.encoder_tokens": ("--encoder-tokens", encoder_tokens),
+            "scheduler.encoder_patches": ("--encoder-patches", encoder_patches),
             "scheduler.max_running": ("--max-running", max_running),
             "scheduler.max_waiting": ("--max-waiting", max_waiting),
             "log.level": ("--log-level", log_level),

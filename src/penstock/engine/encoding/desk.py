@@ -21,8 +21,14 @@ class EncodingDesk:
 
     @property
     def is_awaiting(self) -> bool:
-        """Whether pictures are being encoded and none of them is done."""
-        return self._source is not None and bool(self._features.num_awaited_tokens) and not self._source.has_news
+        """Whether pictures are being encoded elsewhere and none of them is done."""
+        source = self._source
+        return source is not None and self._features.is_awaiting and not source.has_news and not source.is_behind
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether ``submit``, of nothing too, would go on with a picture."""
+        return self._source is not None and self._source.is_behind
 
     def on_news(self, wake: Callable[[], object]) -> None:
         """Have ``wake`` called, on any thread, when ``is_awaiting`` may have become false."""
@@ -35,17 +41,20 @@ class EncodingDesk:
             self._source.close()
 
     def submit(self, work: Sequence[tuple[int, Picture]]) -> None:
-        """Have pictures encoded that the scheduler has made room for."""
+        """Have pictures encoded that the scheduler has made room for, or what this step can do of them."""
         assert self._source is not None, "only models that see take pictures"
         for feature_id in self._features.take_evicted():
             del self._rows[feature_id]
         self._source.submit(work)
 
     def collect(self) -> dict[int, PenstockError]:
-        """Take in what was encoded; return by features' id what went wrong."""
+        """Take in what was encoded, give up what nobody waits for; return by features' id what went wrong."""
         errors: dict[int, PenstockError] = {}
         if self._source is None:
             return errors
+        for feature_id in self._features.unwanted():
+            if self._source.cancel(feature_id):
+                self._features.failed(feature_id)
         for feature_id, features in self._source.take():
             if isinstance(features, PenstockError):
                 self._features.failed(feature_id)

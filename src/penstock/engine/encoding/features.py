@@ -14,7 +14,8 @@ class Features:
     name: tuple[str, bytes]
     """Cache salt and the picture's key"""
     num_bytes: int
-    num_tokens: int
+    cost: float
+    """Of a step's budget for encoding"""
     is_ready: bool = False
     num_holders: int = 0
     """Sequences that have tokens of it to compute"""
@@ -51,15 +52,20 @@ class FeatureCache:
         self._next_id = 0
 
     @property
-    def num_awaited_tokens(self) -> int:
-        """Placeholder tokens of the pictures that are being encoded."""
-        return sum(features.num_tokens for features in self._awaited.values())
+    def is_awaiting(self) -> bool:
+        """Whether pictures are being encoded."""
+        return bool(self._awaited)
+
+    @property
+    def awaited_cost(self) -> float:
+        """What those cost."""
+        return sum(features.cost for features in self._awaited.values())
 
     def find(self, salt: str, picture: Picture) -> Features | None:
         """Return a picture's features, ready or awaited."""
         return self._by_name.get((salt, picture.key))
 
-    def add(self, salt: str, picture: Picture) -> Features | None:
+    def add(self, salt: str, picture: Picture, cost: float) -> Features | None:
         """Set bytes aside for a picture that is to be encoded; None, with nothing done, where there is no room."""
         num_bytes = picture.num_tokens * self.token_bytes
         idle_bytes = sum(features.num_bytes for features in self._idle.values())
@@ -67,7 +73,7 @@ class FeatureCache:
             return None
         while self.num_bytes + num_bytes > self.most_bytes:
             self._evict(next(iter(self._idle.values())))
-        features = Features(self._next_id, (salt, picture.key), num_bytes, picture.num_tokens)
+        features = Features(self._next_id, (salt, picture.key), num_bytes, cost)
         self._next_id += 1
         self.num_bytes += num_bytes
         self._by_name[features.name] = features
@@ -97,6 +103,10 @@ class FeatureCache:
         """The awaited features of that id will not come; whoever holds them still has to release them."""
         features = self._awaited.pop(feature_id)
         self._forget(features)
+
+    def unwanted(self) -> list[int]:
+        """Return the ids of what is being encoded for nobody."""
+        return [features.id for features in self._awaited.values() if not features.num_holders]
 
     def take_evicted(self) -> list[int]:
         """Return the ids of what was evicted since this was last asked: their tensors may go."""

@@ -1,5 +1,7 @@
 """Which pictures a step encodes, and how far that lets each prompt go."""
 
+from collections.abc import Callable
+
 from penstock.engine.encoding.cursor import PictureCursor
 from penstock.engine.encoding.features import FeatureCache, Features
 from penstock.errors import InvalidRequest
@@ -13,40 +15,42 @@ _MOST_AWAITED_STEPS = 2
 class EncodePlanner:
     """Gives features to sequences in the order of their pictures, so that whoever holds any can go on.
 
-    Where encoding is part of the step (``in_step``), nobody waits for more than ``encoder_tokens`` of it, or for one
-    picture that has more. Elsewhere that bounds what is under way.
+    Where encoding is part of the step (``in_step``), a step has pictures in it that cost its budget at most, or goes
+    that far on with one that costs more. Elsewhere the budget bounds what is under way.
     """
 
     def __init__(
         self,
         features: FeatureCache,
         *,
-        encoder_tokens: int,
+        cost: Callable[[Picture], float],
         step_tokens: int,
         in_step: bool = True,
         sees_both_ways: bool = False,
         reads_prompts_whole: bool = False,
     ) -> None:
-        """``sees_both_ways``: a picture's tokens see those behind them too, so all are computed in one step.
+        """``cost`` is that of encoding a picture, 1 the budget of a step.
 
+        ``sees_both_ways``: a picture's tokens see those behind them too, so all are computed in one step.
         ``reads_prompts_whole``: so do all tokens of a prompt that shows one.
         """
         self.features = features
         self.reads_prompts_whole = reads_prompts_whole
-        self._encoder_tokens = encoder_tokens
+        self._cost = cost
         self._step_tokens = step_tokens
         self._in_step = in_step
         self._sees_both_ways = sees_both_ways
         self._work: list[tuple[int, Picture]] = []
         self._coming: set[int] = set()
         """Features that this step will have before its forward pass"""
-        self._tokens_left = 0
+        self._left = 0.0
+        """Of the budget"""
         self._may_exceed = False
 
     @classmethod
     def blind(cls) -> "EncodePlanner":
         """Return what models have that see nothing."""
-        return cls(FeatureCache(most_bytes=0, token_bytes=1), encoder_tokens=0, step_tokens=0)
+        return cls(FeatureCache(most_bytes=0, token_bytes=1), cost=lambda picture: 0.0, step_tokens=0)
 
     def require_fits(self, cursor: PictureCursor, *, is_scored: bool) -> None:
         """Raise ``InvalidRequest`` for pictures that could never be computed.
@@ -94,10 +98,8 @@ class EncodePlanner:
     def begin_step(self) -> None:
         """Renew the budget."""
         self._coming.clear()
-        num_awaited = self.features.num_awaited_tokens
-        most = self._encoder_tokens if self._in_step else _MOST_AWAITED_STEPS * self._encoder_tokens
-        self._tokens_left = most - num_awaited
-        self._may_exceed = not num_awaited
+        self._left = (1 if self._in_step else _MOST_AWAITED_STEPS) - self.features.awaited_cost
+        self._may_exceed = not self.features.is_awaiting
 
     def take_work(self) -> list[tuple[int, Picture]]:
         """Return the pictures to encode, with the ids of their features, in the order in which they are needed."""
@@ -150,15 +152,16 @@ class EncodePlanner:
         features = self.features.find(cursor.salt, picture)
         is_hit = features is not None
         if features is None:
-            if picture.num_tokens > self._tokens_left and not self._may_exceed:
+            cost = self._cost(picture)
+            if cost > self._left and not self._may_exceed:
                 return False
-            features = self.features.add(cursor.salt, picture)
+            features = self.features.add(cursor.salt, picture, cost)
             if features is None:
                 return False
-            self._tokens_left -= picture.num_tokens
+            self._left -= cost
             self._may_exceed = False
             self._work.append((features.id, picture))
-            if self._in_step:
+            if self._in_step and cost <= 1:
                 self._coming.add(features.id)
         self.features.counters.num_queries += 1
         self.features.counters.num_hits += is_hit

@@ -46,16 +46,19 @@ class _Job:
 class EncoderPool:
     """A ``FeatureSource`` of several processes. They are looked after on a thread, which the engine never waits for.
 
-    Each is handed as many pictures at a time as a step's budget has. What a dead one was at work on is encoded again,
-    each picture by itself, so that one that kills encoders fails alone.
+    Each is handed as many pictures at a time as a step's budget has room for, or one that has more. What a dead one was
+    at work on is encoded again, each picture by itself, so that one that kills encoders fails alone.
     """
 
-    def __init__(self, command: list[str], payload: bytes, *, num_workers: int, encoder_tokens: int) -> None:
-        """``command``, given the address to connect to as its last argument, runs ``worker.run_host``."""
+    def __init__(self, command: list[str], payload: bytes, *, num_workers: int, step_bytes: int) -> None:
+        """``command``, given the address to connect to as its last argument, runs ``worker.run_host``.
+
+        ``step_bytes`` is a step's budget, as what the pixels of its patches take.
+        """
         self.counters = EncoderCounters(num_workers=num_workers)
         self._command = command
         self._payload = payload
-        self._encoder_tokens = encoder_tokens
+        self._step_bytes = step_bytes
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder: msgspec.msgpack.Decoder[FromEncoder] = msgspec.msgpack.Decoder(FromEncoder)
         self._jobs: deque[_Job] = deque()
@@ -80,6 +83,19 @@ class EncoderPool:
     def has_news(self) -> bool:
         """Whether ``take`` would return something."""
         return bool(self._done)
+
+    @property
+    def is_behind(self) -> bool:
+        """Never: others go on by themselves."""
+        return False
+
+    def cost(self, picture: Picture) -> float:
+        """See ``FeatureSource.cost``; attention counts for nothing, for no step waits for it."""
+        return len(picture.pixels) / self._step_bytes
+
+    def cancel(self, feature_id: int) -> bool:
+        """Never: an encoder may be at work on it."""
+        return False
 
     def start(self) -> None:
         """Start all processes and wait until they have loaded. Raises the reason of the first that cannot."""
@@ -223,11 +239,11 @@ class EncoderPool:
     def _next_jobs(self) -> list[_Job]:
         """Take a step's budget of pictures from the queue; one that an encoder has died of goes by itself."""
         jobs: list[_Job] = []
-        num_tokens = 0
+        cost = 0.0
         while self._jobs:
             job = self._jobs[0]
-            num_tokens += job.picture.num_tokens
-            if jobs and (num_tokens > self._encoder_tokens or job.num_deaths or jobs[0].num_deaths):
+            cost += self.cost(job.picture)
+            if jobs and (cost > 1 or job.num_deaths or jobs[0].num_deaths):
                 break
             jobs.append(self._jobs.popleft())
         if not self._jobs:

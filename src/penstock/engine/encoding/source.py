@@ -42,8 +42,22 @@ class FeatureSource(Protocol):
 
     counters: EncoderCounters
 
+    def cost(self, picture: Picture) -> float:
+        """Return how much of a step's budget encoding a picture takes; above 1, it takes several steps'."""
+
     def submit(self, work: Sequence[tuple[int, Picture]]) -> None:
-        """Take pictures, with the ids of their features; returns once they are encoded if it is here that they are."""
+        """Take pictures, with the ids of their features.
+
+        Where it is here that they are encoded, returns when those are that cost no more than 1. One that costs more
+        goes a step's budget further with each call.
+        """
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether ``submit``, of nothing too, would go on with a picture."""
+
+    def cancel(self, feature_id: int) -> bool:
+        """Give a picture up that nobody waits for; False, and it goes on, where that cannot be."""
 
     def take(self) -> list[Encoded]:
         """Return what has been encoded, or has failed, since this was last asked."""

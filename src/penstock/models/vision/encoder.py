@@ -9,6 +9,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from penstock.models.vision.layers import Parts
 from penstock.protocol import Picture
 
 
@@ -26,14 +27,23 @@ class VisionEncoder(Protocol):
     """A loaded vision tower with its projector."""
 
     num_parameters: int
+    patch_work: int
+    """Multiply-adds that the tower's layers take for a patch that sees no other"""
 
     @property
     def weights_bytes(self) -> int:
         """Bytes of all parameters in the dtype they run in."""
 
-    def encode(self, pictures: Sequence[Picture]) -> list[Tensor]:
-        """Return the features [num_tokens, E] of each, in the dtype of the decoder's activations.
+    def work(self, picture: Picture) -> int:
+        """Return the multiply-adds that the tower's layers take for a picture."""
 
+    def encoding(self, pictures: Sequence[Picture]) -> Parts[list[Tensor]]:
+        """Return the features [num_tokens, E] of each, in the dtype of the decoder's activations, in parts.
+
+        No part takes longer, and nothing holds more memory meanwhile, for there being more pictures, tiles or frames.
         Pictures of any shapes; those of one shape are computed together, and none is padded. What is returned of a
         picture does not depend on the others.
         """
+
+    def encode(self, pictures: Sequence[Picture]) -> list[Tensor]:
+        """Return the same, done at once."""

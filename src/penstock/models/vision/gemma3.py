@@ -9,10 +9,11 @@ from itertools import product
 import torch
 from torch import Tensor
 
+from penstock.estimate.seeing import TowerShape
 from penstock.images.settings import Normalization
 from penstock.models.config_json import ConfigJson
 from penstock.models.parts import Loader
-from penstock.models.vision.patches import Patches
+from penstock.models.vision.layers import Parts, finish
 from penstock.models.vision.tower import VisionTower, read_tower
 from penstock.protocol import Picture
 
@@ -28,8 +29,8 @@ class Gemma3Encoder:
         self._pooled = patches // self._side
         if self._side**2 != tokens or self._side * self._pooled != patches:
             raise raw.bad("mm_tokens_per_image", tokens, f"a square that the {patches} x {patches} patches divide into")
-        self._tower = VisionTower(loader, config)
-        self._patches = Patches(config.patch_size, normalization, loader.ops.activation_dtype(loader.dtype))
+        self._tower = VisionTower(loader, config, normalization)
+        self.work, self.patch_work = self._tower.work, self._tower.patch_work
         C, E, prefix = config.hidden_size, loader.config.hidden_size, "multi_modal_projector"
         self._norm, self._norm_eps = loader.norm(f"{prefix}.mm_soft_emb_norm", C), config.norm_eps
         self._ops = loader.ops
@@ -38,13 +39,22 @@ class Gemma3Encoder:
         self.num_parameters = loader.num_parameters
         self.weights_bytes = loader.num_parameters * loader.dtype.itemsize
 
+    @staticmethod
+    def shape(raw: ConfigJson, hidden_size: int) -> TowerShape:
+        """Return what decides the memory of encoding, for a decoder of ``hidden_size``. Raises ``ModelUnreadable``."""
+        return read_tower(raw.part("vision_config")).shape(hidden_size)
+
     @torch.inference_mode()
     def encode(self, pictures: Sequence[Picture]) -> list[Tensor]:
+        """See ``encoder.VisionEncoder``."""
+        return finish(self.encoding(pictures))
+
+    def encoding(self, pictures: Sequence[Picture]) -> Parts[list[Tensor]]:
         """See ``encoder.VisionEncoder``; all pictures are of one shape."""
         if not pictures:
             return []
         side, pooled = self._side, self._pooled
-        features = self._tower(self._patches(pictures))
+        features = yield from self._tower(pictures)
         squares = features.view(len(pictures) * side, pooled, side, pooled, -1)
         # One after another: a sum over dimensions may be taken in another order for another number of pictures.
         total = torch.zeros_like(squares[:, 0, :, 0])

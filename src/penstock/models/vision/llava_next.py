@@ -12,6 +12,7 @@ from penstock.images.families.llava_next import best_resolution, read_resolution
 from penstock.images.settings import ImageSettings, Normalization
 from penstock.models.config_json import ConfigJson
 from penstock.models.parts import Loader
+from penstock.models.vision.layers import Parts, finish
 from penstock.models.vision.llava import LlavaEncoder
 from penstock.protocol import Picture
 
@@ -26,12 +27,17 @@ class LlavaNextEncoder:
         newline = loader.tensor("image_newline", E).to(loader.ops.activation_dtype(loader.dtype))
         self._newline = newline * loader.config.inserted_scale
         self._tiles = LlavaEncoder(raw, loader, normalization)
+        self.work, self.patch_work = self._tiles.work, self._tiles.patch_work
         self.num_parameters, self.weights_bytes = self._tiles.num_parameters, self._tiles.weights_bytes
 
     @torch.inference_mode()
     def encode(self, pictures: Sequence[Picture]) -> list[Tensor]:
         """See ``encoder.VisionEncoder``."""
-        features = self._tiles.encode(pictures)
+        return finish(self.encoding(pictures))
+
+    def encoding(self, pictures: Sequence[Picture]) -> Parts[list[Tensor]]:
+        """See ``encoder.VisionEncoder``; all have tiles of one height and width."""
+        features = yield from self._tiles.encoding(pictures)
         return [self._arranged(picture, rows) for picture, rows in zip(pictures, features, strict=True)]
 
     def _arranged(self, picture: Picture, features: Tensor) -> Tensor:

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
+from penstock.estimate.seeing import TowerShape
 from penstock.images.settings import Normalization, read_seeing_files
 from penstock.json_objects import reading
 from penstock.kernels import Ops, ops_for
@@ -17,18 +19,34 @@ from penstock.models.vision.idefics3 import Idefics3Encoder
 from penstock.models.vision.llava import LlavaEncoder
 from penstock.models.vision.llava_next import LlavaNextEncoder
 from penstock.models.vision.paligemma import PaliGemmaEncoder
-from penstock.models.vision.qwen2_vl import qwen2_5_vl, qwen2_vl
+from penstock.models.vision.qwen2_vl import QwenVisionEncoder, TowerConfig, read_qwen2_5_vl, read_qwen2_vl
 from penstock.models.weights import is_of_seeing, open_weights
 
-ENCODERS: dict[str, Callable[[ConfigJson, Loader, Normalization], VisionEncoder]] = {
-    "LlavaForConditionalGeneration": LlavaEncoder,
-    "LlavaNextForConditionalGeneration": LlavaNextEncoder,
-    "Gemma3ForConditionalGeneration": Gemma3Encoder,
-    "PaliGemmaForConditionalGeneration": PaliGemmaEncoder,
-    "Idefics3ForConditionalGeneration": Idefics3Encoder,
-    "SmolVLMForConditionalGeneration": Idefics3Encoder,
-    "Qwen2VLForConditionalGeneration": qwen2_vl,
-    "Qwen2_5_VLForConditionalGeneration": qwen2_5_vl,
+
+class Family(NamedTuple):
+    """How a family's encoder is loaded."""
+
+    load: Callable[[ConfigJson, Loader, Normalization], VisionEncoder]
+    shape: Callable[[ConfigJson, int], TowerShape]
+    """Of a checkpoint, and the decoder's width; both raise ``ModelUnreadable``"""
+
+
+def _qwen(read: Callable[[ConfigJson], TowerConfig]) -> Family:
+    return Family(
+        lambda raw, loader, normalization: QwenVisionEncoder(loader, read(raw), normalization),
+        lambda raw, hidden_size: read(raw).shape,
+    )
+
+
+ENCODERS: dict[str, Family] = {
+    "LlavaForConditionalGeneration": Family(LlavaEncoder, LlavaEncoder.shape),
+    "LlavaNextForConditionalGeneration": Family(LlavaNextEncoder, LlavaEncoder.shape),
+    "Gemma3ForConditionalGeneration": Family(Gemma3Encoder, Gemma3Encoder.shape),
+    "PaliGemmaForConditionalGeneration": Family(PaliGemmaEncoder, Gemma3Encoder.shape),
+    "Idefics3ForConditionalGeneration": Family(Idefics3Encoder, Idefics3Encoder.shape),
+    "SmolVLMForConditionalGeneration": Family(Idefics3Encoder, Idefics3Encoder.shape),
+    "Qwen2VLForConditionalGeneration": _qwen(read_qwen2_vl),
+    "Qwen2_5_VLForConditionalGeneration": _qwen(read_qwen2_5_vl),
 }
 """By the name in config.json's ``architectures``"""
 
@@ -55,7 +73,16 @@ def make_encoder(path: Path, loader: Loader) -> VisionEncoder | None:
         return None
     raw = ConfigJson(dict(files.model.values), path / "config.json", {})
     with reading(path / "config.json"):
-        return ENCODERS[loader.config.architecture](raw, loader, files.image.normalization())
+        return ENCODERS[loader.config.architecture].load(raw, loader, files.image.normalization())
+
+
+def read_tower_shape(path: Path) -> TowerShape:
+    """Return the shape of what the model in directory ``path``, which sees, sees with. Raises ``ModelUnreadable``."""
+    config, files = read_config(path), read_seeing_files(path)
+    assert files is not None, "it was asked of a model that sees"
+    raw = ConfigJson(dict(files.model.values), path / "config.json", {})
+    with reading(path / "config.json"):
+        return ENCODERS[config.architecture].shape(raw, config.hidden_size)
 
 
 def count_vision_parameters(path: Path) -> int:

@@ -23,8 +23,8 @@ class Patches:
         self._scale = normalization.scale
         self._mean, self._std = (torch.tensor(values) for values in (normalization.mean, normalization.std))
 
-    def __call__(self, pictures: Sequence[Picture]) -> Tensor:
-        """Return [sum of F * rows * columns, P * P * 3], picture by picture and row by row, colours innermost.
+    def cut(self, pictures: Sequence[Picture]) -> Tensor:
+        """Return [sum of F * rows * columns, P * P * 3] uint8, picture by picture and row by row, colours innermost.
 
         Pictures have one height and width. What is too narrow for a patch, at the right and at the bottom, is left out.
         """
@@ -41,6 +41,9 @@ class Patches:
         # The copy puts each patch's pixels beside each other.
         num_frames = sum(picture.shape[0] for picture in pictures)
         together = np.concatenate(grids, out=np.empty((num_frames, rows, columns, P, P, 3), np.uint8))
-        patches = torch.from_numpy(together).view(-1, 3)
-        normalized = patches.float().mul_(self._scale).sub_(self._mean).div_(self._std)
-        return normalized.view(-1, P * P * 3).to(self._dtype)
+        return torch.from_numpy(together).view(-1, P * P * 3)
+
+    def normalize(self, patches: Tensor) -> Tensor:
+        """Return [N, P * P * 3] as a tower reads it, from as many uint8."""
+        normalized = patches.view(-1, 3).float().mul_(self._scale).sub_(self._mean).div_(self._std)
+        return normalized.view(patches.shape).to(self._dtype)

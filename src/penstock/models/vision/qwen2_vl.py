@@ -6,7 +6,7 @@ Those of a frame see each other; in most layers of Qwen2.5-VL only those of a wi
 N patches, E tower width, D head width, M patches that become a token, K values of a patch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
@@ -16,20 +16,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from penstock.estimate.seeing import TowerShape
 from penstock.images.settings import Normalization
-from penstock.kernels import Linear
 from penstock.models.config_json import ConfigJson
 from penstock.models.parts import GatedMLP, Loader
-from penstock.models.vision.attention import PackedAttention, keys_and_values
+from penstock.models.vision.attention import ROWS_AT_ONCE, PackedAttention, keys_and_values, runs
+from penstock.models.vision.layers import Layer, Norm, Parts, RowWork, finish, in_parts
 from penstock.models.vision.tower import MLP, LayerNorm
 from penstock.protocol import Picture
 from penstock.quant import prepare_gated_linear
 
 _EPS = 1e-6
-_PATCHES_AT_ONCE = 4096
-"""Of several pictures: more take no less time each, and more memory"""
-
-Norm = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,31 +50,47 @@ class TowerConfig:
     full_layers: frozenset[int] = frozenset()
     """Layers that see whole frames, where others see windows."""
 
+    @property
+    def shape(self) -> TowerShape:
+        """What decides the memory of encoding."""
+        return TowerShape(
+            width=self.width,
+            head_dim=self.width // self.num_heads,
+            mlp_width=self.mlp_width,
+            patch_size=self.patch_size,
+            frames_each=self.frames_each,
+            merged=self.merge_size**2,
+            projector_width=self.width * self.merge_size**2,
+        )
 
-def qwen2_vl(raw: ConfigJson, loader: Loader, normalization: Normalization) -> "QwenVisionEncoder":
-    """Load a Qwen2-VL's. Raises ``ModelUnreadable``."""
+    @property
+    def row_work(self) -> RowWork:
+        """What a layer is for a patch."""
+        return RowWork(self.width, (3 if self.is_gated else 2) * self.width * self.mlp_width)
+
+
+def read_qwen2_vl(raw: ConfigJson) -> TowerConfig:
+    """Return the shape of a Qwen2-VL's. Raises ``ModelUnreadable``."""
     vision = raw.part("vision_config")
     width = vision.integer("embed_dim", 1280)
-    config = TowerConfig(
+    return TowerConfig(
         **_common(vision, width, "quick_gelu"),
         mlp_width=int(width * vision.number("mlp_ratio", 4.0)),
         is_gated=False,
     )
-    return QwenVisionEncoder(loader, config, normalization)
 
 
-def qwen2_5_vl(raw: ConfigJson, loader: Loader, normalization: Normalization) -> "QwenVisionEncoder":
-    """Load a Qwen2.5-VL's. Raises ``ModelUnreadable``."""
+def read_qwen2_5_vl(raw: ConfigJson) -> TowerConfig:
+    """Return the shape of a Qwen2.5-VL's. Raises ``ModelUnreadable``."""
     vision = raw.part("vision_config")
     common = _common(vision, vision.integer("hidden_size", 3584), "silu")
-    config = TowerConfig(
+    return TowerConfig(
         **common,
         mlp_width=vision.integer("intermediate_size", 3420),
         is_gated=True,
         window=max(1, vision.integer("window_size", 112) // (common["patch_size"] * common["merge_size"])),
         full_layers=frozenset(map(int, vision.values.get("fullatt_block_indexes", (7, 15, 23, 31)))),
     )
-    return QwenVisionEncoder(loader, config, normalization)
 
 
 def _common(raw: ConfigJson, width: int, activation: str) -> dict[str, Any]:
@@ -113,11 +126,16 @@ class QwenVisionEncoder:
         # (v * scale - mean) / std as one product and one sum.
         mean, std = (torch.tensor(values * (frames * side**2)) for values in (normalization.mean, normalization.std))
         self._factor, self._shift = normalization.scale / std, -mean / std
-        self._layers = [_Layer.load(loader, config, f"visual.blocks.{i}") for i in range(config.num_layers)]
+        self._layers = [_load_layer(loader, config, f"visual.blocks.{i}") for i in range(config.num_layers)]
         self._merge_norm = _load_norm(loader, config, "visual.merger.ln_q")
         self._merged_width = E * config.merge_size**2
-        sizes = (self._merged_width, self._merged_width, loader.config.hidden_size)
-        self._merge = MLP(loader, "visual.merger.mlp.0", "visual.merger.mlp.2", sizes, "gelu")
+        self._num_outputs = loader.config.hidden_size
+        sizes = (self._merged_width, self._merged_width, self._num_outputs)
+        self._merger = MLP(loader, "visual.merger.mlp.0", "visual.merger.mlp.2", sizes, "gelu")
+        self._merge_work = self._merged_width * (self._merged_width + self._num_outputs)
+        self._merged_at_once = max(1, ROWS_AT_ONCE // config.merge_size**2)
+        self._embed_work = E * 3 * frames * side**2
+        self.patch_work = config.num_layers * config.row_work.weights
         # Of a head's pairs the first half turns with the row, the other with the column.
         num_each = E // config.num_heads // 4
         inverse = 1.0 / config.rope_theta ** (torch.arange(num_each, dtype=torch.float32) / num_each)
@@ -125,85 +143,113 @@ class QwenVisionEncoder:
         self.num_parameters = loader.num_parameters
         self.weights_bytes = loader.num_parameters * loader.dtype.itemsize
 
+    def work(self, picture: Picture) -> int:
+        """Return the multiply-adds of all layers for a picture."""
+        config = self._config
+        num_frames, rows, columns = _grid(picture)
+        num_patches = rows * columns * config.merge_size**2
+        in_window = num_patches if config.window is None else (config.window * config.merge_size) ** 2
+        num_full = config.num_layers if config.window is None else len(config.full_layers)
+        num_seen = num_full * num_patches + (config.num_layers - num_full) * min(in_window, num_patches)
+        return num_frames * num_patches * (self.patch_work + 2 * config.width * num_seen)
+
     @torch.inference_mode()
     def encode(self, pictures: Sequence[Picture]) -> list[Tensor]:
-        """Return the features of each; see ``VisionEncoder.encode``."""
-        features: list[Tensor] = []
-        some: list[Picture] = []
-        for picture in pictures:
-            num_tokens = sum(other.num_tokens for other in some) + picture.num_tokens
-            if some and num_tokens * self._config.merge_size**2 > _PATCHES_AT_ONCE:
-                features += self._encode(some)
-                some = []
-            some.append(picture)
-        return features + self._encode(some) if some else features
+        """See ``encoder.VisionEncoder``."""
+        return finish(self.encoding(pictures))
 
-    def _encode(self, pictures: Sequence[Picture]) -> list[Tensor]:
-        """Return the same, computed in one pass."""
+    def encoding(self, pictures: Sequence[Picture]) -> Parts[list[Tensor]]:
+        """See ``encoder.VisionEncoder``; a frame sees no other, so each could be a picture."""
+        features = [torch.empty(picture.num_tokens, self._num_outputs, dtype=self._dtype) for picture in pictures]
+        frames = [
+            _Frame(picture, time, rows)
+            for picture, to in zip(pictures, features, strict=True)
+            for time, rows in enumerate(to.view(_grid(picture)[0], -1, self._num_outputs))
+        ]
+        for run in runs([frame.num_tokens * self._config.merge_size**2 for frame in frames]):
+            yield from self._encode(frames[run.start : run.stop])
+        return features
+
+    def _encode(self, frames: "Sequence[_Frame]") -> Parts[None]:
+        """Write the features of frames, computed in one pass."""
         config, ops = self._config, self._ops
-        arrangements = [_arrange(_grid(picture), config.merge_size, config.window) for picture in pictures]
+        arrangements = [_arrange(*frame.rows_and_columns, config.merge_size, config.window) for frame in frames]
         positions = np.concatenate([arrangement.positions for arrangement in arrangements], axis=1)
-        frames = [length for arrangement in arrangements for length in arrangement.frames]
+        lengths = [arrangement.positions.shape[1] for arrangement in arrangements]
         windows = [length for arrangement in arrangements for length in arrangement.windows]
         heads = config.num_heads, config.width // config.num_heads
         angles = ops.rope_angles(torch.from_numpy(positions), self._inverse, heads[1], axes=self._axes)
-        # Windows cut into more blocks than frames.
-        kv = keys_and_values(ops, self._dtype, windows or frames, *heads)
-        of_frames = PackedAttention(ops, frames, *heads, angles, kv)
+        kv = keys_and_values(ops, self._dtype, [lengths, windows], *heads)
+        of_frames = PackedAttention(ops, lengths, *heads, angles, kv)
         of_windows = PackedAttention(ops, windows, *heads, angles, kv) if windows else of_frames
 
-        patches = [self._patches(*pair) for pair in zip(pictures, arrangements, strict=True)]
-        x = self._embed(self._normalize(np.concatenate(patches)))
+        patches = [self._patches(*pair) for pair in zip(frames, arrangements, strict=True)]
+        together = torch.from_numpy(np.concatenate(patches) if len(patches) > 1 else patches[0])
+        del patches
+        x = yield from in_parts(lambda some: self._embed(self._normalize(some)), together, self._embed_work)
+        del together
         for i, layer in enumerate(self._layers):
-            x = layer(x, of_frames if i in config.full_layers else of_windows)
-        merged = self._merge(self._merge_norm(x).view(-1, self._merged_width))
-        tokens = torch.split(merged, [picture.num_tokens for picture in pictures])
-        return [part[arrangement.places] for part, arrangement in zip(tokens, arrangements, strict=True)]
+            yield from layer(x, of_frames if i in config.full_layers else of_windows)
+        merged = yield from in_parts(
+            self._merge, x.view(-1, self._merged_width), self._merge_work, self._merged_at_once
+        )
+        tokens = torch.split(merged, [frame.num_tokens for frame in frames])
+        for frame, some, arrangement in zip(frames, tokens, arrangements, strict=True):
+            torch.index_select(some, 0, arrangement.places, out=frame.features)
 
-    def _patches(self, picture: Picture, arrangement: "_Arrangement") -> npt.NDArray[np.uint8]:
-        """Return [N, K] of one picture."""
+    def _merge(self, x: Tensor) -> Tensor:
+        """Return tokens [N / M, E] from patches [N / M, M * E]."""
+        normed = self._merge_norm(x.view(-1, self._config.width))
+        return self._merger(normed.view(-1, self._merged_width))
+
+    def _patches(self, frame: "_Frame", arrangement: "_Arrangement") -> npt.NDArray[np.uint8]:
+        """Return [N, K] of a frame."""
         config = self._config
-        num_frames, height, width = picture.shape
-        pixels = np.frombuffer(picture.pixels, dtype=np.uint8).reshape(num_frames, height, width, 3)
-        missing = -num_frames % config.frames_each
-        if missing:
-            pixels = np.concatenate((pixels, *(pixels[-1:],) * missing))
-        side, merge, (times, rows, columns) = config.patch_size, config.merge_size, _grid(picture)
-        squares = pixels.reshape(times, config.frames_each, rows, merge, side, columns, merge, side, 3)
-        tokens = squares.transpose(0, 2, 5, 3, 6, 1, 4, 7, 8).reshape(picture.num_tokens, -1)
-        return tokens[arrangement.order].reshape(picture.num_tokens * merge**2, -1)
+        num_images, height, width = frame.picture.shape
+        pixels = np.frombuffer(frame.picture.pixels, dtype=np.uint8).reshape(num_images, height, width, 3)
+        # The last is taken again where one is missing.
+        images = [min(frame.time * config.frames_each + i, num_images - 1) for i in range(config.frames_each)]
+        side, merge, (rows, columns) = config.patch_size, config.merge_size, frame.rows_and_columns
+        squares = pixels[images].reshape(config.frames_each, rows, merge, side, columns, merge, side, 3)
+        tokens = squares.transpose(1, 4, 2, 5, 0, 3, 6, 7).reshape(frame.num_tokens, -1)
+        return tokens[arrangement.order].reshape(frame.num_tokens * merge**2, -1)
 
-    def _normalize(self, patches: npt.NDArray[np.uint8]) -> Tensor:
-        """Return [N, K] as the tower reads it."""
-        x = torch.from_numpy(patches).to(torch.float32)
+    def _normalize(self, patches: Tensor) -> Tensor:
+        """Return [N, K] as the tower reads it, from as many uint8."""
+        x = patches.to(torch.float32)
         return torch.addcmul(self._shift, x, self._factor, out=x).to(self._dtype)
 
 
 @dataclass(frozen=True, slots=True)
-class _Layer:
-    """Attention and a feed-forward, each with a norm before."""
+class _Frame:
+    """What the tower sees at a time: one of a video's, or an image."""
 
-    attention_norm: Norm
-    qkv: Linear
-    project: Linear
-    mlp_norm: Norm
-    mlp: MLP | GatedMLP
+    picture: Picture
+    time: int
+    features: Tensor
+    """[num_tokens, decoder's E] to be written"""
 
-    @classmethod
-    def load(cls, loader: Loader, config: TowerConfig, name: str) -> "_Layer":
-        E = config.width
-        return cls(
-            _load_norm(loader, config, f"{name}.norm1"),
-            loader.linear(f"{name}.attn.qkv", 3 * E, E, bias=True),
-            loader.linear(f"{name}.attn.proj", E, E, bias=True),
-            _load_norm(loader, config, f"{name}.norm2"),
-            _load_mlp(loader, config, f"{name}.mlp"),
-        )
+    @property
+    def num_tokens(self) -> int:
+        """Those that it becomes."""
+        return len(self.features)
 
-    def __call__(self, x: Tensor, attention: PackedAttention) -> Tensor:
-        """Return what the next layer reads [N, E]; may overwrite ``x``."""
-        x = self.project(attention(self.qkv(self.attention_norm(x))), x)
-        return self.mlp(self.mlp_norm(x), x)
+    @property
+    def rows_and_columns(self) -> tuple[int, int]:
+        """Of its tokens."""
+        return _grid(self.picture)[1:]
+
+
+def _load_layer(loader: Loader, config: TowerConfig, name: str) -> Layer:
+    E = config.width
+    return Layer(
+        _load_norm(loader, config, f"{name}.norm1"),
+        loader.linear(f"{name}.attn.qkv", 3 * E, E, bias=True),
+        loader.linear(f"{name}.attn.proj", E, E, bias=True),
+        _load_norm(loader, config, f"{name}.norm2"),
+        _load_mlp(loader, config, f"{name}.mlp"),
+        config.row_work,
+    )
 
 
 def _load_mlp(loader: Loader, config: TowerConfig, name: str) -> MLP | GatedMLP:
@@ -226,35 +272,32 @@ def _load_norm(loader: Loader, config: TowerConfig, name: str) -> Norm:
 
 @dataclass(frozen=True, slots=True)
 class _Arrangement:
-    """How the patches of pictures of one grid lie: by token, and the tokens of a window one after another."""
+    """How the patches of a frame lie: by token, and the tokens of a window one after another."""
 
     positions: npt.NDArray[np.int64]
     """[2, N] row and column of each patch"""
-    frames: list[int]
-    """Patches of each frame"""
     windows: list[int]
     """Patches of each window; none if there are no windows"""
     order: npt.NDArray[np.int64]
-    """Which token of the picture lies at each place"""
+    """Which token of the frame lies at each place"""
     places: Tensor
-    """And the place of each of the picture's tokens"""
+    """And the place of each of the frame's tokens"""
 
 
 @lru_cache(maxsize=256)
-def _arrange(grid: tuple[int, int, int], merge_size: int, window: int | None) -> _Arrangement:
-    times, rows, columns = (axis.ravel() for axis in np.indices(grid))
-    order = np.arange(len(times))
+def _arrange(num_rows: int, num_columns: int, merge_size: int, window: int | None) -> _Arrangement:
+    rows, columns = (axis.ravel() for axis in np.indices((num_rows, num_columns)))
+    order = np.arange(len(rows))
     lengths: list[int] = []
     if window is not None:
-        keys = (times, rows // window, columns // window)
+        keys = (rows // window, columns // window)
         order = np.lexsort(keys[::-1])
         _, counts = np.unique(np.stack(keys)[:, order], axis=1, return_counts=True)
         lengths = (counts * merge_size**2).tolist()
     down, right = (axis.ravel() for axis in np.indices((merge_size, merge_size)))
     places = ((rows, down), (columns, right))
     positions = np.stack([np.add.outer(axis[order] * merge_size, inside).ravel() for axis, inside in places])
-    per_frame = grid[1] * grid[2] * merge_size**2
-    return _Arrangement(positions, [per_frame] * grid[0], lengths, order, torch.from_numpy(np.argsort(order)))
+    return _Arrangement(positions, lengths, order, torch.from_numpy(np.argsort(order)))
 
 
 def _grid(picture: Picture) -> tuple[int, int, int]:

@@ -10,16 +10,18 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from penstock.estimate.seeing import TowerShape
+from penstock.images.settings import Normalization
 from penstock.models.config_json import ConfigJson
 from penstock.models.parts import Loader
-from penstock.models.vision.attention import PackedAttention, keys_and_values
+from penstock.models.vision.attention import PackedAttention, keys_and_values, runs
+from penstock.models.vision.layers import Layer, Parts, RowWork, in_parts
+from penstock.models.vision.patches import Patches
+from penstock.protocol import Picture
 
 _ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "quick_gelu": "quick_gelu"}
 """Kernels' names by upstream's"""
 
-
-_TOKENS_AT_ONCE = 4096
-"""More take memory and are no faster: products are large enough."""
 _OF_IDEFICS3 = ("idefics3", "idefics3_vision", "smolvlm", "smolvlm_vision")
 
 
@@ -47,6 +49,23 @@ class TowerConfig:
     def num_tokens(self) -> int:
         """Tokens of a picture."""
         return (self.image_size // self.patch_size) ** 2 + self.has_class_token
+
+    def shape(self, projector_width: int, *, merged: int = 1, num_results: int = 1) -> TowerShape:
+        """Return what decides the memory of encoding, with a projector of this shape."""
+        return TowerShape(
+            width=self.hidden_size,
+            head_dim=self.hidden_size // self.num_heads,
+            mlp_width=self.intermediate_size,
+            patch_size=self.patch_size,
+            merged=merged,
+            projector_width=projector_width,
+            num_results=num_results,
+        )
+
+    @property
+    def row_work(self) -> RowWork:
+        """What a layer is for a token."""
+        return RowWork(self.hidden_size, 2 * self.hidden_size * self.intermediate_size)
 
 
 def read_activation(raw: ConfigJson, key: str, default: str) -> str:
@@ -117,23 +136,19 @@ class MLP:
         return self._second(self._first(x), added)
 
 
-class _Layer:
-    def __init__(self, loader: Loader, config: TowerConfig, prefix: str) -> None:
-        C = config.hidden_size
-        self._norms = [LayerNorm(loader, f"{prefix}.layer_norm{i}", C, config.norm_eps) for i in (1, 2)]
-        names = [f"{prefix}.self_attn.{name}_proj" for name in "qkv"]
-        self._qkv = loader.side_by_side(
-            [loader.weight(name, C, C) for name in names], loader.biases(*names, sizes=[C] * 3)
-        )
-        self._out = loader.linear(f"{prefix}.self_attn.out_proj", C, C, bias=True)
-        sizes = (C, config.intermediate_size, C)
-        self._mlp = MLP(loader, f"{prefix}.mlp.fc1", f"{prefix}.mlp.fc2", sizes, config.activation)
-
-    def __call__(self, x: Tensor, attention: PackedAttention) -> Tensor:
-        """Return [n * N, C] from ``x`` [n * N, C], which may be overwritten."""
-        before_attention, before_mlp = self._norms
-        x = self._out(attention(self._qkv(before_attention(x))), x)
-        return self._mlp(before_mlp(x), x)
+def _load_layer(loader: Loader, config: TowerConfig, prefix: str) -> Layer:
+    C = config.hidden_size
+    first, second = (LayerNorm(loader, f"{prefix}.layer_norm{i}", C, config.norm_eps) for i in (1, 2))
+    names = [f"{prefix}.self_attn.{name}_proj" for name in "qkv"]
+    sizes = (C, config.intermediate_size, C)
+    return Layer(
+        first,
+        loader.side_by_side([loader.weight(name, C, C) for name in names], loader.biases(*names, sizes=[C] * 3)),
+        loader.linear(f"{prefix}.self_attn.out_proj", C, C, bias=True),
+        second,
+        MLP(loader, f"{prefix}.mlp.fc1", f"{prefix}.mlp.fc2", sizes, config.activation),
+        config.row_work,
+    )
 
 
 def _fractional_positions(side: int) -> Tensor:
@@ -149,7 +164,9 @@ def _fractional_positions(side: int) -> Tensor:
 class VisionTower:
     """The layers up to the last one that is wanted, and what comes before them."""
 
-    def __init__(self, loader: Loader, config: TowerConfig, wanted: Sequence[int] | None = None) -> None:
+    def __init__(
+        self, loader: Loader, config: TowerConfig, normalization: Normalization, wanted: Sequence[int] | None = None
+    ) -> None:
         """``wanted`` are the layers whose results are, counted as transformers does.
 
         0 is what the first layer reads, -1 the last one's result. None: the last one's, normed.
@@ -163,6 +180,7 @@ class VisionTower:
         bias = loader.biases(f"{embeddings}.patch_embedding", sizes=[C])[0] if config.patch_bias else None
         # Patches come as they lie in an image, colours innermost.
         self._embed = loader.ops.prepare_linear(weight_CKPP.permute(0, 2, 3, 1).reshape(C, -1), bias, exact=True)
+        self._embed_work = C * 3 * P**2
         self._ops, self._dtype = loader.ops, loader.ops.activation_dtype(loader.dtype)
         dtype = self._dtype
         positions = loader.tensor(f"{embeddings}.position_embedding.weight", config.num_tokens, C).to(dtype)
@@ -175,33 +193,50 @@ class VisionTower:
             for name in (config.norm_before, config.norm_after if wanted is None else None)
         )
         num_layers = max(self._wanted) if self._wanted else config.num_layers
-        self._layers = [_Layer(loader, config, f"vision_tower.encoder.layers.{i}") for i in range(num_layers)]
+        self._layers = [_load_layer(loader, config, f"vision_tower.encoder.layers.{i}") for i in range(num_layers)]
+        self._patches = Patches(P, normalization, dtype)
+        self.patch_work = num_layers * config.row_work.weights
 
-    def __call__(self, patches: Tensor) -> Tensor:
-        """Return features [n, N, width], those of wanted layers side by side, from patches [n * grid, P * P * 3]."""
-        num_patches = self.config.num_tokens - self.config.has_class_token
-        each = max(1, _TOKENS_AT_ONCE // num_patches) * num_patches
-        return torch.cat([self._encode(part) for part in torch.split(patches, each)])
+    def work(self, picture: Picture) -> int:
+        """Return the multiply-adds of all layers for a picture or its tiles."""
+        N, C = self.config.num_tokens, self.config.hidden_size
+        return picture.shape[0] * N * (self.patch_work + len(self._layers) * 2 * N * C)
 
-    def _encode(self, patches: Tensor) -> Tensor:
+    def __call__(self, pictures: Sequence[Picture]) -> Parts[Tensor]:
+        """Return features [n, N, width], those of wanted layers side by side, of pictures of one height and width.
+
+        ``n`` counts tiles. As many go together as a part has rows for; one that has more goes alone.
+        """
+        N, patches = self.config.num_tokens, self._patches.cut(pictures)
+        num_patches = N - self.config.has_class_token
+        n, width = len(patches) // num_patches, self.config.hidden_size * len(self._wanted or [-1])
+        features = torch.empty(n, N, width, dtype=self._dtype)
+        for run in runs([N] * n):
+            some = patches[run.start * num_patches : run.stop * num_patches]
+            features[run.start : run.stop] = yield from self._encode(some)
+        return features
+
+    def _encode(self, patches: Tensor) -> Parts[Tensor]:
         config, C = self.config, self.config.hidden_size
         N = config.num_tokens
-        x_nNC = self._embed(patches).view(-1, N - config.has_class_token, C)
+        embedded = yield from in_parts(
+            lambda some: self._embed(self._patches.normalize(some)), patches, self._embed_work
+        )
+        x_nNC = embedded.view(-1, N - config.has_class_token, C)
         if self._class is not None:
             x_nNC = torch.cat([self._class.expand(len(x_nNC), 1, C), x_nNC], 1)
-        attention = self._attention(len(x_nNC))
-        x = (x_nNC + self._positions).view(-1, C)
+        x = x_nNC.add_(self._positions).view(-1, C)
+        del embedded, x_nNC  # what they lay in goes with them
+        attention = self._attention(len(x) // N)
         if self._norm_before is not None:
             x = self._norm_before(x)
-        if self._wanted is None:
-            for layer in self._layers:
-                x = layer(x, attention)
-            return (x if self._norm_after is None else self._norm_after(x)).view(-1, N, C)
-        results = {0: x.clone()} if 0 in self._wanted else {}
+        results = {0: x.clone()} if self._wanted is not None and 0 in self._wanted else {}
         for i, layer in enumerate(self._layers, 1):
-            x = layer(x, attention)
-            if i in self._wanted:
+            yield from layer(x, attention)
+            if self._wanted is not None and i in self._wanted:
                 results[i] = x if i == len(self._layers) else x.clone()  # the next layer adds to it
+        if self._wanted is None:
+            return (x if self._norm_after is None else self._norm_after(x)).view(-1, N, C)
         return torch.cat([results[i] for i in self._wanted], 1).view(-1, N, C * len(self._wanted))
 
     def _attention(self, num_pictures: int) -> PackedAttention:
@@ -209,5 +244,5 @@ class VisionTower:
         H, D = self.config.num_heads, self.config.hidden_size // self.config.num_heads
         lengths = [self.config.num_tokens] * num_pictures
         unrotated = torch.ones(sum(lengths), 1, D), torch.zeros(sum(lengths), 1, D)
-        kv = keys_and_values(self._ops, self._dtype, lengths, H, D)
+        kv = keys_and_values(self._ops, self._dtype, [lengths], H, D)
         return PackedAttention(self._ops, lengths, H, D, unrotated, kv)
