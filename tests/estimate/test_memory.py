@@ -150,6 +150,24 @@ def test_a_larger_model_never_needs_less(field: str) -> None:
     assert activation_peak_bytes(larger, **arguments) >= activation_peak_bytes(SHAPE, **arguments)
 
 
+def test_seeing_is_set_aside_before_the_cache() -> None:
+    seeing = dataclasses.replace(
+        SHAPE,
+        encoder_weights_bytes=10 * MIB,
+        encoder_cache_bytes=20 * MIB,
+        encoder_peak_bytes=30 * MIB,
+        image_bytes=40 * MIB,
+    )
+    blind, made = plan(), plan(shape=seeing)
+    num_lost = (blind.num_blocks - made.num_blocks) * made.block_bytes
+    assert abs(num_lost - 100 * MIB) < made.block_bytes
+    assert made.left_bytes == pytest.approx(blind.left_bytes, abs=made.block_bytes)
+    table = format_memory_plan(made)
+    assert all(row in table for row in ("encoder peak       30.0 MiB", "images             40.0 MiB"))
+    with pytest.raises(NotEnoughMemory, match=r"with 100\.0 MiB for images"):
+        plan(shape=seeing, available_bytes=200 * MIB)
+
+
 def test_the_table_says_it_all() -> None:
     table = format_memory_plan(plan(max_running=4))
     assert "weights" in table

@@ -26,6 +26,8 @@ class FakeProcessor:
     video_marker: str | None = "<video>"
     placeholder = "<image>"
     video_placeholder: str | None = "<frame>"
+    most_pixels = 16 * 16
+    most_tiles = 1
 
     def __init__(self) -> None:
         self.seen: list[Image] = []

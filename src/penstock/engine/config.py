@@ -24,6 +24,9 @@ class SchedulerConfig:
     """Requests that may queue. Up: longer waits. Down: earlier refusals."""
     max_waiting_tokens: Count = 1_000_000
     """Prompt tokens that may queue. Up: longer waits and more memory. Down: earlier refusals."""
+    max_image_bytes: Count = 256 << 20
+    """Bytes that the pixels of all images may take whose requests wait or run, as they are shown to the model: three a
+    pixel. Up: more of them at a time. Down: earlier refusals, more memory for the cache."""
     starvation_s: Seconds = 60.0
     """A request that waited this long is held back by no class. Up: stricter classes. Down: fairer ones."""
 

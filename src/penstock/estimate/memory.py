@@ -43,6 +43,10 @@ class ModelShape:
     """What it sees with"""
     encoder_cache_bytes: int = 0
     """What images may be encoded to at a time"""
+    encoder_peak_bytes: int = 0
+    """What encoding one works in"""
+    image_bytes: int = 0
+    """Images themselves, before they are encoded"""
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -55,6 +59,11 @@ class ModelShape:
     def all_weights_bytes(self) -> int:
         """Its own and the draft model's."""
         return self.weights_bytes + (0 if self.draft is None else self.draft.all_weights_bytes)
+
+    @property
+    def seeing_bytes(self) -> int:
+        """All that it takes to see."""
+        return self.encoder_weights_bytes + self.encoder_cache_bytes + self.encoder_peak_bytes + self.image_bytes
 
 
 def plan_memory(
@@ -78,14 +87,13 @@ def plan_memory(
     activation_bytes = activation_peak_bytes(shape, step_tokens=step_tokens, max_running=max_running)
     block_bytes = block_size * shape.kv_bytes_per_token
     blocks_per_request = -(-max_model_tokens // block_size)
-    encoder_bytes = shape.encoder_weights_bytes + shape.encoder_cache_bytes
-    fixed_bytes = shape.all_weights_bytes + activation_bytes + encoder_bytes
+    fixed_bytes = shape.all_weights_bytes + activation_bytes + shape.seeing_bytes
     usable_bytes = int(available_bytes * memory_share) if memory_bytes is None else available_bytes
     cache_bytes = usable_bytes - fixed_bytes if memory_bytes is None else memory_bytes
     if memory_bytes is not None and fixed_bytes + memory_bytes > available_bytes:
         raise NotEnoughMemory(
             f"a cache of {format_bytes(memory_bytes)} beside weights of {format_bytes(shape.all_weights_bytes)} "
-            f"{_seeing(encoder_bytes)}and activations of {format_bytes(activation_bytes)} exceeds the "
+            f"{_seeing(shape.seeing_bytes)}and activations of {format_bytes(activation_bytes)} exceeds the "
             f"{format_bytes(available_bytes)} available; lower --cache-memory, or leave it out to size the cache from "
             "free memory"
         )
@@ -93,7 +101,7 @@ def plan_memory(
         raise NotEnoughMemory(
             _too_small(
                 shape.all_weights_bytes,
-                encoder_bytes,
+                shape.seeing_bytes,
                 activation_bytes,
                 blocks_per_request * block_bytes,
                 max(cache_bytes, 0),
@@ -112,6 +120,8 @@ def plan_memory(
         available_bytes=available_bytes,
         encoder_weights_bytes=shape.encoder_weights_bytes,
         encoder_cache_bytes=shape.encoder_cache_bytes,
+        encoder_peak_bytes=shape.encoder_peak_bytes,
+        image_bytes=shape.image_bytes,
     )
 
 
@@ -153,7 +163,9 @@ def format_memory_plan(plan: MemoryPlan) -> str:
     if plan.encoder_cache_bytes:
         seeing = (
             ("encoder", plan.encoder_weights_bytes, ""),
-            ("encoder cache", plan.encoder_cache_bytes, "for images"),
+            ("encoder peak", plan.encoder_peak_bytes, ""),
+            ("encoder cache", plan.encoder_cache_bytes, "what images are encoded to"),
+            ("images", plan.image_bytes, "that are decoded, or wait for their turn"),
         )
         rows = (*rows[:1], *seeing, *rows[1:])
     lines = [f"  {name:<16}{format_bytes(num_bytes):>11}  {note}".rstrip() for name, num_bytes, note in rows]
@@ -162,7 +174,7 @@ def format_memory_plan(plan: MemoryPlan) -> str:
 
 def _too_small(
     weights_bytes: int,
-    encoder_bytes: int,
+    seeing_bytes: int,
     activation_bytes: int,
     request_bytes: int,
     cache_bytes: int,
@@ -175,7 +187,7 @@ def _too_small(
     """Say what one full-length request needs, what there is, and which knob would help."""
     needed = (
         f"one request of {max_model_tokens:,} tokens needs {format_bytes(request_bytes)} of cache beside "
-        f"{format_bytes(weights_bytes)} of weights {_seeing(encoder_bytes)}and {format_bytes(activation_bytes)} of "
+        f"{format_bytes(weights_bytes)} of weights {_seeing(seeing_bytes)}and {format_bytes(activation_bytes)} of "
         "activations"
     )
     if memory_share is None:

@@ -11,7 +11,7 @@ class TowerShape:
 
     width: int
     """Of a row, which most layers make of a patch"""
-    head_dim: int
+    num_heads: int
     mlp_width: int
     patch_size: int
     """Pixels on a side"""
@@ -23,6 +23,11 @@ class TowerShape:
     """The widest row in it"""
     num_results: int = 1
     """Layers whose results it reads"""
+
+    @property
+    def head_dim(self) -> int:
+        """Of each head."""
+        return self.width // self.num_heads
 
     @property
     def patch_bytes(self) -> int:

@@ -13,6 +13,10 @@ HostEntry = Annotated[str, msgspec.Meta(pattern=r"^(\*|(\*\.)?[A-Za-z0-9_.-]+)(:
 """``example.com``, ``*.example.com``, ``example.com:8443``, ``*``"""
 
 
+DECODED_PIXEL_BYTES = 16
+"""Of a pixel while it is decoded and made upright, transparent parts white, at most"""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageConfig:
     """Which images a model that sees is shown, and what reading them may cost."""
@@ -27,6 +31,10 @@ class ImageConfig:
     max_pixels: Count = 25_000_000
     """Most pixels of an image, or of all frames of a video. Each takes up to 16 bytes while it is decoded. Up: larger
     ones. Down: less memory and time for one."""
+    max_seen_pixels: Count = 1_605_632
+    """Most pixels of an image, or of a video's frame, that a model is shown which sees images in their own shape:
+    larger ones are shrunk, whatever the checkpoint allows. A bound on the memory and time of encoding one. Up: finer
+    print is read. Down: less memory and time for one."""
     max_frames: Count = 128
     """Most frames of a video."""
     allowed_hosts: tuple[HostEntry, ...] = ()

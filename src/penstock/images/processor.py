@@ -51,6 +51,11 @@ class Processor(Protocol):
     video_placeholder: str | None
     """And of a video's"""
 
+    most_pixels: int
+    """Of the largest image, tile or frame that an encoder sees by itself"""
+    most_tiles: int
+    """Of a picture, itself included"""
+
     def image(self, image: Image, detail: Detail) -> Expansion:
         """Prepare an RGB image."""
 

@@ -10,7 +10,10 @@ import msgspec
 
 from penstock.errors import InvalidSetting, MissingExtra
 from penstock.estimate.memory import ModelShape, plan_memory
+from penstock.estimate.seeing import encoding_peak_bytes
 from penstock.estimate.system import available_memory_bytes
+from penstock.images.config import DECODED_PIXEL_BYTES
+from penstock.images.families import load_processor
 from penstock.launch import encoder
 from penstock.launch.encoder import share_threads
 from penstock.launch.settings import ModelSettings, Settings
@@ -39,6 +42,7 @@ try:
     from penstock.models.model import LanguageModel
     from penstock.models.random_weights import count_random_parameters, make_random_model
     from penstock.models.vision import VisionEncoder
+    from penstock.models.vision.attention import ROWS_AT_ONCE
     from penstock.models.vision.load import count_vision_parameters, load_vision, read_tower_shape
     from penstock.quant import Scheme, bytes_of_weight
 except ImportError as error:
@@ -199,7 +203,6 @@ def _choose(model: ModelSettings, settings: Settings, num_threads: int) -> _Chos
     kv_dtype = cache_dtype(dtype, runner.kv_dtype)
     max_tokens = min(runner.max_model_tokens or config.max_positions, config.max_positions)
     ops = ops_for(dtype, runner.quantize)
-    sees = path is not None and config.vision is not None
     shape = ModelShape(
         weights_bytes=_weights_bytes(config, num_parameters, dtype, runner.quantize, ops),
         num_layers=config.num_layers,
@@ -212,13 +215,18 @@ def _choose(model: ModelSettings, settings: Settings, num_threads: int) -> _Chos
         activation_element_bytes=ops.activation_dtype(dtype).itemsize,
         kv_element_bytes=kv_dtype.itemsize,
         attention_scratch_bytes=_attention_scratch_bytes(
-            ops, config, dtype, settings.scheduler.step_tokens, max_tokens, num_threads
+            ops,
+            dtype,
+            (config.num_heads, config.num_kv_heads, config.head_dim),
+            settings.scheduler.step_tokens,
+            max_tokens,
+            num_threads,
         ),
         sampling_scratch_bytes=scratch_bytes(config.vocab_size, num_threads),
         kv_scale_bytes=torch.float32.itemsize if kv_dtype is torch.int8 else 0,
-        encoder_weights_bytes=_encoder_bytes(path, dtype, runner.encoder_workers) if path and sees else 0,
-        encoder_cache_bytes=settings.cache.encoder_memory_bytes if sees else 0,
     )
+    if path is not None and config.vision is not None:
+        shape = _with_seeing(shape, settings, path, dtype)
     return _Chosen(
         config=config, path=path, dtype=dtype, kv_dtype=kv_dtype, max_tokens=max_tokens, ops=ops, shape=shape
     )
@@ -288,22 +296,55 @@ def find_model(model: ModelSettings) -> tuple[ModelConfig, Path | None]:
     return read_config(path), path
 
 
+def _with_seeing(shape: ModelShape, settings: Settings, path: Path, dtype: torch.dtype) -> ModelShape:
+    """Return ``shape`` with what it takes to see, in all processes. Raises ``ModelUnreadable``."""
+    processor = load_processor(path, settings.images)
+    assert processor is not None, "it was asked of a model that sees"
+    num_workers, ops, tower = settings.runner.encoder_workers, ops_for(dtype), read_tower_shape(path)
+    own_threads, worker_threads = share_threads(settings)
+    heads = tower.num_heads, tower.num_heads, tower.head_dim
+    num_threads, num_rows = worker_threads or own_threads, processor.most_pixels // tower.patch_size**2 + 1
+    peak = encoding_peak_bytes(
+        tower,
+        image_bytes=3 * processor.most_pixels,
+        num_tiles=processor.most_tiles,
+        rows_at_once=ROWS_AT_ONCE,
+        element_bytes=ops.activation_dtype(dtype).itemsize,
+    ) + _attention_scratch_bytes(ops, dtype, heads, ROWS_AT_ONCE, num_rows, num_threads)
+    decoded = settings.images.workers * settings.images.max_pixels * DECODED_PIXEL_BYTES
+    return replace(
+        shape,
+        encoder_weights_bytes=_encoder_bytes(path, dtype, num_workers),
+        encoder_cache_bytes=settings.cache.encoder_memory_bytes,
+        encoder_peak_bytes=max(1, num_workers) * peak,
+        # The API's process has them as well as the engine's.
+        image_bytes=decoded + 2 * settings.scheduler.max_image_bytes,
+    )
+
+
 def _attention_scratch_bytes(
-    ops: Ops, config: ModelConfig, dtype: torch.dtype, step_tokens: int, max_model_tokens: int, num_threads: int
+    ops: Ops,
+    dtype: torch.dtype,
+    heads: tuple[int, int, int],
+    step_tokens: int,
+    max_model_tokens: int,
+    num_threads: int,
 ) -> int:
+    """Return what attention works in; ``heads`` are query heads, KV heads and a head's width."""
+    num_heads, num_kv_heads, head_dim = heads
     if isinstance(ops, ReferenceOps):
         return reference_attention.scratch_bytes(
             step_tokens=step_tokens,
             max_model_tokens=max_model_tokens,
-            num_heads=config.num_heads,
-            head_dim=config.head_dim,
+            num_heads=num_heads,
+            head_dim=head_dim,
             element_bytes=ops.activation_dtype(dtype).itemsize,
         )
     return cpu_attention.scratch_bytes(
         max_model_tokens=max_model_tokens,
-        num_heads=config.num_heads,
-        num_kv_heads=config.num_kv_heads,
-        head_dim=config.head_dim,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
         num_threads=num_threads,
     )
 

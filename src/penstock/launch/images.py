@@ -10,5 +10,5 @@ from penstock.models import find_shape
 
 def load_images(model: ModelSettings, config: ImageConfig) -> ImageReader | None:
     """Return what reads images for ``model``; None if it sees none, as a shape does. Raises ``ModelUnreadable``."""
-    processor = None if find_shape(model.name) else load_processor(directory_of(model))
+    processor = None if find_shape(model.name) else load_processor(directory_of(model), config)
     return None if processor is None else ImageReader(processor, config)

@@ -39,6 +39,10 @@ class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
     """What images are encoded with."""
     encoder_cache_bytes: int = 0
     """What they may be encoded to at a time."""
+    encoder_peak_bytes: int = 0
+    """What encoding them works in."""
+    image_bytes: int = 0
+    """What they take themselves, while they are decoded and while they wait."""
 
     @property
     def cache_bytes(self) -> int:
@@ -53,8 +57,11 @@ class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def left_bytes(self) -> int:
         """Available memory that the plan leaves alone."""
-        fixed_bytes = self.weights_bytes + self.encoder_weights_bytes + self.activation_peak_bytes
-        return self.available_bytes - fixed_bytes - self.encoder_cache_bytes - self.cache_bytes
+        seeing_bytes = (
+            self.encoder_weights_bytes + self.encoder_cache_bytes + self.encoder_peak_bytes + self.image_bytes
+        )
+        fixed_bytes = self.weights_bytes + self.activation_peak_bytes + seeing_bytes
+        return self.available_bytes - fixed_bytes - self.cache_bytes
 
 
 class SamplingDefaults(msgspec.Struct, frozen=True, kw_only=True):

@@ -23,8 +23,8 @@ def asking(name: str, *seen: tuple[str, int], text: int = 3, max_tokens: int = 1
 
 
 def driver_of(**settings: object) -> Driver:
-    config = SchedulerConfig(step_tokens=32, max_running=6)
-    return Driver(num_blocks=100, config=config, **settings)  # type: ignore[arg-type]
+    defaults = {"num_blocks": 100, "config": SchedulerConfig(step_tokens=32, max_running=6)}
+    return Driver(**{**defaults, **settings})  # type: ignore[arg-type]
 
 
 def encoded(batch: ScheduledBatch) -> list[str]:
@@ -169,22 +169,28 @@ def test_what_could_never_be_computed_is_refused(settings: dict[str, object], re
     assert not driver.scheduler.has_work
 
 
-def test_a_full_queue_of_images_refuses_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("penstock.engine.scheduler.scheduler._MOST_WAITING_PICTURE_BYTES", 10)
-    driver = driver_of()
+def test_more_images_than_are_kept_are_refused() -> None:
+    driver = driver_of(config=SchedulerConfig(step_tokens=32, max_running=6, max_image_bytes=11))
 
     def add(name: str, num_bytes: int) -> None:
-        request = asking(name, (name, 4))
+        request = asking(name, (name, 4), max_tokens=2)
         picture = msgspec.structs.replace(request.pictures[0], pixels=b"p" * num_bytes)
         driver.add(msgspec.structs.replace(request, pictures=(picture,)))
 
+    with pytest.raises(InvalidRequest, match="images of 12 B"):
+        add("huge", 12)
     add("first", 11)
     with pytest.raises(Overloaded, match="images of 11 B"):
         add("second", 1)
     driver.add(asking("text"))
     driver.step()
-    add("second", 1)
+    assert driver.requests
+    with pytest.raises(Overloaded):
+        add("second", 1)  # one that runs may be preempted, and then needs them again
+    driver.abort("first")
+    add("second", 11)
     driver.run_to_end(20)
+    assert not driver.scheduler._num_picture_bytes
 
 
 def test_a_model_that_sees_nothing_says_so() -> None:

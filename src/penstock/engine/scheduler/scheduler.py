@@ -18,13 +18,11 @@ from penstock.engine.scheduler.plan import Plan
 from penstock.engine.scheduler.preemption import CheapestToRecompute, VictimPolicy
 from penstock.engine.scheduler.rates import PrefillRate
 from penstock.engine.scheduler.waiting import WaitingQueue
-from penstock.errors import ContextTooLong, DeadlineUnmeetable, Overloaded
+from penstock.errors import ContextTooLong, DeadlineUnmeetable, InvalidRequest, Overloaded
 from penstock.estimate import LEAST_SAMPLED_ROWS
 from penstock.protocol import Preemption, Priority
 from penstock.units import format_bytes
 
-_MOST_WAITING_PICTURE_BYTES = 1 << 30
-"""Pixels of queued requests, which no count of tokens bounds"""
 _NO_DRAFTS: Mapping[int, SequenceOf[int]] = {}
 
 
@@ -72,6 +70,8 @@ class Scheduler:
         self._next_id = 0
         self._unsplit: Sequence | None = None
         """Goes first in the next step: decoding sequences left too little for a picture that must be read whole"""
+        self._num_picture_bytes = 0
+        """Pixels of all requests, which no count of tokens bounds: one that is preempted needs them again"""
         self._num_reserved_blocks = 0
         self._num_reserved_places = 0
         """Among the running, for choices that will be split off."""
@@ -114,6 +114,7 @@ class Scheduler:
         self.encoding.require_fits(leader.pictures, is_scored=leader.num_to_score > 0)
         self._check_queue(leader)
         self._check_deadline(request, now_s)
+        self._num_picture_bytes += leader.pictures.num_bytes
         for sequence in request.sequences:
             sequence.id = self._next_id
             self._next_id += 1
@@ -508,6 +509,8 @@ class Scheduler:
         sequence.state = SequenceState.FINISHED
         if self._sequences.pop(sequence.id, None) is not None:
             self._fairness.leave(sequence.request.tenant)
+            if sequence.request.is_finished:
+                self._num_picture_bytes -= sequence.pictures.num_bytes
 
     def _backlog_s(self) -> float:
         """Return how long the queue's tokens take at the current rate, at least a second."""
@@ -552,13 +555,20 @@ class Scheduler:
                 f"most {config.max_waiting_tokens} may queue: retry later",
                 retry_after_s=self._backlog_s(),
             )
+        self._check_images(leader.pictures.num_bytes)
 
-        num_bytes = leader.pictures.num_bytes
-        if num_bytes and self._waiting and self._waiting.num_picture_bytes + num_bytes > _MOST_WAITING_PICTURE_BYTES:
+    def _check_images(self, num_bytes: int) -> None:
+        most, present = self._config.max_image_bytes, self._num_picture_bytes
+        if num_bytes > most:
+            raise InvalidRequest(
+                f"images of {format_bytes(num_bytes)} are shown, as the model sees them, and this server keeps "
+                f"{format_bytes(most)} at a time: show fewer or smaller ones, or raise scheduler.max_image_bytes",
+                param="messages",
+            )
+        if num_bytes and present + num_bytes > most:
             raise Overloaded(
-                f"images of {format_bytes(self._waiting.num_picture_bytes)} are queued and this request has "
-                f"{format_bytes(num_bytes)} of them; at most {format_bytes(_MOST_WAITING_PICTURE_BYTES)} may queue: "
-                "retry later",
+                f"images of {format_bytes(present)} are waited for and this request has {format_bytes(num_bytes)} of "
+                f"them; this server keeps {format_bytes(most)} at a time: retry later",
                 retry_after_s=self._backlog_s(),
             )
 

@@ -49,7 +49,6 @@ class WaitingQueue:
         self._next_ticket = 0
         self._num_sequences = 0
         self.num_tokens = 0
-        self.num_picture_bytes = 0
 
     def __len__(self) -> int:
         return self._num_sequences
@@ -64,7 +63,6 @@ class WaitingQueue:
         self._next_ticket += 1
         self._num_sequences += 1
         self.num_tokens += sequence.num_tokens
-        self.num_picture_bytes += sequence.pictures.num_bytes
 
     def remove(self, sequence: Sequence) -> None:
         """Take out a sequence that is in the queue."""
@@ -75,7 +73,6 @@ class WaitingQueue:
             del self._tenants[tenant]
         self._num_sequences -= 1
         self.num_tokens -= sequence.num_tokens
-        self.num_picture_bytes -= sequence.pictures.num_bytes
 
     def first(self, now_s: float, starvation_s: float) -> Sequence | None:
         """Return who goes next: by class, then by what the tenant was served, then by order within the tenant.

@@ -28,6 +28,7 @@ class Gemma3Processor:
         self._to_one_size = ToOneSize(image)
         if self._to_one_size.height_and_width != (vision.integer("image_size", 224),) * 2:
             raise image.bad("size", image.values.get("size"), "that of config.json's vision_config.image_size")
+        self.most_pixels, self.most_tiles = math.prod(self._to_one_size.height_and_width), 1
         self._num_tokens = files.model.integer("mm_tokens_per_image", 256)
         self._text = f"\n\n<start_of_image>{self.placeholder * self._num_tokens}<end_of_image>\n\n"
         self._crops = image.flag("do_pan_and_scan")

@@ -37,6 +37,7 @@ class Idefics3Processor:
             raise vision.bad("image_size", vision.values.get("image_size"), f"the {self._tile} of max_image_size")
         self._splits = image.flag("do_image_splitting", True)
         self._resampling = image.resampling()
+        self.most_pixels, self.most_tiles = self._tile**2, 1
         grid = self._tile // vision.integer("patch_size", 32)
         self._num_tokens = grid**2 // files.model.integer("scale_factor", 2) ** 2
 

@@ -1,5 +1,6 @@
 """LLaVA 1.5: every image becomes one square, and each patch of it a token."""
 
+import math
 from collections.abc import Sequence
 
 from PIL.Image import Image
@@ -20,6 +21,7 @@ class LlavaProcessor:
         self.placeholder = self.image_marker = files.processor.text("image_token", "<image>")
         self._to_one_size = ToOneSize(files.image)
         self._num_tokens = num_features(files, *self._to_one_size.height_and_width)
+        self.most_pixels, self.most_tiles = math.prod(self._to_one_size.height_and_width), 1
 
     def image(self, image: Image, detail: Detail) -> Expansion:
         """Prepare an RGB image; there is only one detail."""

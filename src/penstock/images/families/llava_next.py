@@ -35,6 +35,8 @@ class LlavaNextProcessor:
                 "image_grid_pinpoints", files.image.values["image_grid_pinpoints"], "those of config.json"
             )
         self._tile = vision.integer("image_size", 224)
+        self.most_pixels = self._tile**2
+        self.most_tiles = 1 + max(height // self._tile * (width // self._tile) for height, width in self._resolutions)
         self._grid = self._tile // vision.integer("patch_size", 32)
         self._resampling = files.image.resampling()
         size = files.image.size("size")

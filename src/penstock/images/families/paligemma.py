@@ -26,6 +26,7 @@ class PaliGemmaProcessor:
         side = vision.integer("image_size", 224)
         if self._to_one_size.height_and_width != (side, side):
             raise image.bad("size", image.values.get("size"), f"the {side} of config.json's vision_config.image_size")
+        self.most_pixels, self.most_tiles = side**2, 1
         self._num_tokens = (side // vision.integer("patch_size", 16)) ** 2
         if image.integer("image_seq_length", self._num_tokens) != self._num_tokens:
             raise image.bad("image_seq_length", image.values["image_seq_length"], f"one of {self._num_tokens} patches")

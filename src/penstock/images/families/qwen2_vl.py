@@ -33,11 +33,13 @@ class Qwen2VLProcessor:
     placeholder = image_marker = _IMAGE
     video_placeholder: str | None = _VIDEO
     video_marker: str | None = _VIDEO
+    most_tiles = 1
 
-    def __init__(self, files: SeeingFiles, tokens_per_s: int | None) -> None:
-        """Read sizes; ``tokens_per_s`` is how far a second of video moves positions, None: frames are counted.
+    def __init__(self, files: SeeingFiles, most_pixels: int, tokens_per_s: int | None) -> None:
+        """Read sizes, of which none is to exceed ``most_pixels`` unless the least the checkpoint takes does.
 
-        Raises ``ModelUnreadable``.
+        ``tokens_per_s`` is how far a second of video moves positions, None: frames are counted. Raises
+        ``ModelUnreadable``.
         """
         vision, image = files.model.part("vision_config"), files.image
         self._tokens_per_s = tokens_per_s
@@ -51,8 +53,11 @@ class Qwen2VLProcessor:
         if not image.flag("do_resize", True):
             raise image.bad("do_resize", False, "images to be resized to whole patches")
         self._resampling = image.resampling()
-        self._bounds = _pixel_bounds(image, 56 * 56, 28 * 28 * 1280)
-        self._video_bounds = _pixel_bounds(files.video, 128 * 28 * 28, 28 * 28 * 768)
+        self._bounds = _pixel_bounds(image, 56 * 56, 28 * 28 * 1280, most_pixels)
+        self._video_bounds = _pixel_bounds(files.video, 128 * 28 * 28, 28 * 28 * 768, most_pixels)
+        most = max(self._bounds[1], self._video_bounds[1], int(1.05 * self._video_bounds[0]))
+        # The most elongated image is a single row of tokens, which cannot be made narrower.
+        self.most_pixels = max(most, self._factor * math.isqrt(_MOST_ELONGATED * most))
 
     def image(self, image: Image, detail: Detail) -> Expansion:
         """Prepare an RGB image. Raises ``InvalidImage`` for one too elongated."""
@@ -95,14 +100,14 @@ class Qwen2VLProcessor:
         return Expansion(text=placeholder * num_tokens, pictures=(picture,))
 
 
-def qwen2_vl_processor(files: SeeingFiles) -> Qwen2VLProcessor:
+def qwen2_vl_processor(files: SeeingFiles, most_pixels: int) -> Qwen2VLProcessor:
     """Return a Qwen2-VL's processor: in positions, a video's frames just count. Raises ``ModelUnreadable``."""
-    return Qwen2VLProcessor(files, None)
+    return Qwen2VLProcessor(files, most_pixels, None)
 
 
-def qwen2_5_vl_processor(files: SeeingFiles) -> Qwen2VLProcessor:
+def qwen2_5_vl_processor(files: SeeingFiles, most_pixels: int) -> Qwen2VLProcessor:
     """Return a Qwen2.5-VL's processor: positions follow a video's clock. Raises ``ModelUnreadable``."""
-    return Qwen2VLProcessor(files, files.model.part("vision_config").integer("tokens_per_second", 4))
+    return Qwen2VLProcessor(files, most_pixels, files.model.part("vision_config").integer("tokens_per_second", 4))
 
 
 def fitting_size(height: int, width: int, factor: int, least: int, most: int) -> tuple[int, int]:
@@ -125,9 +130,13 @@ def fitting_size(height: int, width: int, factor: int, least: int, most: int) ->
     return new_height, new_width
 
 
-def _pixel_bounds(settings: ImageSettings, least: int, most: int) -> tuple[int, int]:
-    """Return how few and how many pixels an image may have; newer files keep that under ``size``, in its own words."""
+def _pixel_bounds(settings: ImageSettings, least: int, most: int, most_wanted: int) -> tuple[int, int]:
+    """Return how few and how many pixels an image may have; newer files keep that under ``size``, in its own words.
+
+    ``least`` and ``most`` where they do not say; no more than ``most_wanted``, but the least in any case.
+    """
     size = settings.part("size")
     least = size.integer("shortest_edge", size.integer("min_pixels", least))
     most = size.integer("longest_edge", size.integer("max_pixels", most))
-    return settings.integer("min_pixels", least), settings.integer("max_pixels", most)
+    least, most = settings.integer("min_pixels", least), settings.integer("max_pixels", most)
+    return least, max(least, min(most, most_wanted))

@@ -55,7 +55,7 @@ class TowerConfig:
         """What decides the memory of encoding."""
         return TowerShape(
             width=self.width,
-            head_dim=self.width // self.num_heads,
+            num_heads=self.num_heads,
             mlp_width=self.mlp_width,
             patch_size=self.patch_size,
             frames_each=self.frames_each,

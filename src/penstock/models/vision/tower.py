@@ -54,7 +54,7 @@ class TowerConfig:
         """Return what decides the memory of encoding, with a projector of this shape."""
         return TowerShape(
             width=self.hidden_size,
-            head_dim=self.hidden_size // self.num_heads,
+            num_heads=self.num_heads,
             mlp_width=self.intermediate_size,
             patch_size=self.patch_size,
             merged=merged,
