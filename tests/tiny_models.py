@@ -263,9 +263,14 @@ def reference_logits(path: Path, token_ids: list[int]) -> torch.Tensor:
     return logits
 
 
-@torch.no_grad()
 def reference_greedy(path: Path, token_ids: list[int], num_tokens: int) -> list[int]:
     """Return the tokens transformers' greedy ``generate`` adds, end of sequence ignored."""
+    return list(_generated(path, tuple(token_ids), num_tokens))
+
+
+@lru_cache(maxsize=1024)
+@torch.no_grad()
+def _generated(path: Path, token_ids: tuple[int, ...], num_tokens: int) -> tuple[int, ...]:
     output = reference(path).generate(
         torch.tensor([token_ids]),
         attention_mask=torch.ones(1, len(token_ids), dtype=torch.int64),
@@ -275,5 +280,4 @@ def reference_greedy(path: Path, token_ids: list[int], num_tokens: int) -> list[
         eos_token_id=None,
         pad_token_id=0,
     )
-    generated: list[int] = output[0, len(token_ids) :].tolist()
-    return generated
+    return tuple(output[0, len(token_ids) :].tolist())
