@@ -1,6 +1,7 @@
 """Save drawings that penstock-mini was not trained on: ``python -m penstock.eval.draw drawings --count 3``."""
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from penstock.eval.sets.drawings import draw
 
 def main() -> None:
     """Write PNG files, and print for each what can be asked about it and the right answers."""
+    # Whoever reads the questions may stop, as head does.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     parser = argparse.ArgumentParser(description="Save drawings that penstock-mini was not trained on, with questions.")
     parser.add_argument("out", type=Path, help="directory, made if missing")
     parser.add_argument("--count", type=int, default=3, help="how many  (default: 3)")
