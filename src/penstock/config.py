@@ -16,7 +16,7 @@ import types
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Generic, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -186,6 +186,9 @@ def _convert(key: str, given: _Given, hint: Any) -> object:
     try:
         if isinstance(value, str):
             value = _from_text(key, value, hint)
+        words = _words(hint)
+        if words and isinstance(value, str) and value not in words:
+            raise ValueError(f"it can be {', '.join(words)}")
         converted: object = msgspec.convert(value, hint, strict=False, dec_hook=_decode)
         if isinstance(converted, float) and not math.isfinite(converted):
             raise ValueError("expected a finite number")
@@ -212,6 +215,14 @@ def _alternatives(hint: Any) -> set[Any]:
     if origin in (Union, types.UnionType):
         return set().union(*(_alternatives(part) for part in get_args(hint)))
     return {origin or hint}
+
+
+def _words(hint: Any) -> list[str]:
+    """Return the words that a value has to be among; none if it may be something else than words."""
+    if get_origin(hint) in (Union, types.UnionType):
+        parts = [_words(part) for part in get_args(hint) if part is not types.NoneType]
+        return [word for part in parts for word in part] if all(parts) else []
+    return [str(word) for word in get_args(hint)] if get_origin(hint) is Literal else []
 
 
 def _decode(kind: type[Any], value: object) -> object:

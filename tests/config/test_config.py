@@ -36,6 +36,11 @@ class House:
     colour: Literal["white", "red"] = "white"
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Roof:
+    wood: Literal["oak", "ash"] | None = None
+
+
 def write(directory: Path, text: str) -> Path:
     file = directory / "house.toml"
     file.write_text(text)
@@ -138,6 +143,14 @@ def test_a_wrong_value_names_itself_and_its_source(key: str, text: str) -> None:
         load_settings(House, environ={f"PENSTOCK__{key}": text})
     assert text in caught.value.message
     assert f"env PENSTOCK__{key}" in caught.value.message
+
+
+def test_a_wrong_word_is_told_the_right_ones() -> None:
+    with pytest.raises(InvalidSetting, match=r"colour cannot be 'blue' \(flag --it\): it can be white, red$"):
+        load_settings(House, flags={"colour": Flag(name="--it", value="blue")})
+    with pytest.raises(InvalidSetting, match=r"wood cannot be 'elm' \(flag --it\): it can be oak, ash$"):
+        load_settings(Roof, flags={"wood": Flag(name="--it", value="elm")})
+    assert load_settings(Roof, flags={"wood": Flag(name="--it", value="ash")}).settings.wood == "ash"
 
 
 def test_a_wrong_flag_names_the_flag() -> None:
