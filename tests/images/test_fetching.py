@@ -188,9 +188,9 @@ async def test_redirects_are_followed_so_far(host: Host) -> None:
     [
         ("http://example.com/a", "fetches no images from example.com:80"),
         ("http://localhost:1/a", "fetches no images from localhost:1"),
-        ("file:///etc/passwd", "must begin with"),
+        ("file:///etc/passwd", "its URL must be data:"),
         ("http://user:secret@127.0.0.1/a", "a user's name or password"),
-        ("http://127.0.0.1:99999/", "must begin with"),
+        ("http://127.0.0.1:99999/", "its URL must be data:"),
     ],
 )
 async def test_every_hop_is_judged(host: Host, target: str, message: str) -> None:
@@ -235,9 +235,7 @@ async def test_a_size_that_is_said_is_believed(host: Host) -> None:
     ["", "x", "ftp://example.com/a", "file:///etc/passwd", "//example.com/a", "http://", "http://[::1", "http:///a"],
 )
 async def test_other_urls_are_refused(url: str) -> None:
-    assert "must begin with data:, http:// or https://" in await refusal(
-        Fetcher(ImageConfig(allowed_hosts=("*",))), url
-    )
+    assert "its URL must be data:" in await refusal(Fetcher(ImageConfig(allowed_hosts=("*",))), url)
 
 
 async def test_a_host_that_is_not_there(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:

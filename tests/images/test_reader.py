@@ -74,7 +74,7 @@ async def test_keys_are_of_all_that_features_depend_on() -> None:
         (shown("data:image/png;base64,"), "it is empty"),
         (shown(data_url(encoded(drawing())[:100])), "damaged or cut off"),
         (shown("http://example.com/a.png"), "this server fetches no images"),
-        (shown("a.png"), "this server fetches no images"),
+        (shown("a.png"), "its URL must be data:"),
         (shown("http://example.com/a.gif", is_video=True), "videos are not fetched"),
         (
             shown("data:video/mp4;base64,AAAAGGZ0eXBpc29t", is_video=True),

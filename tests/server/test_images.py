@@ -186,7 +186,7 @@ async def test_a_template_that_passes_over_images_is_refused(engine: FakeEngine)
             "messages.0.content.1.image_url",
             "no image that is known",
         ),
-        (user(image("")), "messages.0.content.0.image_url", "fetches no images"),
+        (user(image("")), "messages.0.content.0.image_url", "its URL must be data:"),
         (user(image(data_url(encoded(drawing())[:90]))), "messages.0.content.0.image_url", "damaged or cut off"),
         (user(image("http://127.0.0.1/a.png")), "messages.0.content.0.image_url", "send it as a data: URL"),
         (user({"type": "image_url", "image_url": URL}), "messages.0.content.0.image_url", "must be a JSON object"),

@@ -18,6 +18,7 @@ _MOST_AT_ONCE = 16
 """Files under way. Each may be as large as a file may be."""
 _MOST_SHOWN_CHARS = 100
 _PIECE_BYTES = 1 << 16
+_NO_URL = "its URL must be data:image/png;base64, and the file in base64, or http:// or https:// and a host"
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 """Addresses of IPv4 hosts as RFC 6052 writes them, in the last 32 bits"""
 
@@ -37,6 +38,8 @@ class Fetcher:
         Every hop's host must be allowed, and what is connected to is an address that was found to be public: names are
         looked up once. Raises ``InvalidImage`` with the reason and the remedy.
         """
+        if not url[:8].lower().startswith(("http://", "https://")):
+            raise InvalidImage(_NO_URL)
         if not self._config.allowed_hosts:
             raise InvalidImage("this server fetches no images; send it as a data: URL, or have its host allowed")
         try:
@@ -93,7 +96,7 @@ class Fetcher:
         """Return where to connect to for ``url``. Raises ``InvalidImage`` unless all of it is allowed."""
         host, port = url.raw_host, url.port
         if url.scheme not in ("http", "https") or not host or port is None:
-            raise InvalidImage("its URL must begin with data:, http:// or https:// and name a host")
+            raise InvalidImage(_NO_URL)
         if url.raw_user is not None or url.raw_password is not None:
             raise InvalidImage("its URL has a user's name or password in it; leave them out")
         if not any(_allows(entry, host, port) for entry in self._config.allowed_hosts):
@@ -138,7 +141,7 @@ def _parse(url: str, *, relative: bool = False) -> URL:
             return parsed
     except ValueError:
         pass
-    raise InvalidImage("its URL must begin with data:, http:// or https:// and name a host")
+    raise InvalidImage(_NO_URL)
 
 
 def _allows(entry: str, host: str, port: int) -> bool:
