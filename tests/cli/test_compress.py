@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from penstock.compress.recipe import NAMED
 from tests.commands import run, run_here
 
 FEW = ["--samples", "4", "--sample-tokens", "48", "--force"]
@@ -84,3 +85,8 @@ def test_goals_that_cannot_be_reached_are_refused(
     assert result.returncode == status
     assert complaint in " ".join(result.stderr.replace("│", " ").split())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_help_names_every_recipe() -> None:
+    said = "".join(run_here("compress", "--help").stdout.split())
+    assert [name for name in NAMED if name not in said] == []

@@ -21,7 +21,9 @@ def compress(
     out: NewModelOption,
     recipe: Annotated[
         str | None,
-        typer.Option(help="int8, w4a16-gptq, w4a16-awq, w8a8-smooth, or a YAML file.  [default: w4a16-gptq]"),
+        typer.Option(
+            help="int8, w4a16-gptq, w4a16-awq, w8a8-smooth, vlm-mixed, or a YAML file.  [default: w4a16-gptq]"
+        ),
     ] = None,
     target_size: Annotated[
         str | None,
