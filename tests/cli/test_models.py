@@ -86,6 +86,7 @@ def test_the_registry_is_the_flags_else_the_settings(
 def test_what_cannot_be_done_is_said_in_a_line(registry: Path, model: Path) -> None:
     assert "no model a is registered" in refused("models", "show", "a")
     assert "no model a is registered" in refused("serve", "registry:a", "--port", "0")
+    assert "no model a is registered" in refused("chat", "registry:a", "--prompt", "x")
     assert "names no registered model" in refused("eval", "registry:a/b")
     assert "holds no config.json" in refused("models", "add", str(model.parent), "--name", "a")
 

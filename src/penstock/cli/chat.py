@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from penstock.cli.settings import load_found
 from penstock.errors import ConfigError, InvalidImage, PenstockError
 from penstock.http.client import OpenAIClient
 from penstock.images.config import ImageConfig
@@ -147,12 +148,14 @@ def run_chat(
     max_tokens: int,
     images: Sequence[Path],
 ) -> None:
-    """Hold the conversation until it ends. ``target`` is a model or a URL, ``model`` a name to ask a URL for.
+    """Hold the conversation until it ends.
+
+    ``target`` is a model or a URL, None the settings' model; ``model`` a name to ask a URL for.
 
     ``images`` are shown with the first question. Raises ``InvalidImage`` for a file that cannot be.
     """
     conversation = Conversation(system, temperature, max_tokens, images=[_url_of(file) for file in images])
-    target = target or os.environ.get("OPENAI_BASE_URL") or "penstock-mini"
+    target = target or os.environ.get("OPENAI_BASE_URL")
     # The loop runs only while there is something to wait for: a person types on the main thread, where Ctrl-C and
     # line editing work.
     with asyncio.Runner() as runner:
@@ -168,24 +171,25 @@ def run_chat(
             runner.run(stack.aclose())
 
 
-async def _partner(target: str, model: str | None, stack: contextlib.AsyncExitStack) -> Partner:
-    if target.startswith(("http://", "https://")):
+async def _partner(target: str | None, model: str | None, stack: contextlib.AsyncExitStack) -> Partner:
+    if target is not None and target.startswith(("http://", "https://")):
         api_key = os.environ.get("OPENAI_API_KEY")
         if model is None:
             async with OpenAIClient(target, api_key=api_key) as client:
                 model = await client.first_model_name()
         return ServerPartner(model, target, api_key)
+    settings = load_found(None, {"model.name": ("MODEL", target)})
+    name = target or settings.model.name
     if model is not None:
-        raise ConfigError(f"--model {model} names a server's model, and {target} is no URL; leave one of them out")
+        raise ConfigError(f"--model {model} names a server's model, and {name} is no URL; leave one of them out")
     if sys.stderr.isatty():
-        sys.stderr.write(f"loading {target}\n")
+        sys.stderr.write(f"loading {name}\n")
     from penstock.launch.local import open_engine
-    from penstock.launch.settings import ModelSettings, Settings
 
-    local = await stack.enter_async_context(open_engine(Settings(model=ModelSettings(name=target))))
+    local = await stack.enter_async_context(open_engine(settings))
     if local.template is None:
-        raise ConfigError(f"{target} has no chat template, so it cannot chat; use a model made for it")
-    return EnginePartner(target, local.client, Renderer(local.tokenizer, local.template, local.images))
+        raise ConfigError(f"{name} has no chat template, so it cannot chat; use a model made for it")
+    return EnginePartner(name, local.client, Renderer(local.tokenizer, local.template, local.images))
 
 
 def _url_of(file: Path) -> str:

@@ -6,7 +6,10 @@ from typing import Annotated
 import typer
 
 ModelArgument = Annotated[
-    str | None, typer.Argument(metavar="MODEL", help="A directory, a hub id, or penstock-mini (the default).")
+    str | None,
+    typer.Argument(
+        metavar="MODEL", help="A directory, a GGUF file, a hub id, registry:NAME, or penstock-mini (the default)."
+    ),
 ]
 TargetArgument = Annotated[
     str | None,

@@ -28,7 +28,7 @@ def resolve_model(name: str, revision: str | None = None) -> Path:
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise ModelUnreadable(
             f"there is no model {name!r}: give a directory in Hugging Face layout, a GGUF file, a hub id like "
-            f"organisation/name, or {DEMO_MODEL}"
+            f"organisation/name, {DEMO_MODEL}, or registry:NAME if it is registered"
         )
     return _from_hub(name, revision)
 

@@ -19,7 +19,11 @@ def chat(
     temperature: Annotated[float, typer.Option(min=0, max=2, help="0 gives the likeliest answer.")] = 0.0,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 512,
 ) -> None:
-    """Talk to a model in the terminal."""
+    """Talk to a model in the terminal.
+
+    A model run here is set up by the settings file and the environment as serve would; a server's key is
+    OPENAI_API_KEY.
+    """
     from penstock.cli.chat import run_chat
 
     run_chat(
