@@ -135,15 +135,6 @@ void rows_or_fewer(int64_t num_rows, const LinearCall& call, int64_t first_row, 
     }
 }
 
-// Codes of values at their own scale, or at one that was found beforehand, outside of whose range they are clamped.
-vi rounded(vf value, vf inverse, const PackedWeight& weight) {
-    const vf magic = splat(12582912.0f);  // 1.5 * 2^23: adding and subtracting it rounds to the nearest, ties to even
-    if (weight.input_scale == 0.0f) return (vi)(value * inverse + magic) - (vi)magic;
-    const vf scaled = value / splat(weight.input_scale) + splat(weight.input_zero);
-    const vf above = max(scaled, splat(-128.0f));
-    return (vi)((above > 127.0f ? splat(127.0f) : above) + magic) - (vi)magic;
-}
-
 void row_scales_of(const LinearCall& call, int64_t first_row, int64_t num_rows, float* to) {
     const RowLayout layout(*call.weight);
     for (int64_t r = 0; r < num_rows; ++r)
@@ -211,67 +202,114 @@ void linear_of(const LinearCall& call, int64_t first_row, int64_t end_row, int64
 
 int64_t row_bytes_for_codes(const PackedWeight& weight) { return RowLayout(weight).bytes; }
 
+namespace {
+
+// How values become codes: at their row's own scale, or at one that was found beforehand, outside of whose range they are
+// clamped.
+struct Rounding {
+    vf inverse;
+    float input_scale;
+    float input_zero;
+
+    vi operator()(vf value) const {
+        const vf magic = splat(12582912.0f);  // 1.5 * 2^23: adding and subtracting it rounds to the nearest, ties to even
+        if (input_scale == 0.0f) return (vi)(value * inverse + magic) - (vi)magic;
+        const vf scaled = value / splat(input_scale) + splat(input_zero);
+        const vf above = max(scaled, splat(-128.0f));
+        return (vi)((above > 127.0f ? splat(127.0f) : above) + magic) - (vi)magic;
+    }
+};
+
+// The greatest magnitude of a row, with infinity above all numbers and what is not a number above that: magnitudes
+// compare like the integers their bits are.
+float greatest_magnitude(const float* x, int64_t size) {
+    vi greatest[2] = {};
+    int64_t k = 0;
+    for (; k + 2 * W <= size; k += 2 * W)
+        for (int j = 0; j < 2; ++j) {
+            const vi magnitude = load_bits(x + k + j * W) & 0x7fffffff;
+            greatest[j] = magnitude > greatest[j] ? magnitude : greatest[j];
+        }
+    int32_t top = 0;
+    for (int j = 0; j < 2; ++j)
+        for (int i = 0; i < W; ++i) top = greatest[j][i] > top ? greatest[j][i] : top;
+    for (; k < size; ++k) {
+        int32_t bits;
+        __builtin_memcpy(&bits, x + k, sizeof bits);
+        bits &= 0x7fffffff;
+        top = bits > top ? bits : top;
+    }
+    float magnitude;
+    __builtin_memcpy(&magnitude, &top, sizeof magnitude);
+    return magnitude;
+}
+
+// Codes as bytes, or in 16 bits: inputs 0 and 2 of four, then 1 and 3.
+void put_codes(const int32_t (&codes)[kCodeInputs], bool as_words, uint8_t* to) {
+    if (!as_words) {
+        for (int64_t i = 0; i < kCodeInputs; ++i) to[i] = (uint8_t)codes[i];
+        return;
+    }
+    uint64_t pairs[kCodeInputs / 2];
+    __builtin_memcpy(pairs, codes, sizeof pairs);
+    for (int64_t i = 0; i < kCodeInputs / 4; ++i) {
+        constexpr uint64_t kLower = 0x0000ffff0000ffff;
+        const uint64_t four = (pairs[2 * i] & kLower) | (pairs[2 * i + 1] & kLower) << 16;
+        __builtin_memcpy(to + i * 8, &four, sizeof four);
+    }
+}
+
+int32_t total(vi v) {
+    int32_t sum = 0;
+    for (int i = 0; i < W; ++i) sum += v[i];
+    return sum;
+}
+
+}  // namespace
+
 void round_for_codes(const LinearCall& call, int64_t first_row, int64_t end_row) {
-    const PackedWeight& weight = *call.weight;
+    const PackedWeight weight = *call.weight;  // a copy, because what is stored might be anything, for all that compilers know
     const RowLayout layout(weight);
     const int64_t K = weight.num_inputs;
+    const bool as_words = layout.code_bytes == 2;
     for (int64_t row = first_row; row < end_row; ++row) {
         const float* const x = call.x + row * call.x_stride;
         uint8_t* const out = call.rounded + row * layout.bytes;
-        vf greatest{}, nothing{};
-        int64_t k = 0;
-        for (; k + W <= K; k += W) {
-            const vf value = load(x + k);
-            greatest = max(value < vf{} ? -value : value, greatest);
-            nothing = fma(value, vf{}, nothing);  // unless one is infinite or not a number
-        }
-        float top = highest(greatest), rest = sum(nothing);
-        for (; k < K; ++k) {
-            const float magnitude = __builtin_fabsf(x[k]);
-            top = magnitude > top ? magnitude : top;
-            rest += x[k] * 0.0f;
-        }
-        const bool is_finite = rest == 0.0f;
+        const float top = greatest_magnitude(x, K);
+        const bool is_finite = top < __builtin_inff();
         const float own_scale = weight.input_scale != 0.0f ? weight.input_scale : top / 127.0f;
         const float scale = is_finite ? own_scale : __builtin_nanf("");
-        const vf inverse = splat(is_finite && top > kLeast ? 127.0f / top : 0.0f);
+        const Rounding rounded{splat(is_finite && top > kLeast ? 127.0f / top : 0.0f), weight.input_scale, weight.input_zero};
         for (int64_t group = 0; group < weight.padded_inputs; group += weight.group) {
             const int64_t end = min(group + weight.group, weight.padded_inputs);
-            vi group_sum{};
-            int32_t products = 0;
-            for (int64_t i = group; i < end; i += kCodeInputs) {
+            vi sums{}, products{};
+            for (int64_t k = group; k < end; k += kCodeInputs) {
                 int32_t codes[kCodeInputs];
                 for (int64_t j = 0; j < kCodeInputs; j += W) {
+                    const int64_t left = K - k - j;
                     vf value{};
-                    if (is_finite && i + j + W <= K) {
-                        value = load(x + i + j);
+                    if (is_finite && left >= W) {
+                        value = load(x + k + j);
                     } else if (is_finite) {
-                        for (int64_t l = 0; l < W && i + j + l < K; ++l) value[l] = x[i + j + l];
+                        for (int64_t i = 0; i < W && i < left; ++i) value[i] = x[k + j + i];
                     }
-                    vi code = rounded(value, inverse, weight);
-                    if (i + j + W > K)  // what pads inputs is no value, whatever the zero
-                        for (int64_t l = 0; l < W; ++l) code[l] = i + j + l < K ? code[l] : 0;
-                    group_sum += code;
+                    vi code = rounded(value);
+                    if (left < W)  // what pads inputs is no value, whatever the zero
+                        for (int64_t i = 0; i < W; ++i) code[i] = i < left ? code[i] : 0;
                     __builtin_memcpy(codes + j, &code, sizeof code);
-                }
-                if (layout.code_bytes == 1) {
-                    for (int64_t j = 0; j < kCodeInputs; ++j) out[i + j] = (uint8_t)codes[j];
-                } else {
-                    int16_t* const words = reinterpret_cast<int16_t*>(out) + i;
-                    for (int64_t j = 0; j < kCodeInputs; j += 4) {
-                        words[j] = (int16_t)codes[j];
-                        words[j + 1] = (int16_t)codes[j + 2];
-                        words[j + 2] = (int16_t)codes[j + 1];
-                        words[j + 3] = (int16_t)codes[j + 3];
-                        products += codes[j] * codes[j + 1] + codes[j + 2] * codes[j + 3];
+                    sums += code;
+                    if (as_words) {
+                        // Beside the lower of two neighbours the upper one's 16 bits, beside all else zeros.
+                        typedef int64_t vl __attribute__((vector_size(W * 4)));
+                        products += dot2_words(code, (vi)((vl)code >> 32 & 0xffff));
                     }
                 }
+                put_codes(codes, as_words, out + k * layout.code_bytes);
             }
-            int32_t total = 0;
-            for (int i = 0; i < W; ++i) total += group_sum[i];
             const int64_t place = group / weight.group * 4;
-            __builtin_memcpy(out + layout.sums_at + place, &total, sizeof total);
-            if (layout.code_bytes == 2) __builtin_memcpy(out + layout.products_at + place, &products, sizeof products);
+            const int32_t group_sum = total(sums), group_products = total(products);
+            __builtin_memcpy(out + layout.sums_at + place, &group_sum, 4);
+            if (as_words) __builtin_memcpy(out + layout.products_at + place, &group_products, 4);
         }
         __builtin_memcpy(out + layout.scale_at, &scale, sizeof scale);
     }
