@@ -53,7 +53,7 @@ constexpr int kWordRows = (NUM_REGISTERS - 8) / 2;
 // From here on, widening 8-bit codes once for all rows is cheaper than once for each tile of them.
 constexpr int64_t kWordsFrom = 4 * kWordRows;
 
-// So many rows, at least, by panels of 8-bit codes.
+// So many rows, at least, by panels of 8-bit codes. `sums` has room for kPanelsAtOnce panels of kRows.
 void many_rows_of_words(const LinearCall& call, int64_t first_row, int64_t num_rows, int64_t first_panel,
                         int64_t end_panel, const float* row_scales, float* sums);
 #endif

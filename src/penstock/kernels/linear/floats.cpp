@@ -243,7 +243,7 @@ vf activated(Activation activation, vf x) {
 
 }  // namespace
 
-int64_t linear_scratch_floats() { return kRows * kPanel + kInputs * kPanel; }
+int64_t linear_scratch_floats() { return (kPanelsAtOnce * kRows + kInputs) * kPanel; }
 
 void finish(const LinearCall& call, int64_t panel, int64_t first_row, int64_t num_rows, const float* sums,
             const float* row_scales) {

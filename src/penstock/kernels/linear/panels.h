@@ -12,6 +12,8 @@ constexpr int64_t kPanel = 2 * W;
 constexpr int kMaxRows = (NUM_REGISTERS - 4) / 2;
 // Rows at a time, whose activations (128 KiB at 256 inputs) stay in the second-level cache while panels pass.
 constexpr int64_t kRows = 128;
+// So many panels take a part of the rows' inputs, while it is in that cache, before the next part comes.
+constexpr int64_t kPanelsAtOnce = 4;
 // Bytes of a panel at a time, which stay in the first-level cache while all rows pass.
 constexpr int64_t kPanelBytes = 16384;
 

@@ -111,20 +111,25 @@ void many_rows_of_words(const LinearCall& call, int64_t first_row, int64_t num_r
     const char* const x = reinterpret_cast<const char*>(call.rounded) + first_row * layout.bytes;
     const int64_t part = kPart / weight.group * weight.group;  // whole groups
     Words words;
-    for (int64_t p = first_panel; p < end_panel; ++p) {
+    for (int64_t first = first_panel; first < end_panel; first += kPanelsAtOnce) {
+        const int64_t end = min(first + kPanelsAtOnce, end_panel);
         for (int64_t k = 0; k < weight.padded_inputs; k += part) {
             const int64_t num_inputs = min(part, weight.padded_inputs - k);
-            widen(weight, p, k, num_inputs, words);
-            const float* const scales = weight.scales + group_at(weight, p, k);
-            Rows rows{x + k * 2, x + layout.products_at + k / weight.group * 4, layout.bytes};
-            for (int64_t r = 0; r < num_rows; r += kWordRows) {
-                tile_or_fewer<kWordRows>(min(kWordRows, num_rows - r), rows, words, scales, num_inputs, weight.group,
-                                         k == 0, sums + r * kPanel);
-                rows.codes += kWordRows * layout.bytes;
-                rows.products += kWordRows * layout.bytes;
+            for (int64_t p = first; p < end; ++p) {
+                widen(weight, p, k, num_inputs, words);
+                const float* const scales = weight.scales + group_at(weight, p, k);
+                float* const to = sums + (p - first) * num_rows * kPanel;
+                Rows rows{x + k * 2, x + layout.products_at + k / weight.group * 4, layout.bytes};
+                for (int64_t r = 0; r < num_rows; r += kWordRows) {
+                    tile_or_fewer<kWordRows>(min(kWordRows, num_rows - r), rows, words, scales, num_inputs, weight.group,
+                                             k == 0, to + r * kPanel);
+                    rows.codes += kWordRows * layout.bytes;
+                    rows.products += kWordRows * layout.bytes;
+                }
             }
         }
-        finish(call, p, first_row, num_rows, sums, row_scales);
+        for (int64_t p = first; p < end; ++p)
+            finish(call, p, first_row, num_rows, sums + (p - first) * num_rows * kPanel, row_scales);
     }
 }
 
