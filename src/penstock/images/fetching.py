@@ -38,6 +38,8 @@ class Fetcher:
         Every hop's host must be allowed, and what is connected to is an address that was found to be public: names are
         looked up once. Raises ``InvalidImage`` with the reason and the remedy.
         """
+        if url[:5].lower() == "file:":
+            raise InvalidImage("files of the server are never read; send what is in yours, as a data: URL")
         if not url[:8].lower().startswith(("http://", "https://")):
             raise InvalidImage(_NO_URL)
         if not self._config.allowed_hosts:
