@@ -20,7 +20,7 @@ def test_the_largest_images_rows_keys_and_values_are_held() -> None:
 
 
 def test_only_a_part_has_the_widest_moment() -> None:
-    wide = replace(SHAPE, mlp_width=512)
+    wide = replace(SHAPE, mlp_width=1024)
     assert peak(wide, num_patches=8192) - peak(num_patches=8192) == peak(wide) - peak() > 0
     assert peak(rows_at_once=512) < peak()
 
