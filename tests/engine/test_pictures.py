@@ -317,6 +317,11 @@ def test_nobody_who_decodes_waits_for_more_than_a_steps_budget(
         num_slices += bool(encoder.parts)
         assert sum(encoder.parts[:-1]) < step_patches * encoder.patch_work
     assert num_slices > source.cost(pictures[0]) / 2
+    timeline = said_of_it[-1].timeline
+    assert timeline is not None
+    assert timeline.admitted_s is not None
+    assert timeline.first_token_s is not None
+    assert 0 < timeline.waited_s["images"] < timeline.first_token_s - timeline.admitted_s
     assert said(said_of_it)[0] == alone(path, seeing)[0]
     engine.abort("decoding")
     assert is_seen(engine)

@@ -45,6 +45,10 @@ class EngineMetrics:
         self._queue = self._request_histogram(
             "vllm:request_queue_time_seconds", "Time a request waited to be admitted."
         )
+        self._images = self._request_histogram(
+            "penstock_request_image_wait_seconds",
+            "Time from a request's admission to its first token in which it waited for images to be encoded.",
+        )
         self._prefill = self._request_histogram(
             "vllm:request_prefill_time_seconds", "Time from a request's admission to its first token."
         )
@@ -119,6 +123,8 @@ class EngineMetrics:
         self._e2e.observe(timeline.finished_s)
         if timeline.admitted_s is not None:
             self._queue.observe(timeline.admitted_s)
+            if "images" in timeline.waited_s:
+                self._images.observe(timeline.waited_s["images"])
             if timeline.first_token_s is not None:
                 self._prefill.observe(timeline.first_token_s - timeline.admitted_s)
                 self._decode.observe(timeline.finished_s - timeline.first_token_s)

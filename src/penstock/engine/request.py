@@ -90,6 +90,7 @@ class Sequence:
     """
 
     __slots__ = (
+        "awaiting_since_s",
         "first_admitted_at_s",
         "first_token_at_s",
         "id",
@@ -151,6 +152,8 @@ class Sequence:
         self.first_admitted_at_s: float | None = None
         self.first_token_at_s: float | None = None
         self.waited_s: dict[str, float] = {}
+        self.awaiting_since_s: float | None = None
+        """From when on it has been running, and could not go on until a picture is encoded"""
         self.wait_marks: dict[str, float] = {}
 
     def restart(self) -> None:

@@ -30,4 +30,5 @@ class Timeline(msgspec.Struct, frozen=True, kw_only=True):
     preemptions: tuple[Preemption, ...] = ()
     waited_s: dict[str, float] = {}
     """Seconds spent waiting, by reason: ``max_running`` (as many ran as may), ``blocks`` (the cache was full),
-    ``step_tokens`` (the steps' token budgets went to others)."""
+    ``step_tokens`` (the steps' token budgets went to others); and once admitted, ``images``
+    (they were being encoded)."""

@@ -9,7 +9,7 @@ from penstock.protocol import Picture
 class PictureCursor:
     """One sequence's pictures, by offset: those whose tokens are all computed, then those it holds features of."""
 
-    __slots__ = ("held", "num_passed", "num_whole", "pictures", "salt")
+    __slots__ = ("held", "is_awaiting", "num_passed", "num_whole", "pictures", "salt")
 
     def __init__(self, pictures: Sequence[Picture], salt: str, num_whole: int = 0) -> None:
         self.pictures = pictures
@@ -19,6 +19,8 @@ class PictureCursor:
         self.num_passed = 0
         self.held: list[Features] = []
         """Of the pictures that come next, in order"""
+        self.is_awaiting = False
+        """Whether it could go further, were the features of its next picture there"""
 
     @property
     def num_bytes(self) -> int:

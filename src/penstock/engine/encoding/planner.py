@@ -122,7 +122,9 @@ class EncodePlanner:
             is_there = place < len(cursor.held) and self._is_there(cursor.held[place])
             is_split = self._sees_both_ways and end < past
             if is_split or not is_there:
+                cursor.is_awaiting = not is_there
                 return max(start, first)
+        cursor.is_awaiting = False
         return end
 
     def whole_end(self, cursor: PictureCursor, start: int) -> int:
@@ -142,6 +144,7 @@ class EncodePlanner:
         for features in cursor.held:
             self.features.release(features)
         cursor.held.clear()
+        cursor.is_awaiting = False
 
     def _is_there(self, features: Features) -> bool:
         return features.is_ready or features.id in self._coming

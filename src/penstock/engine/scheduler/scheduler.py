@@ -289,8 +289,17 @@ class Scheduler:
 
     def _plan_chunk(self, plan: Plan, sequence: Sequence, now_s: float) -> None:
         num_new = self._chunk(plan, sequence, sequence.num_computed_tokens)
+        self._note_awaiting(sequence, now_s)
         if num_new:
             self._plan_sequence(plan, sequence, num_new, now_s)
+
+    def _note_awaiting(self, sequence: Sequence, now_s: float) -> None:
+        """Count the time in which a running sequence cannot go on until a picture is encoded."""
+        if sequence.pictures.is_awaiting:
+            sequence.awaiting_since_s = now_s if sequence.awaiting_since_s is None else sequence.awaiting_since_s
+        elif sequence.awaiting_since_s is not None:
+            awaited_s, sequence.awaiting_since_s = now_s - sequence.awaiting_since_s, None
+            sequence.waited_s["images"] = sequence.waited_s.get("images", 0.0) + awaited_s
 
     def _chunk(self, plan: Plan, sequence: Sequence, start: int) -> int:
         """Return how many tokens from ``start`` on a prompt can compute now; it holds the features that they take."""
@@ -350,6 +359,7 @@ class Scheduler:
         if sequence.is_leader:
             self._num_reserved_places -= len(sequence.request.sequences) - 1
         self._leave_running(sequence)
+        self._note_awaiting(sequence, now_s)
         sequence.preemptions.append(preemption)
         sequence.num_computed_tokens = 0
         self.counters.num_preemptions += 1
@@ -424,6 +434,7 @@ class Scheduler:
                 sequence.waited_s[reason] = sequence.waited_s.get(reason, 0.0) + waited_s
         sequence.state = SequenceState.RUNNING
         self.running.append(sequence)
+        self._note_awaiting(sequence, now_s)
         sequence.num_shared_blocks = num_shared
         sequence.reserved_blocks = max(0, reserved - num_shared)
         self._num_reserved_blocks += sequence.reserved_blocks
