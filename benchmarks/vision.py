@@ -294,6 +294,7 @@ def open_pool(path: Path) -> Iterator[EncoderPool]:
         msgspec.json.encode(settings),
         num_workers=1,
         step_bytes=settings.scheduler.encoder_patches * read_tower_shape(path).patch_bytes,
+        timeout_s=settings.runner.encoder_timeout_s,
     )
     pool.start()
     try:

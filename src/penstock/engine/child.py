@@ -55,6 +55,11 @@ class ChildProcess:
         data: bytes = await self._from_child.recv()
         return data
 
+    def kill(self) -> None:
+        """End the process at once; safe on a dead one."""
+        if self.returncode is None:
+            self._spawned.process.kill()
+
     async def close(self) -> None:
         """End the process and free everything; safe on a dead one."""
         if self.returncode is None:

@@ -73,6 +73,9 @@ class RunnerConfig:
     encoder_workers: Annotated[int, msgspec.Meta(ge=0)] = 0
     """Processes that encode images beside the engine's, which decodes meanwhile and outlives them, each with weights
     and cores of its own. 0: steps encode, and wait for it."""
+    encoder_timeout_s: Seconds = 300.0
+    """Such a process that takes longer for what it was handed is ended and started again. Up: larger images on slower
+    machines. Down: one that hangs is noticed sooner."""
     max_adapters: Annotated[int, msgspec.Meta(ge=0)] = 0
     """LoRA adapters that may be loaded at once, by whoever reaches the API; above 0, steps are a little slower."""
 

@@ -147,6 +147,7 @@ def _open_source(settings: Settings, target: "_Chosen") -> FeatureSource | None:
         msgspec.json.encode(settings),
         num_workers=num_workers,
         step_bytes=settings.scheduler.encoder_patches * read_tower_shape(target.path).patch_bytes,
+        timeout_s=settings.runner.encoder_timeout_s,
     )
     pool.start()
     return pool

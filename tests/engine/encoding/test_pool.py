@@ -31,8 +31,8 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_seeing_checkpoint(tmp_path_factory.mktemp("llava"))
 
 
-def pool_of(path: Path, num_workers: int = 1) -> EncoderPool:
-    return EncoderPool(COMMAND, str(path).encode(), num_workers=num_workers, step_bytes=3 * 8192)
+def pool_of(path: Path, num_workers: int = 1, timeout_s: float = 300.0) -> EncoderPool:
+    return EncoderPool(COMMAND, str(path).encode(), num_workers=num_workers, step_bytes=3 * 8192, timeout_s=timeout_s)
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +143,30 @@ def test_a_picture_that_kills_encoders_fails_alone(path: Path, pool: EncoderPool
     assert "SIGKILL" in str(errors[0])
     assert "a broken picture" in str(errors[1])
     assert is_whole(engine)
+
+
+def test_an_encoder_that_hangs_is_replaced(path: Path) -> None:
+    pool = pool_of(path, timeout_s=3.0)
+    pool.start()
+    try:
+        (pid,) = pool.pids
+        engine, news = engine_over(path, pool)
+        os.kill(pid, signal.SIGSTOP)
+        requests = [ask(path, "seeing", [7]), ask(path, "text", [])]
+        deltas = run(engine, news, requests)
+        for request in requests:
+            assert tokens_of(deltas[request.request_id]) == alone(path, request)
+        assert pool.counters.num_restarts == 1
+        assert pid not in pool.pids
+        timelines = {name: some[-1].timeline for name, some in deltas.items()}
+        assert timelines["seeing"] is not None
+        assert timelines["seeing"].waited_s["images"] > 3.0
+        assert timelines["text"] is not None
+        assert timelines["text"].finished_s is not None
+        assert timelines["text"].finished_s < 3.0, "it waits for nobody"
+        assert "images" not in timelines["text"].waited_s
+    finally:
+        pool.close()
 
 
 def test_a_model_that_cannot_load_says_why(tmp_path: Path) -> None:

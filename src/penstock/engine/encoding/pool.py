@@ -27,8 +27,6 @@ _log = structlog.get_logger(__name__)
 
 _MOST_DEATHS = 3
 """Encoders that may die at work on a picture before it is taken to be the cause"""
-_SILENT_S = 300.0
-"""An encoder that takes longer for what it was handed is taken for dead"""
 _MOST_FAILED_STARTS = 5
 """Restarts in a row that may fail before a process is given up"""
 _FIRST_DELAY_S = 0.1
@@ -50,15 +48,19 @@ class EncoderPool:
     at work on is encoded again, each picture by itself, so that one that kills encoders fails alone.
     """
 
-    def __init__(self, command: list[str], payload: bytes, *, num_workers: int, step_bytes: int) -> None:
+    def __init__(
+        self, command: list[str], payload: bytes, *, num_workers: int, step_bytes: int, timeout_s: float
+    ) -> None:
         """``command``, given the address to connect to as its last argument, runs ``worker.run_host``.
 
-        ``step_bytes`` is a step's budget, as what the pixels of its patches take.
+        ``step_bytes`` is a step's budget, as what the pixels of its patches take; an encoder that takes longer than
+        ``timeout_s`` for what it was handed is killed.
         """
         self.counters = EncoderCounters(num_workers=num_workers)
         self._command = command
         self._payload = payload
         self._step_bytes = step_bytes
+        self._timeout_s = timeout_s
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder: msgspec.msgpack.Decoder[FromEncoder] = msgspec.msgpack.Decoder(FromEncoder)
         self._jobs: deque[_Job] = deque()
@@ -221,9 +223,10 @@ class EncoderPool:
             if not jobs:
                 continue
             child.send(self._encoder.encode(Encode([(job.feature_id, job.picture) for job in jobs])))
-            data = await _until_dead(child, child.receive(), _SILENT_S)
+            data = await _until_dead(child, child.receive(), self._timeout_s)
             if data is None:
                 self._retry(jobs, exit_reason(child.returncode))
+                child.kill()  # one that hangs hears nothing else
                 return
             message = self._decoder.decode(data)
             assert isinstance(message, EncodedPictures), "an encoder answers what it is handed"
