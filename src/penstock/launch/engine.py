@@ -299,27 +299,39 @@ def find_model(model: ModelSettings) -> tuple[ModelConfig, Path | None]:
 
 def _with_seeing(shape: ModelShape, settings: Settings, path: Path, dtype: torch.dtype) -> ModelShape:
     """Return ``shape`` with what it takes to see, in all processes. Raises ``ModelUnreadable``."""
+    decoded = settings.images.workers * settings.images.max_pixels * DECODED_PIXEL_BYTES
+    return replace(
+        shape,
+        encoder_weights_bytes=_encoder_bytes(path, dtype, settings.runner.encoder_workers),
+        encoder_cache_bytes=settings.cache.encoder_memory_bytes,
+        encoder_peak_bytes=max(1, settings.runner.encoder_workers) * encoding_bytes(settings, path, dtype),
+        # The API's process has them as well as the engine's.
+        image_bytes=decoded + 2 * settings.scheduler.max_image_bytes,
+    )
+
+
+def encoding_bytes(settings: Settings, path: Path, dtype: torch.dtype) -> int:
+    """Return what one process holds at most while it encodes images, beside weights and features.
+
+    For the model in directory ``path``, which sees. Raises ``ModelUnreadable``.
+    """
     processor = load_processor(path, settings.images)
     assert processor is not None, "it was asked of a model that sees"
-    num_workers, ops, tower = settings.runner.encoder_workers, ops_for(dtype), read_tower_shape(path)
+    ops, tower = ops_for(dtype), read_tower_shape(path)
     own_threads, worker_threads = share_threads(settings)
-    heads = tower.num_heads, tower.num_heads, tower.head_dim
-    num_threads, num_rows = worker_threads or own_threads, processor.most_pixels // tower.patch_size**2 + 1
-    peak = encoding_peak_bytes(
+    return encoding_peak_bytes(
         tower,
         image_bytes=3 * processor.most_pixels,
         num_tiles=processor.most_tiles,
         rows_at_once=ROWS_AT_ONCE,
         element_bytes=ops.activation_dtype(dtype).itemsize,
-    ) + _attention_scratch_bytes(ops, dtype, heads, ROWS_AT_ONCE, num_rows, num_threads)
-    decoded = settings.images.workers * settings.images.max_pixels * DECODED_PIXEL_BYTES
-    return replace(
-        shape,
-        encoder_weights_bytes=_encoder_bytes(path, dtype, num_workers),
-        encoder_cache_bytes=settings.cache.encoder_memory_bytes,
-        encoder_peak_bytes=max(1, num_workers) * peak,
-        # The API's process has them as well as the engine's.
-        image_bytes=decoded + 2 * settings.scheduler.max_image_bytes,
+    ) + _attention_scratch_bytes(
+        ops,
+        dtype,
+        (tower.num_heads, tower.num_heads, tower.head_dim),
+        ROWS_AT_ONCE,
+        processor.most_pixels // tower.patch_size**2 + 1,
+        worker_threads or own_threads,
     )
 
 

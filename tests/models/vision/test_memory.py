@@ -32,10 +32,9 @@ from pathlib import Path
 import msgspec, torch
 from penstock.engine.runner.encoder import LocalEncoder
 from penstock.images.families import load_processor
-from penstock.launch.engine import _with_seeing
-from penstock.estimate.memory import ModelShape
+from penstock.launch.engine import encoding_bytes
 from penstock.kernels import use_threads
-from penstock.launch.settings import ModelSettings, RunnerConfig, Settings
+from penstock.launch.settings import RunnerConfig, Settings
 from penstock.models.vision.load import load_vision
 from penstock.protocol import Picture
 
@@ -47,9 +46,7 @@ path = Path(sys.argv[1])
 small, large = (msgspec.msgpack.decode(Path(file).read_bytes(), type=Picture) for file in sys.argv[2:])
 use_threads(2)
 source = LocalEncoder(load_vision(path, torch.float32), step_patches=512)
-sizes = dict.fromkeys(ModelShape.__dataclass_fields__, 0)
-blind, settings = ModelShape(**(sizes | {"draft": None})), Settings(runner=RunnerConfig(threads=2))
-shape = _with_seeing(blind, settings, path, torch.float32)
+planned = encoding_bytes(Settings(runner=RunnerConfig(threads=2)), path, torch.float32)
 
 def encode(number, picture):
     source.submit([(number, picture)])
@@ -61,7 +58,7 @@ encode(0, small)
 (before,) = kib("VmRSS")
 Path("/proc/self/clear_refs").write_text("5")
 ((_, features),) = encode(1, large)
-print(json.dumps([1024 * (kib("VmHWM")[0] - before), shape.encoder_peak_bytes, features.nbytes]))
+print(json.dumps([1024 * (kib("VmHWM")[0] - before), planned, features.nbytes]))
 """
 
 
