@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import json
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -121,6 +122,8 @@ def main() -> None:
     parser.add_argument("--home", type=Path, default=REPOSITORY / "runs", help="models")
     parser.add_argument("--out", type=Path, help="write this Markdown")
     arguments = parser.parse_args()
+    # A stop asked for by another process ends the server too, as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     shape = SHAPES[arguments.shape]
     limits = Limits(
         threads=arguments.threads,
@@ -130,7 +133,7 @@ def main() -> None:
         max_model_tokens=min(_MAX_MODEL_TOKENS, arguments.cache_tokens),
     )
     model = make_model(arguments.home.resolve() / "models" / arguments.shape, shape)
-    measured = []
+    measured: list[Measured] = []
     for precision in arguments.precisions.split(","):
         measured.append(asyncio.run(measure(precision, model, prompt_token_ids(shape), limits)))
         print(f"{precision}: {measured[-1].ratio:.2f}", flush=True)
