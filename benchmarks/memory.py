@@ -136,7 +136,7 @@ def main() -> None:
     measured: list[Measured] = []
     for precision in arguments.precisions.split(","):
         measured.append(asyncio.run(measure(precision, model, prompt_token_ids(shape), limits)))
-        print(f"{precision}: {measured[-1].ratio:.2f}", flush=True)
+        print(f"{measured[-1]}: {measured[-1].ratio:.2f}", flush=True)
     imported = {name: imported_bytes(code) for name, code in _IMPORTS.items()}
     machine = describe_machine()
     conditions = (
