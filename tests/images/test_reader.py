@@ -120,6 +120,26 @@ async def test_images_that_fit_no_prompt_are_not_all_read() -> None:
     assert len(processor.seen) < 5 + 32
 
 
+async def test_an_image_is_decoded_once_for_each_salt_and_detail() -> None:
+    processor = FakeProcessor()
+    reader = ImageReader(processor, ImageConfig(kept_bytes=4 * 16 * 16 * 3))
+    (first,) = await reader.read([shown()], MOST)
+    (again,) = await reader.read([shown(place="there")], MOST)
+    assert len(processor.seen) == 1
+    assert (again.pictures, again.text, again.shown.place) == (first.pictures, first.text, "there")
+    await reader.read([shown()], MOST, "blue")
+    await reader.read([shown(detail="high")], MOST)
+    assert len(processor.seen) == 3
+    await reader.read([shown()], MOST, "blue")
+    await reader.read([shown(detail="high")], MOST)
+    assert len(processor.seen) == 3
+    await reader.read([shown()], MOST)
+    assert len(processor.seen) == 4, "it was given up for the others"
+    none = ImageReader(processor, ImageConfig(kept_bytes=0))
+    assert await none.read([shown()], MOST) == await none.read([shown()], MOST) == [first]
+    assert len(processor.seen) == 6
+
+
 async def test_a_family_without_videos_says_so() -> None:
     processor = FakeProcessor()
     processor.video_marker = processor.video_placeholder = None

@@ -50,5 +50,8 @@ class ImageConfig:
     workers: Count = 2
     """Images that are decoded and resized at a time. Up: many images at once are ready sooner. Down: less memory, and
     more of the processor for the engine."""
+    kept_bytes: Limit = 64 * 1024 * 1024
+    """Bytes of images, as the model is shown them, that need not be decoded again when they are shown again with the
+    same `cache_salt`, as in the next turn of a conversation. Up: more of them. Down: less memory; 0 keeps none."""
     decode_timeout_s: Seconds = 10.0
     """How long decoding an image may take. Up: larger ones on a busy machine. Down: less time a stranger can claim."""

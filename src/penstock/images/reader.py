@@ -10,6 +10,7 @@ from penstock.errors import ContextTooLong, InvalidImage, Overloaded
 from penstock.images.config import ImageConfig
 from penstock.images.data_url import decode_base64, split_data_url
 from penstock.images.fetching import Fetcher
+from penstock.images.kept import Became, KeptImages, name_of
 from penstock.images.processor import Detail, Expansion, Prepared, Processor
 from penstock.images.reading import Frames, Limits, Remark, check_sizes, read_frames, read_image, remarks_on
 from penstock.protocol import Picture
@@ -58,11 +59,13 @@ class ImageReader:
         self._fetcher = Fetcher(config)
         self._workers = ThreadPoolExecutor(config.workers, "penstock-images")
         self._num_waiting = 0
+        self._kept = KeptImages(config.kept_bytes)
 
-    async def read(self, shown: Sequence[Shown], most_tokens: int) -> list[Seen]:
+    async def read(self, shown: Sequence[Shown], most_tokens: int, salt: str = "") -> list[Seen]:
         """Return what became of each, together no more than ``most_tokens``.
 
-        Raises the first ``InvalidImage`` or ``ContextTooLong``, naming its place, or ``Overloaded``.
+        What was shown with the same ``salt`` before need not be decoded again. Raises the first ``InvalidImage`` or
+        ``ContextTooLong``, naming its place, or ``Overloaded``.
         """
         if len(shown) > self.config.max_images:
             raise InvalidImage(
@@ -74,7 +77,7 @@ class ImageReader:
         async def read(one: Shown) -> Seen:
             # Not when all are there: what fits no prompt may be more than fits the memory.
             nonlocal num_tokens
-            seen = await self._read(one)
+            seen = await self._read(one, salt)
             num_tokens += seen.num_tokens
             if num_tokens > most_tokens:
                 raise ContextTooLong(
@@ -93,14 +96,14 @@ class ImageReader:
             return [task.result() for task in tasks]
         raise failed
 
-    async def _read(self, shown: Shown) -> Seen:
+    async def _read(self, shown: Shown, salt: str) -> Seen:
         try:
             if shown.url[:5].lower() == "data:":
-                return await self._work(lambda: self._prepare(shown, None))
+                return await self._work(lambda: self._found_or_prepared(shown, None, salt))
             if shown.is_video:
                 raise InvalidImage("videos are not fetched; send it as a data: URL")
             data = await self._fetcher.fetch(shown.url)
-            return await self._work(lambda: self._prepare(shown, data))
+            return await self._work(lambda: self._found_or_prepared(shown, data, salt))
         except InvalidImage as error:
             raise InvalidImage(f"{shown.place}: {error.message}", param=shown.place) from error
 
@@ -113,15 +116,23 @@ class ImageReader:
         finally:
             self._num_waiting -= 1
 
-    def _prepare(self, shown: Shown, data: bytes | None) -> Seen:
+    def _found_or_prepared(self, shown: Shown, data: bytes | None, salt: str) -> Seen:
         """Return what becomes of one whose bytes are ``data``, or in its URL. Blocks."""
+        name = name_of(shown.url if data is None else data, salt, shown.detail, is_video=shown.is_video)
+        became = self._kept.find(name)
+        if became is None:
+            became = self._prepare(shown, data)
+            self._kept.keep(name, became)
+        return Seen(shown=shown, text=became.text, pictures=became.pictures, remarks=became.remarks)
+
+    def _prepare(self, shown: Shown, data: bytes | None) -> Became:
         if shown.is_video:
             frames = self._frames(*split_data_url(shown.url))
-            return self._seen(shown, self.processor.video(frames.images, frames.frames_per_s), ())
+            return self._became(self.processor.video(frames.images, frames.frames_per_s), ())
         if data is None:
             data = decode_base64(split_data_url(shown.url)[1], self.config.max_bytes)
         image = read_image(data, self._limits)
-        return self._seen(shown, self.processor.image(image, shown.detail), remarks_on(image))
+        return self._became(self.processor.image(image, shown.detail), remarks_on(image))
 
     def _frames(self, media_type: str, payload: str) -> Frames:
         if self.processor.video_marker is None:
@@ -145,9 +156,9 @@ class ImageReader:
         check_sizes(images)
         return Frames(images, _LISTED_FRAMES_PER_S)
 
-    def _seen(self, shown: Shown, expansion: Expansion, remarks: tuple[Remark, ...]) -> Seen:
+    def _became(self, expansion: Expansion, remarks: tuple[Remark, ...]) -> Became:
         pictures = tuple(_picture(one, type(self.processor).__qualname__) for one in expansion.pictures)
-        return Seen(shown=shown, text=expansion.text, pictures=pictures, remarks=remarks)
+        return Became(expansion.text, pictures, remarks)
 
 
 def limits_of(config: ImageConfig) -> Limits:

@@ -306,7 +306,7 @@ def _with_seeing(shape: ModelShape, settings: Settings, path: Path, dtype: torch
         encoder_cache_bytes=settings.cache.encoder_memory_bytes,
         encoder_peak_bytes=max(1, settings.runner.encoder_workers) * encoding_bytes(settings, path, dtype),
         # The API's process has them as well as the engine's.
-        image_bytes=decoded + 2 * settings.scheduler.max_image_bytes,
+        image_bytes=decoded + settings.images.kept_bytes + 2 * settings.scheduler.max_image_bytes,
     )
 
 

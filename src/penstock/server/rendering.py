@@ -87,7 +87,8 @@ class Renderer:
                     f"{shown[0].place}: this model sees no images; send text alone, or serve a model that sees",
                     param=shown[0].place,
                 )
-            seen = await self._images.read(shown, most_image_tokens)
+            salt = body.cache_salt if isinstance(body, ChatCompletionRequest) else ""
+            seen = await self._images.read(shown, most_image_tokens, salt)
 
         def run() -> Rendered:
             text = template.render(
