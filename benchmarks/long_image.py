@@ -54,7 +54,10 @@ def make_qwen2_vl(path: Path) -> Path:
     )
     torch.manual_seed(0)
     transformers.Qwen2VLForConditionalGeneration(config).save_pretrained(path)
-    transformers.Qwen2VLImageProcessorPil().save_pretrained(path)
+    # As the published checkpoints have it, so that it is the setting that bounds images.
+    transformers.Qwen2VLImageProcessorPil(size={"shortest_edge": 3136, "longest_edge": 12_845_056}).save_pretrained(
+        path
+    )
     return path
 
 
