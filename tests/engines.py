@@ -9,7 +9,7 @@ from penstock.engine.assemble import assemble_engine
 from penstock.engine.config import CacheConfig, EngineConfig, RunnerConfig, SchedulerConfig, SpeculationConfig
 from penstock.engine.encoding.source import FeatureSource
 from penstock.engine.engine import Engine
-from penstock.engine.profile import Profiler
+from penstock.engine.profiling import Profiler
 from penstock.engine.runner.encoder import LocalEncoder
 from penstock.kernels import Ops, ops_for
 from penstock.models import read_config

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from penstock.bench.profile import format_profile, report_profile, write_trace
-from penstock.engine.profile import ProfiledStep, Span
+from penstock.engine.profiling import ProfiledStep, Span
 from penstock.kernels.limits import Limits, measure_limits
 
 LIMITS = Limits(read_bytes_per_s=1e9, flops_per_s=2e9, byte_ops_per_s=4e9)

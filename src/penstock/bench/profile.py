@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from penstock.engine.profile import ProfiledStep, Span
+from penstock.engine.profiling import ProfiledStep, Span
 from penstock.kernels.limits import Limits
 from penstock.units import format_duration
 

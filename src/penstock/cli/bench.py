@@ -38,7 +38,7 @@ from penstock.launch.settings import Settings
 
 if TYPE_CHECKING:
     from penstock.bench.profile import ProfileReport
-    from penstock.engine.profile import Profiler
+    from penstock.engine.profiling import Profiler
 
 _URL_VOCABULARY = range(1000, 2000)
 """Token ids for prompts sent to a server, whose vocabulary is unknown: ordinary tokens of any real one."""
@@ -111,7 +111,7 @@ def run_bench(options: BenchOptions) -> int:
 
 def _profiler() -> "Profiler":
     # Torch comes with it.
-    from penstock.engine.profile import Profiler
+    from penstock.engine.profiling import Profiler
 
     return Profiler()
 

@@ -7,7 +7,7 @@ from penstock.engine.encoding import EncodePlanner, EncodingDesk, FeatureCache
 from penstock.engine.encoding.source import FEATURE_ELEMENT_BYTES, FeatureRows, FeatureSource
 from penstock.engine.engine import Engine
 from penstock.engine.kv import BlockPool, CacheManager
-from penstock.engine.profile import Profiler
+from penstock.engine.profiling import Profiler
 from penstock.engine.runner import CPURunner, Runner
 from penstock.engine.runner.pictures import ShownPictures
 from penstock.engine.sampling import Sampler

@@ -31,7 +31,7 @@ try:
     from penstock.engine.encoding.pool import EncoderPool
     from penstock.engine.encoding.source import FeatureSource
     from penstock.engine.engine import Engine
-    from penstock.engine.profile import Profiler
+    from penstock.engine.profiling import Profiler
     from penstock.engine.runner.encoder import LocalEncoder
     from penstock.kernels import QUANTIZATIONS, Ops, ReferenceOps, ops_for, use_threads
     from penstock.kernels.paged_attention import cpu as cpu_attention

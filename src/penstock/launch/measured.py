@@ -12,7 +12,7 @@ from penstock.protocol import EngineClient
 from penstock.telemetry import configure_logging
 
 if TYPE_CHECKING:
-    from penstock.engine.profile import Profiler
+    from penstock.engine.profiling import Profiler
 
 
 @asynccontextmanager

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from penstock.engine.host import EngineHost
-from penstock.engine.profile import Profiler, _attended
+from penstock.engine.profiling import Profiler
+from penstock.engine.profiling.ops import attended
 from penstock.models import read_config
 from tests.engines import build_engine, greedy, run_to_end, tokens_of
 from tests.packing import layout_of
@@ -87,7 +88,7 @@ def test_what_attention_sees(window: int | None) -> None:
         for key in range(query + 1)
         if window is None or key > query - window
     ]
-    assert _attended(layout, window) == (len(set(pairs)), len(pairs))
+    assert attended(layout, window) == (len(set(pairs)), len(pairs))
 
 
 def test_what_was_recorded_can_be_forgotten(checkpoint: Callable[[str], Path]) -> None:

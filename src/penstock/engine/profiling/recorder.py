@@ -1,0 +1,74 @@
+"""Steps cut into spans of time."""
+
+import time
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Span(NamedTuple):
+    """One part of a step. Times are of ``time.perf_counter_ns``."""
+
+    part: str
+    began_ns: int
+    ended_ns: int
+    num_bytes: int
+    """Weights, cache and activations read or written, each once; 0 where nobody counted"""
+    num_ops: int
+    """Multiplications and additions"""
+    of_bytes: bool = False
+    """Whether those were of bytes, not of floats"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfiledStep:
+    """One step, cut without gaps into its parts."""
+
+    num_tokens: int
+    num_sequences: int
+    spans: list[Span]
+
+    @property
+    def is_decode(self) -> bool:
+        """Whether every sequence had one token to compute."""
+        return self.num_tokens == self.num_sequences
+
+
+class Recorder:
+    """Cuts the steps of one engine.
+
+    Each who works on them says what the time since the last one spoke was spent on, so nothing is left out and nothing
+    counted twice.
+    """
+
+    def __init__(self) -> None:
+        self.steps: list[ProfiledStep] = []
+        self._spans: list[Span] = []
+        self._cursor_ns = 0
+        self._num_tokens = self._num_sequences = 0
+
+    def lap(self, part: str, num_bytes: int = 0, num_ops: int = 0, *, of_bytes: bool = False) -> None:
+        """Say what the time since the last lap was spent on."""
+        now_ns = time.perf_counter_ns()
+        self._spans.append(Span(part, self._cursor_ns, now_ns, num_bytes, num_ops, of_bytes))
+        self._cursor_ns = now_ns
+
+    def begin_step(self, *, is_next: bool) -> None:
+        """Begin a step; ``is_next``: the one before left work, so the time since belongs to this one."""
+        self._spans = []
+        self._num_tokens = self._num_sequences = 0
+        if is_next:
+            self.lap("between steps")
+        else:
+            self._cursor_ns = time.perf_counter_ns()
+
+    def end_step(self) -> None:
+        """Keep the step, if it ran the model."""
+        self.lap("output")
+        if self._num_tokens:
+            step = ProfiledStep(num_tokens=self._num_tokens, num_sequences=self._num_sequences, spans=self._spans)
+            self.steps.append(step)
+
+    def count(self, num_tokens: int, num_sequences: int) -> None:
+        """Note what the step computes."""
+        self._num_tokens += num_tokens
+        self._num_sequences += num_sequences
