@@ -71,7 +71,7 @@ def run(engine: Engine, news: threading.Event, requests: Sequence[GenerateReques
         engine.add(request)
     while engine._requests:
         while not engine.has_work:
-            assert news.wait(30), "a step that waits is woken"
+            assert news.wait(120), "a step that waits is woken"
         news.clear()
         for delta in engine.step():
             deltas[delta.request_id].append(delta)
