@@ -13,6 +13,10 @@ from penstock.quant import Scheme
 
 _AWQ_TRIALS = 20
 _PROBE_SIZE = 768
+MOST_LOGITS = 1 << 24
+"""Of each of the models that are compared in the end"""
+_PROCESS_BYTES = 360 << 20
+"""Of a process that holds no model: the interpreter, libraries and the tokenizer"""
 _SEARCH = 10_000
 """Operations of a product that take as long as finding one weight's grid does: its passes wait for memory"""
 
@@ -36,7 +40,7 @@ class Estimate:
 
     seconds: float
     memory_bytes: int
-    """Of tensors at a time; the process itself takes some hundred MiB more"""
+    """Resident at a time, mapped files and the process itself included"""
     disk_bytes: int
 
 
@@ -143,6 +147,7 @@ def estimate(
 ) -> Estimate:
     """Return what a run with calibration sequences of these ``lengths`` takes, some of them being probes as well."""
     config, num_tokens = checkpoint.config, sum(lengths)
+    itemsize: int = getattr(torch, config.dtype).itemsize
     layers: dict[int | None, list[tuple[Unit, Treatment]]] = {}
     for unit, treatment in treatments.items():
         layers.setdefault(unit.layer, []).append((unit, treatment))
@@ -171,16 +176,19 @@ def estimate(
                 operations += 2 * (_AWQ_TRIALS + 2) * unit.num_weights * K
         widest = max(unit.num_inputs for unit, _ in members)
         # In float32: the layer's weights, their kernels' form and what they became; moments of all units, and the
-        # copies that inverting the largest takes; activations of one batch.
+        # copies that inverting the largest takes; activations of one batch. Mapped: the weights, and all inputs.
         memory = max(
             memory,
-            12 * weights
+            (12 + itemsize) * weights
+            + 4 * num_tokens * config.hidden_size
             + 4 * sum(unit.num_inputs**2 for unit in watched)
             + 16 * widest**2
             + 4 * batch_tokens * (4 * config.hidden_size + 3 * config.mlp_width),
         )
-    embedding = 4 * config.vocab_size * config.hidden_size
-    memory = max(memory, embedding * (2 if config.tie_word_embeddings else 3))
+    # In float32: the table, the head and its kernels' form; logits of three models.
+    tables = 4 * config.vocab_size * config.hidden_size * (2 if config.tie_word_embeddings else 3)
+    logits = 12 * min(MOST_LOGITS, num_probe_tokens * config.vocab_size)
+    memory = _PROCESS_BYTES + max(memory, tables + logits)
     return Estimate(
         seconds=operations / _rate(),
         memory_bytes=memory,

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 
 from penstock import __version__
 from penstock.compress.calibration.cache import CacheRange
-from penstock.compress.calibration.pictures import PictureReader, Pictures, text_follows
+from penstock.compress.calibration.pictures import PictureReader, Pictures
 from penstock.compress.calibration.ranges import ValueRange
 from penstock.compress.calibration.statistics import InputStatistics
 from penstock.compress.calibration.stream import BATCH_TOKENS, LayerStream
@@ -32,7 +32,7 @@ from penstock.compress.checkpoint import Checkpoint
 from penstock.compress.ends import WithEnds, compress_ends
 from penstock.compress.layer import UnitReport
 from penstock.compress.output import tensors_of, write_model
-from penstock.compress.plan import CoverageRow, Estimate, estimate
+from penstock.compress.plan import MOST_LOGITS, CoverageRow, Estimate, estimate
 from penstock.compress.recipe import Recipe
 from penstock.compress.removal import layers_to_keep
 from penstock.compress.units import Observer, Unit
@@ -57,8 +57,6 @@ from penstock.text.tokenizer import Tokenizer
 
 _NUM_PROBES = 4
 """Sequences with which texts are judged before, and the result after"""
-_MOST_LOGITS = 1 << 26
-"""Of each of the models that are compared"""
 _LARGEST_DIFFERENCE = 1e-3
 """Of a logit, between what is in memory and what was written, as a share of the largest"""
 _SLACK = 1.01
@@ -206,15 +204,11 @@ class Compression:
 
         Raises ``CalibrationUnfit``.
         """
-        stream, vision = self._probe_stream(), self._checkpoint.config.vision
+        stream = self._probe_stream()
         final = stream.run_through(work.path / "probe", partial(progress, "reading the texts"))
-        loss, count = 0.0, 0
-        for ids, logits in stream.finished(final):
-            is_text = text_follows(ids, vision)
-            loss += F.cross_entropy(logits[:-1][is_text], ids[1:][is_text], reduction="sum").item()
-            count += int(is_text.sum())
-        require_likely(loss / count, self.calibration, self._options.calibration)
-        return loss / count, final
+        loss = stream.loss(final)
+        require_likely(loss, self.calibration, self._options.calibration)
+        return loss, final
 
     def _probe_stream(self) -> LayerStream:
         return LayerStream(self._checkpoint.config, self._checkpoint, self._probes, self._ops, pictures=self._pictures)
@@ -327,9 +321,8 @@ class Compression:
 
     def _last_logits(self, stream: LayerStream, final: Path) -> list[torch.Tensor]:
         """Return the logits of each probe's last positions, as many as memory is spent on."""
-        rows = max(_MOST_LOGITS // (len(self._probes) * self._checkpoint.config.vocab_size), 1)
-        # Copies: what they are a part of goes.
-        return [logits[-rows:].clone() for _, logits in islice(stream.finished(final), len(self._probes))]
+        rows = max(MOST_LOGITS // (len(self._probes) * self._checkpoint.config.vocab_size), 1)
+        return [logits for _, logits in islice(stream.finished(final, most=rows), len(self._probes))]
 
     def _require_planned_size(self, result: Path) -> int:
         """Return the bytes that the weights take. Raises ``InternalError`` if they are more than planned."""

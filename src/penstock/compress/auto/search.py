@@ -15,7 +15,6 @@ from itertools import cycle
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
 from penstock.compress.auto.knapsack import Knapsack
 from penstock.compress.auto.sensitivity import (
@@ -26,7 +25,7 @@ from penstock.compress.auto.sensitivity import (
     measure,
     rank_correlations,
 )
-from penstock.compress.calibration.pictures import PictureReader, Pictures, text_follows
+from penstock.compress.calibration.pictures import PictureReader, Pictures
 from penstock.compress.calibration.stream import LayerStream
 from penstock.compress.calibration.texts import Texts, read_calibration
 from penstock.compress.checkpoint import Checkpoint
@@ -255,12 +254,7 @@ class Search:
         pictures = Pictures(self._options.model, self._checks.pictures)
         config, sequences = self._checkpoint.config, self._checks.sequences
         stream = LayerStream(config, weights, sequences, ops_for(torch.float32), pictures=pictures)
-        total, count = 0.0, 0
-        for ids, logits in stream.finished(stream.run_through(self._directory / "check")):
-            is_text = text_follows(ids, config.vision)
-            total += F.cross_entropy(logits[:-1][is_text], ids[1:][is_text], reduction="sum").item()
-            count += int(is_text.sum())
-        return total / count
+        return stream.loss(stream.run_through(self._directory / "check"))
 
 
 class _PackedSizes:

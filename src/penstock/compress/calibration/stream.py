@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from penstock.compress.calibration.pictures import Pictures
+from penstock.compress.calibration.pictures import Pictures, text_follows
 from penstock.compress.units import NamedTensors, Observer, WatchedOps
 from penstock.kernels import BatchLayout, KVBlocks, Ops
 from penstock.models import ModelConfig
@@ -26,6 +26,8 @@ from penstock.models.weights import TensorSource
 
 BATCH_TOKENS = 4096
 """Tokens that run at a time; a longer sequence runs alone"""
+_LOGIT_ROWS = 64
+"""Tokens whose logits are computed at a time where they are but judged"""
 _BLOCK = 16
 
 
@@ -129,13 +131,33 @@ class LayerStream:
         there.unlink()
         return here
 
-    def finished(self, source: Path) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the token ids [t] and logits [t, V] of one sequence after another, from what the last layer left."""
-        ends, hidden, start = self.ends(), self.read(source), 0
+    def finished(self, source: Path, *, most: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the token ids [t] and logits [t, V] of one sequence after another, from what the last layer left.
+
+        Of ``most`` tokens at the end of each, if that is given.
+        """
+        ends, hidden, end = self.ends(), self.read(source), 0
         for sequence in self._sequences:
-            rows = hidden[start : start + len(sequence)]
-            yield torch.tensor(sequence), ends.logits(ends.finish(torch.from_numpy(rows.copy())))
+            end += len(sequence)
+            num_rows = min(most or len(sequence), len(sequence))
+            rows = torch.from_numpy(hidden[end - num_rows : end].copy())
+            yield torch.tensor(sequence[-num_rows:]), ends.logits(ends.finish(rows))
+
+    def loss(self, source: Path) -> float:
+        """Return the nats per token at which text is predicted, from what the last layer left."""
+        ends, hidden, start, total, count = self.ends(), self.read(source), 0, 0.0, 0
+        for sequence in self._sequences:
+            ids = torch.tensor(sequence)
+            places = text_follows(ids, self._config.vision).nonzero().flatten()
+            # Logits are large: those of a whole sequence would take as much memory as all else.
+            for first in range(0, len(places), _LOGIT_ROWS):
+                part = places[first : first + _LOGIT_ROWS]
+                rows = torch.from_numpy(hidden[start + part.numpy()])
+                logits = ends.logits(ends.finish(rows))
+                total += F.cross_entropy(logits, ids[part + 1], reduction="sum").item()
+            count += len(places)
             start += len(sequence)
+        return total / max(count, 1)
 
     def similarity(self, before: Path, after: Path) -> float:
         """Return the mean cosine between a token's hidden states in two files."""
