@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -173,6 +174,21 @@ def test_a_model_that_cannot_load_says_why(tmp_path: Path) -> None:
     pool = pool_of(tmp_path / "nothing", 2)
     with pytest.raises(ModelUnreadable, match="is not there"):
         pool.start()
+
+
+def test_closing_ends_encoders_that_load(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    loads_for_ever = f"import os, signal; open({str(fifo)!r}, 'w').write(str(os.getpid())); signal.pause()"
+    pool = EncoderPool([sys.executable, "-c", loads_for_ever], b"", num_workers=1, step_bytes=1, timeout_s=60)
+    with ThreadPoolExecutor(1) as waiter:
+        started = waiter.submit(pool.start)
+        pid = int(fifo.read_text())
+        pool.close()
+        with pytest.raises(CancelledError):
+            started.result()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
 
 
 async def test_64_clients_lose_nothing_when_encoders_are_killed(path: Path) -> None:

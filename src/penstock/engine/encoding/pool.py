@@ -100,7 +100,10 @@ class EncoderPool:
         return False
 
     def start(self) -> None:
-        """Start all processes and wait until they have loaded. Raises the reason of the first that cannot."""
+        """Start all processes and wait until they have loaded.
+
+        Raises the reason of the first that cannot, and ``CancelledError`` if the pool is closed meanwhile.
+        """
         loaded: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, args=(loaded,), name="penstock-encoders", daemon=True)
         self._thread.start()
@@ -146,13 +149,16 @@ class EncoderPool:
         self._loop = asyncio.get_running_loop()
         starting = [self._loop.create_future() for _ in range(self.counters.num_workers)]
         tasks = [asyncio.create_task(self._look_after_or_give_up(one)) for one in starting]
-        try:
-            await asyncio.gather(*starting)
-        except PenstockError as error:
+        starts, closed = asyncio.gather(*starting), asyncio.create_task(self._is_closed.wait())
+        await asyncio.wait((starts, closed), return_when=asyncio.FIRST_COMPLETED)
+        if not starts.done():  # whoever waits for them is interrupted
+            starts.cancel()
+            loaded.cancel()
+        elif (error := starts.exception()) is not None:
             loaded.set_exception(error)
         else:
             loaded.set_result(None)
-        await self._is_closed.wait()
+        await closed
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
