@@ -54,13 +54,13 @@ def _peak_and_estimate(path: Path, num_layers: int, vocab_size: int = 320) -> tu
 @pytest.mark.slow
 def test_peak_memory_does_not_grow_with_the_number_of_layers(tmp_path: Path) -> None:
     layer_bytes = 4 * (4 * E * E + 3 * E * F)
-    shallow, deep = (_peak_and_estimate(tmp_path, num_layers)[0] for num_layers in (2, 14))
-    # Held, the twelve layers more would take twelve times that in float32, six in 16 bits.
-    assert deep - shallow < 3 * layer_bytes
+    shallow, deep = (_peak_and_estimate(tmp_path, num_layers)[0] for num_layers in (2, 26))
+    # Held, the 24 layers more would take 24 times that in float32, twelve in 16 bits; runs of one model differ by five.
+    assert deep - shallow < 10 * layer_bytes
 
 
 @pytest.mark.slow
 def test_the_estimate_is_near_the_peak(tmp_path: Path) -> None:
     # Table and head take more than the process, and layers less.
     peak, estimated = _peak_and_estimate(tmp_path, 2, vocab_size=150_000)
-    assert estimated == pytest.approx(peak, rel=0.25)
+    assert 0.9 * peak <= estimated <= 1.4 * peak, "too much is asked for rather than too little"
