@@ -1,6 +1,7 @@
 """Reports: what stands in a page, a card and a plot, and what is read back."""
 
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -134,6 +135,9 @@ def test_a_card_is_one_that_the_hub_reads(tmp_path: Path) -> None:
     (tmp_path / "card.md").write_text(model_card(make_report()))
     card = ModelCard.load(tmp_path / "card.md")
     assert card.data.base_model == "org/base"
+    assert card.data.pipeline_tag == "text-generation"
+    seeing = replace(make_report(), candidate=replace(side("sees", 1), sees=True))
+    assert "pipeline_tag: image-text-to-text" in model_card(seeing)
     results = {(result.dataset_name, result.metric_name): result for result in card.data.eval_results}
     assert results["text & more", "token perplexity"].metric_type == "perplexity"
     assert results["text & more", "token perplexity"].metric_value == pytest.approx(np.e ** (1.02 * 1.0), rel=0.05)

@@ -21,8 +21,10 @@ from penstock.launch.engine import build_engine
 from penstock.launch.settings import ModelSettings, Settings
 from penstock.models.decoder import load_model
 from penstock.protocol import TokenDelta
+from penstock.quant import Scheme
 from tests.engines import build_engine as direct_engine
 from tests.engines import greedy, run_to_end, tokens_of
+from tests.quantized_files import all_alike, quantize_checkpoint
 from tests.seeing_models import drawing, with_images
 
 
@@ -56,6 +58,14 @@ def test_an_engine_says_what_its_model_s_makers_suggest(checkpoint: Callable[[st
         model=ModelSettings(name=str(path)), cache=CacheConfig(memory_bytes=2**24), runner=RunnerConfig(threads=1)
     )
     assert build_engine(settings).model.sampling.temperature == 0.25
+
+
+def test_an_engine_says_what_a_checkpoint_s_codes_are(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    coded, _ = quantize_checkpoint(checkpoint("llama"), tmp_path, all_alike(Scheme(bits=4, group=16)))
+    settings = Settings(
+        model=ModelSettings(name=str(coded)), cache=CacheConfig(memory_bytes=2**24), runner=RunnerConfig(threads=1)
+    )
+    assert build_engine(settings).model.dtype == "w4a16"
 
 
 def test_a_draft_model_takes_its_share_of_memory_and_guesses(checkpoint: Callable[[str], Path]) -> None:

@@ -29,6 +29,7 @@ def side_of(model: ModelInfo) -> Side:
         num_parameters=model.num_parameters,
         weights_bytes=model.memory.weights_bytes,
         kernels=model.kernels,
+        sees=model.sees,
     )
 
 

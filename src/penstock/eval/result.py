@@ -23,6 +23,8 @@ class Side:
     weights_bytes: int
     """In memory, as run"""
     kernels: str
+    sees: bool = False
+    """Whether it takes images"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -100,7 +100,7 @@ def build_engine(settings: Settings, profiler: Profiler | None = None) -> Engine
         name=settings.model.name,
         source="random weights" if target.path is None else str(target.path),
         architecture=config.architecture,
-        dtype=settings.runner.quantize or str(target.dtype).removeprefix("torch."),
+        dtype=target.precision,
         kv_dtype=str(target.kv_dtype).removeprefix("torch."),
         num_parameters=model.num_parameters + _num_seeing(target),
         vocab_size=config.vocab_size,
@@ -111,6 +111,7 @@ def build_engine(settings: Settings, profiler: Profiler | None = None) -> Engine
         hidden_size=config.hidden_size,
         pooling=pooling,
         kernels=ops.name,
+        sees=config.vision is not None,
     )
     source = _open_source(settings, target)
     engine_config = EngineConfig(
@@ -186,6 +187,8 @@ class _Chosen:
     path: Path | None
     """None for random weights"""
     dtype: torch.dtype
+    precision: str
+    """What weights are kept in: a dtype, a quantization, or what most of a checkpoint's codes are, such as w4a16"""
     kv_dtype: torch.dtype
     max_tokens: int
     """Of the longest sequence"""
@@ -229,8 +232,23 @@ def _choose(model: ModelSettings, settings: Settings, num_threads: int) -> _Chos
     if path is not None and config.vision is not None:
         shape = _with_seeing(shape, settings, path, dtype)
     return _Chosen(
-        config=config, path=path, dtype=dtype, kv_dtype=kv_dtype, max_tokens=max_tokens, ops=ops, shape=shape
+        config=config,
+        path=path,
+        dtype=dtype,
+        precision=runner.quantize or _precision(num_parameters, dtype),
+        kv_dtype=kv_dtype,
+        max_tokens=max_tokens,
+        ops=ops,
+        shape=shape,
     )
+
+
+def _precision(num_parameters: Mapping[Scheme | None, int], dtype: torch.dtype) -> str:
+    coded = {scheme: number for scheme, number in num_parameters.items() if scheme is not None}
+    if not coded:
+        return str(dtype).removeprefix("torch.")
+    scheme = max(coded, key=coded.__getitem__)
+    return f"w{scheme.bits}a{16 if scheme.activations is None else 8}"
 
 
 def _choose_draft(

@@ -83,7 +83,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """The directory it was read from."""
     architecture: str
     dtype: str
-    """What weights are kept in."""
+    """What weights are kept in, quantization included."""
     kv_dtype: str
     """What keys and values are cached in."""
     num_parameters: int
@@ -100,6 +100,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """How embeddings are pooled where a request does not say."""
     kernels: str = "reference"
     """What it computes with: an instruction set, or reference for plain torch."""
+    sees: bool = False
+    """Whether it takes images."""
 
 
 class EngineCounters(msgspec.Struct, frozen=True, kw_only=True):

@@ -52,7 +52,7 @@ def model_card(report: EvalReport) -> str:
     data = ModelCardData(
         base_model=base if _HUB_ID.fullmatch(base) else None,
         library_name="penstock",
-        pipeline_tag="text-generation",
+        pipeline_tag="image-text-to-text" if report.candidate.sees else "text-generation",
         tags=["penstock", report.candidate.dtype],
         model_name=report.candidate.label,
         eval_results=results or None,
