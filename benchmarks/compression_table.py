@@ -1,4 +1,4 @@
-"""Method by bits, what each costs: `python -m benchmarks.compression_table --write docs/compressing.md`.
+"""Method by bits, what each costs: `python -m benchmarks.compression_table --write README.md`.
 
 Everything is done by the commands a user has, each in a process of its own: `penstock compress`, whose seconds,
 processor time and peak resident memory (the high-water mark that the kernel keeps) are noted, and `penstock eval`,
