@@ -219,9 +219,9 @@ class Driver:
         assert pool.num_free == owners.count(0)
         assert len(scheduler.running) <= self.config.max_running
         reserved = sum(sequence.reserved_blocks for sequence in scheduler.running)
-        assert scheduler._num_reserved_blocks == reserved
+        assert scheduler._reservations.num_blocks == reserved
         places = sum(len(s.request.sequences) - 1 for s in scheduler.running if s.is_leader)
-        assert scheduler._num_reserved_places == places
+        assert scheduler._reservations.num_places == places
         assert len(scheduler.running) + places <= self.config.max_running
         queued = [s for s in live if s.state is SequenceState.WAITING and (s.index == 0 or s.request.has_forked)]
         assert scheduler.num_waiting == len(queued)

@@ -190,7 +190,7 @@ def test_more_images_than_are_kept_are_refused() -> None:
     driver.abort("first")
     add("second", 11)
     driver.run_to_end(20)
-    assert not driver.scheduler._num_picture_bytes
+    assert not driver.scheduler._intake._num_picture_bytes
 
 
 def test_a_model_that_sees_nothing_says_so() -> None:

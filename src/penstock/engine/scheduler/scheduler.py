@@ -1,7 +1,5 @@
 """The scheduler: one rule for all. Each step lets some sequences catch up within a token budget."""
 
-import heapq
-import math
 from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
@@ -13,15 +11,17 @@ from penstock.engine.request import Request, Sequence, SequenceState
 from penstock.engine.scheduler.admission import AdmissionPolicy, ExpectedGrowth
 from penstock.engine.scheduler.batch import ScheduledBatch
 from penstock.engine.scheduler.fairness import TokenFairness
+from penstock.engine.scheduler.intake import Intake
 from penstock.engine.scheduler.ordering import EarliestDeadlineFirst, OrderingPolicy
 from penstock.engine.scheduler.plan import Plan
 from penstock.engine.scheduler.preemption import CheapestToRecompute, VictimPolicy
 from penstock.engine.scheduler.rates import PrefillRate
+from penstock.engine.scheduler.reservations import Reservations
 from penstock.engine.scheduler.waiting import WaitingQueue
-from penstock.errors import ContextTooLong, DeadlineUnmeetable, InvalidRequest, Overloaded
+from penstock.engine.scheduler.waits import WaitClock
+from penstock.errors import DeadlineUnmeetable
 from penstock.estimate import LEAST_SAMPLED_ROWS
 from penstock.protocol import Preemption, Priority
-from penstock.units import format_bytes
 
 _NO_DRAFTS: Mapping[int, SequenceOf[int]] = {}
 
@@ -55,7 +55,6 @@ class Scheduler:
         self.cache = cache
         self.encoding = encoding or EncodePlanner.blind()
         self.counters = SchedulerCounters()
-        self.prefill_rate = PrefillRate()
         self.running: list[Sequence] = []
         """In the order of admission."""
         self._config = config
@@ -66,20 +65,21 @@ class Scheduler:
         self._victims = victims or CheapestToRecompute()
         self._fairness = TokenFairness()
         self._waiting = WaitingQueue(self._ordering, self._fairness)
+        self._waits = WaitClock()
+        self._reservations = Reservations(cache, self._admission, config.step_tokens)
+        self._intake = Intake(
+            config,
+            cache,
+            ordering=self._ordering,
+            reservations=self._reservations,
+            waiting=self._waiting,
+            running=self.running,
+            max_running=self._max_running,
+        )
         self._sequences: dict[int, Sequence] = {}
         self._next_id = 0
         self._unsplit: Sequence | None = None
         """Goes first in the next step: decoding sequences left too little for a picture that must be read whole"""
-        self._num_picture_bytes = 0
-        """Pixels of all requests, which no count of tokens bounds: one that is preempted needs them again"""
-        self._num_reserved_blocks = 0
-        self._num_reserved_places = 0
-        """Among the running, for choices that will be split off."""
-        self._latest_starts: list[tuple[float, int]] = []
-        """Heap of (when a waiting sequence must start to meet its deadline, id); stale entries are skipped."""
-        self._wait_totals = {"max_running": 0.0, "blocks": 0.0, "step_tokens": 0.0}
-        self._wait_reason = "step_tokens"
-        self._last_schedule_s: float | None = None
 
     # ---- what comes in and what leaves
 
@@ -92,6 +92,11 @@ class Scheduler:
     def num_waiting_tokens(self) -> int:
         """Tokens of the sequences in the queue."""
         return self._waiting.num_tokens
+
+    @property
+    def prefill_rate(self) -> PrefillRate:
+        """How fast prompts have lately been computed; who runs the batches tells it."""
+        return self._intake.prefill_rate
 
     @property
     def has_work(self) -> bool:
@@ -110,20 +115,16 @@ class Scheduler:
         then nothing has changed.
         """
         leader = request.sequences[0]
-        self._check_fits(request)
+        self._intake.check_fits(request)
         self.encoding.require_fits(leader.pictures, is_scored=leader.num_to_score > 0)
-        self._check_queue(leader)
-        self._check_deadline(request, now_s)
-        self._num_picture_bytes += leader.pictures.num_bytes
+        self._intake.check_queue(request, now_s)
         for sequence in request.sequences:
             sequence.id = self._next_id
             self._next_id += 1
             self._sequences[sequence.id] = sequence
             self._fairness.enter(request.tenant)
+        self._intake.enter(request)
         self._enqueue(leader, now_s)
-        if request.deadline_at_s < math.inf:
-            latest_start_s = request.deadline_at_s - self.prefill_rate.seconds_for(leader.num_tokens)
-            heapq.heappush(self._latest_starts, (latest_start_s, leader.id))
 
     def finish(self, sequence: Sequence) -> None:
         """End a sequence in any state and free what it holds. Choices not yet split off end with their leader."""
@@ -133,13 +134,12 @@ class Scheduler:
             # Without a leader the others can never start.
             for other in sequence.request.sequences[1:]:
                 self._forget(other)
-            if sequence.state is SequenceState.RUNNING:
-                self._num_reserved_places -= len(sequence.request.sequences) - 1
-            sequence.request.has_forked = True
         if sequence.state is SequenceState.RUNNING:
             self._leave_running(sequence)
         elif sequence.id in self._sequences and self._is_queued(sequence):
             self._waiting.remove(sequence)
+        if sequence.is_leader:
+            sequence.request.has_forked = True
         if sequence.num_output_tokens:
             self._admission.observe(sequence)
         self._forget(sequence)
@@ -147,20 +147,13 @@ class Scheduler:
     def refuse_late(self, now_s: float) -> list[tuple[Request, DeadlineUnmeetable]]:
         """Take out the waiting requests that can no longer meet their deadline and say why of each."""
         refused = []
-        while self._latest_starts and self._latest_starts[0][0] < now_s:
-            _, sequence_id = heapq.heappop(self._latest_starts)
+        for sequence_id in self._intake.overdue(now_s):
             sequence = self._sequences.get(sequence_id)
             if sequence is None or sequence.first_admitted_at_s is not None:
                 continue
-            request = sequence.request
-            waited_s = now_s - request.arrival_s
-            error = DeadlineUnmeetable(
-                f"the first token was due {request.deadline_at_s - request.arrival_s:.3g} s after arrival; after "
-                f"{waited_s:.3g} s in the queue it can no longer come in time: retry later, or ask for a later one",
-                retry_after_s=self._backlog_s(),
-            )
+            error = self._intake.too_late(sequence.request, now_s)
             self.finish(sequence)
-            refused.append((request, error))
+            refused.append((sequence.request, error))
         return refused
 
     # ---- one step
@@ -182,7 +175,7 @@ class Scheduler:
         if not self._has_room(sequence, num_drafted) or self.cache.is_shared(sequence.table, start):
             return False
         self.cache.grow(sequence.table, start, end)
-        self._account_growth(sequence)
+        self._reservations.grow(sequence)
         return True
 
     def schedule(self, now_s: float, drafts: Mapping[int, SequenceOf[int]] = _NO_DRAFTS) -> ScheduledBatch:
@@ -191,9 +184,7 @@ class Scheduler:
         ``drafts`` are guesses at what comes next in decoding sequences, by id. They are taken where there is room for
         them: nobody is preempted for a guess.
         """
-        if self._last_schedule_s is not None:
-            self._wait_totals[self._wait_reason] += now_s - self._last_schedule_s
-        self._last_schedule_s = now_s
+        self._waits.step(now_s)
         plan = Plan(tokens_left=self._config.step_tokens, draft_tokens_left=self.most_draft_tokens)
         self.encoding.begin_step()
         self._plan_running(plan, now_s, drafts)
@@ -342,7 +333,7 @@ class Scheduler:
             plan.has_preempted = True
             if sequence.state is not SequenceState.RUNNING:
                 return
-        self._account_growth(sequence)
+        self._reservations.grow(sequence)
         plan.add(sequence, num_new, copies, draft)
 
     def _less_urgent(self, sequence: Sequence) -> list[Sequence]:
@@ -356,8 +347,6 @@ class Scheduler:
         if request.sampling.beam is not None and request.has_forked and len(request.sequences) > 1:
             return self._preempt_beams(request, now_s)
         preemption = Preemption(at_s=now_s - sequence.request.arrival_s, num_tokens_lost=sequence.num_computed_tokens)
-        if sequence.is_leader:
-            self._num_reserved_places -= len(sequence.request.sequences) - 1
         self._leave_running(sequence)
         self._note_awaiting(sequence, now_s)
         sequence.preemptions.append(preemption)
@@ -392,24 +381,24 @@ class Scheduler:
         With ``before``, only those of classes more urgent than that.
         """
         if plan.has_preempted:
-            self._wait_reason = "blocks"
+            self._waits.reason = "blocks"
             return
-        self._wait_reason = "step_tokens"
+        self._waits.reason = "step_tokens"
         while plan.tokens_left:
             sequence = self._waiting.first(now_s, self._config.starvation_s)
             if sequence is None or (before is not None and sequence.request.priority >= before):
                 return
             num_places = len(sequence.request.sequences) if sequence.is_leader else 1
-            if len(self.running) + self._num_reserved_places + num_places > self._max_running and self.running:
-                self._wait_reason = "max_running"
+            if len(self.running) + self._reservations.num_places + num_places > self._max_running and self.running:
+                self._waits.reason = "max_running"
                 return
             if not self._admit_sequence(plan, sequence, now_s):
-                self._wait_reason = "blocks"
+                self._waits.reason = "blocks"
                 return
 
     def _admit_sequence(self, plan: Plan, sequence: Sequence, now_s: float) -> bool:
         request = sequence.request
-        reserved = self._blocks_to_reserve(sequence)
+        reserved = self._reservations.blocks_for(sequence)
         most_shared = self.cache.blocks_for(sequence.num_tokens)
         if not self._fits(reserved - most_shared):
             return False  # spares the search for a prefix that could not help
@@ -428,18 +417,11 @@ class Scheduler:
             self.cache.close(table)
             return False
         self._waiting.remove(sequence)
-        for reason, total_s in self._wait_totals.items():
-            waited_s = total_s - sequence.wait_marks[reason]
-            if waited_s > 0:
-                sequence.waited_s[reason] = sequence.waited_s.get(reason, 0.0) + waited_s
+        self._waits.leave(sequence)
         sequence.state = SequenceState.RUNNING
         self.running.append(sequence)
         self._note_awaiting(sequence, now_s)
-        sequence.num_shared_blocks = num_shared
-        sequence.reserved_blocks = max(0, reserved - num_shared)
-        self._num_reserved_blocks += sequence.reserved_blocks
-        if sequence.is_leader:
-            self._num_reserved_places += len(request.sequences) - 1
+        self._reservations.take(sequence, reserved, num_shared=num_shared)
         sequence.table = table
         sequence.num_computed_tokens = num_cached
         if sequence.first_admitted_at_s is None:
@@ -454,35 +436,12 @@ class Scheduler:
 
     def _fits(self, num_blocks: int) -> bool:
         """Whether that many blocks can be set aside; a sequence alone may have the whole pool."""
-        return not self.running or self._num_reserved_blocks + num_blocks <= self.cache.pool.num_blocks
-
-    def _blocks_to_reserve(self, sequence: Sequence) -> int:
-        request = sequence.request
-        if request.sampling.beam is None:
-            expected = self._admission.expected_tokens(sequence)
-        else:
-            # A search that is preempted begins again: it is let in only where it will not be.
-            expected = sequence.num_prompt_tokens + request.sampling.max_tokens
-        blocks = self.cache.most_blocks_held(expected, self._config.step_tokens)
-        if sequence.is_leader:
-            num_own = self.cache.blocks_for(expected) - self.cache.blocks_for(sequence.num_prompt_tokens) + 1
-            blocks += (len(request.sequences) - 1) * min(blocks, num_own)
-        return blocks
-
-    def _account_growth(self, sequence: Sequence) -> None:
-        outgrown = len(sequence.table.block_ids) - sequence.num_shared_blocks - sequence.reserved_blocks
-        if outgrown > 0 and not sequence.is_leader:
-            sequence.reserved_blocks += outgrown
-            self._num_reserved_blocks += outgrown
+        return not self.running or self._reservations.fits(num_blocks)
 
     def _fork(self, leader: Sequence) -> None:
         """Let the other choices of a request share the computed prompt and go their own ways."""
         request = leader.request
         request.has_forked = True
-        num_twins = len(request.sequences) - 1
-        self._num_reserved_places -= num_twins
-        share = leader.reserved_blocks // (num_twins + 1)
-        leader.reserved_blocks -= share * num_twins
         for twin in request.sequences[1:]:
             twin.table = self.cache.fork(leader.table)
             twin.num_computed_tokens = leader.num_computed_tokens
@@ -492,18 +451,14 @@ class Scheduler:
             twin.first_admitted_at_s = leader.first_admitted_at_s
             twin.waited_s = dict(leader.waited_s)
             twin.state = SequenceState.RUNNING
-            twin.reserved_blocks = share
-            twin.num_shared_blocks = len(twin.table.block_ids)
             self.running.append(twin)
+        self._reservations.split(leader)
 
     # ---- bookkeeping
 
     def _enqueue(self, sequence: Sequence, now_s: float) -> None:
         sequence.state = SequenceState.WAITING
-        sequence.wait_marks = dict(self._wait_totals)
-        if self._last_schedule_s is not None:
-            # What has passed of the current interval will be added to the totals, and was not this one's.
-            sequence.wait_marks[self._wait_reason] += now_s - self._last_schedule_s
+        self._waits.enter(sequence, now_s)
         self._waiting.push(sequence, now_s)
 
     def _is_queued(self, sequence: Sequence) -> bool:
@@ -511,8 +466,7 @@ class Scheduler:
 
     def _leave_running(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
-        self._num_reserved_blocks -= sequence.reserved_blocks
-        sequence.reserved_blocks = 0
+        self._reservations.give_back(sequence)
         self.encoding.release(sequence.pictures)
         self.cache.close(sequence.table)
 
@@ -521,81 +475,4 @@ class Scheduler:
         if self._sequences.pop(sequence.id, None) is not None:
             self._fairness.leave(sequence.request.tenant)
             if sequence.request.is_finished:
-                self._num_picture_bytes -= sequence.pictures.num_bytes
-
-    def _backlog_s(self) -> float:
-        """Return how long the queue's tokens take at the current rate, at least a second."""
-        return max(1.0, self.prefill_rate.seconds_for(self._waiting.num_tokens))
-
-    def _check_fits(self, request: Request) -> None:
-        num_prompt = request.sequences[0].num_prompt_tokens
-        num_choices = len(request.sequences)
-        if num_choices > self._max_running:
-            raise ContextTooLong(
-                f"{num_choices} choices or beams are wanted and at most {self._max_running} sequences run at once: ask "
-                "for fewer",
-                param="n" if request.sampling.beam is None else "best_of",
-            )
-        capacity = self.cache.pool.num_blocks
-        needed = self.cache.most_blocks_held(num_prompt + request.sampling.max_tokens, self._config.step_tokens)
-        if needed > capacity:
-            raise ContextTooLong(
-                f"{num_prompt} prompt tokens and {request.sampling.max_tokens} to generate need {needed} cache blocks; "
-                f"there are {capacity}: shorten the prompt or lower max_tokens",
-                param="max_tokens",
-            )
-        if request.sampling.beam is not None:
-            needed = self._blocks_to_reserve(request.sequences[0])
-            if needed > capacity:
-                raise ContextTooLong(
-                    f"{num_choices} beams of {num_prompt} prompt tokens and {request.sampling.max_tokens} to generate "
-                    f"may need {needed} cache blocks; there are {capacity}: lower best_of or max_tokens",
-                    param="best_of",
-                )
-
-    def _check_queue(self, leader: Sequence) -> None:
-        config = self._config
-        if len(self._waiting) >= config.max_waiting:
-            raise Overloaded(
-                f"{len(self._waiting)} requests are queued, the most this server allows: retry later",
-                retry_after_s=self._backlog_s(),
-            )
-        if self._waiting.num_tokens + leader.num_tokens > config.max_waiting_tokens and self._waiting:
-            raise Overloaded(
-                f"{self._waiting.num_tokens} prompt tokens are queued and this request has {leader.num_tokens}; at "
-                f"most {config.max_waiting_tokens} may queue: retry later",
-                retry_after_s=self._backlog_s(),
-            )
-        self._check_images(leader.pictures.num_bytes)
-
-    def _check_images(self, num_bytes: int) -> None:
-        most, present = self._config.max_image_bytes, self._num_picture_bytes
-        if num_bytes > most:
-            raise InvalidRequest(
-                f"images of {format_bytes(num_bytes)} are shown, as the model sees them, and this server keeps "
-                f"{format_bytes(most)} at a time: show fewer or smaller ones, or raise scheduler.max_image_bytes",
-                param="messages",
-            )
-        if num_bytes and present + num_bytes > most:
-            raise Overloaded(
-                f"images of {format_bytes(present)} are waited for and this request has {format_bytes(num_bytes)} of "
-                f"them; this server keeps {format_bytes(most)} at a time: retry later",
-                retry_after_s=self._backlog_s(),
-            )
-
-    def _check_deadline(self, request: Request, now_s: float) -> None:
-        if request.deadline_at_s == math.inf:
-            return
-        key = self._ordering.key(request.sequences[0])
-        ahead = sum(other.num_tokens for other in self._waiting if self._ordering.key(other) < key)
-        for other in self.running:
-            num_missing = other.num_tokens - other.num_computed_tokens
-            if num_missing == 1 or self._ordering.key(other) < key:
-                ahead += num_missing
-        needed_s = self.prefill_rate.seconds_for(ahead + request.sequences[0].num_tokens)
-        if now_s + needed_s > request.deadline_at_s:
-            raise DeadlineUnmeetable(
-                f"the first token is due in {request.deadline_at_s - now_s:.3g} s and would take {needed_s:.3g} s "
-                f"with {ahead} tokens ahead: retry later, or ask for a later one",
-                retry_after_s=max(1.0, self.prefill_rate.seconds_for(ahead)),
-            )
+                self._intake.leave(sequence.request)
