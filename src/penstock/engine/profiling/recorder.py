@@ -1,8 +1,23 @@
 """Steps cut into spans of time."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Cost(NamedTuple):
+    """What a part of a step moved and computed; see ``Span``."""
+
+    num_bytes: int
+    num_ops: int
+    of_bytes: bool = False
+
+
+_UNCOUNTED = Cost(0, 0)
 
 
 class Span(NamedTuple):
@@ -46,11 +61,27 @@ class Recorder:
         self._cursor_ns = 0
         self._num_tokens = self._num_sequences = 0
 
-    def lap(self, part: str, num_bytes: int = 0, num_ops: int = 0, *, of_bytes: bool = False) -> None:
+    def lap(self, part: str, cost: Cost = _UNCOUNTED) -> None:
         """Say what the time since the last lap was spent on."""
         now_ns = time.perf_counter_ns()
-        self._spans.append(Span(part, self._cursor_ns, now_ns, num_bytes, num_ops, of_bytes))
+        self._spans.append(Span(part, self._cursor_ns, now_ns, *cost))
         self._cursor_ns = now_ns
+
+    def timed(
+        self, part: str, call: Callable[P, T], cost: Callable[..., Cost] | None = None, *, before: str = "between ops"
+    ) -> Callable[P, T]:
+        """Return ``call``; it says that the time until it was called went to ``before``, and its own to ``part``.
+
+        ``cost`` is given what was returned, then the arguments.
+        """
+
+        def timed_call(*args: P.args, **kwargs: P.kwargs) -> T:
+            self.lap(before)
+            result = call(*args, **kwargs)
+            self.lap(part, _UNCOUNTED if cost is None else cost(result, *args, **kwargs))
+            return result
+
+        return timed_call
 
     def begin_step(self, *, is_next: bool) -> None:
         """Begin a step; ``is_next``: the one before left work, so the time since belongs to this one."""
