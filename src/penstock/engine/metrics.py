@@ -144,83 +144,10 @@ class _StatusCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield every gauge and counter."""
         status = self._status()
-        counters = status.counters
-        gauges: tuple[tuple[str, str, float], ...] = (
-            ("vllm:num_requests_running", "Sequences that hold cache blocks.", status.num_running),
-            ("vllm:num_requests_waiting", "Sequences in the queue.", status.num_waiting),
-            ("vllm:kv_cache_usage_perc", "Share of cache blocks held by requests, 0 to 1.", status.kv_cache_usage),
-            ("penstock_engine_ready", "1 while the engine takes requests.", status.state == "ready"),
-            ("penstock_waiting_tokens", "Tokens of the sequences in the queue.", status.num_waiting_tokens),
-            (
-                "penstock_speculation_acceptance_rate",
-                "Share of guessed tokens that came true since the engine started, 0 to 1.",
-                counters.acceptance_rate,
-            ),
-            (
-                "penstock_speculation_speedup",
-                "How many times as fast decoding has been as without guesses, as measured since the engine started.",
-                counters.speculation_speedup,
-            ),
-        )
         seeing = status.seeing or SeeingStatus()
-        gauges += (
-            ("penstock_image_feature_bytes", "Bytes of what images were encoded to.", seeing.feature_bytes),
-            ("penstock_encoder_workers_ready", "Processes that encode images now.", seeing.num_ready_workers),
-        )
-        for name, documentation, value in gauges:
+        for name, documentation, value in (*_gauges(status), *_seeing_gauges(seeing)):
             yield GaugeMetricFamily(name, documentation, value=float(value))
-        totals = (
-            (
-                "vllm:prefix_cache_queries",
-                "Prompt tokens looked up in the prefix cache.",
-                counters.num_prefix_queries,
-            ),
-            ("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache.", counters.num_prefix_hits),
-            ("vllm:prompt_tokens", "Prompt tokens of requests that ended.", counters.num_prompt_tokens),
-            ("vllm:generation_tokens", "Tokens generated.", counters.num_generation_tokens),
-            ("vllm:num_preemptions", "Times a sequence gave up its blocks.", counters.num_preemptions),
-            ("vllm:spec_decode_num_drafts", "Times tokens were guessed and verified.", counters.num_drafts),
-            ("vllm:spec_decode_num_draft_tokens", "Tokens guessed.", counters.num_draft_tokens),
-            ("vllm:spec_decode_num_accepted_tokens", "Guessed tokens that came true.", counters.num_accepted_tokens),
-            (
-                "penstock_decode_seconds",
-                "Seconds in steps where every sequence decoded, where there is speculation.",
-                counters.decode_s,
-            ),
-            (
-                "penstock_undrafted_decode_seconds",
-                "What the tokens of those would have taken without guesses, by steps that had none.",
-                counters.undrafted_decode_s,
-            ),
-            ("penstock_engine_steps", "Steps the engine ran.", counters.num_steps),
-            (
-                "penstock_recomputed_tokens",
-                "Tokens computed again after preemption.",
-                counters.num_recomputed_tokens,
-            ),
-            ("penstock_evicted_blocks", "Cached blocks that were given away.", counters.num_evicted_blocks),
-            (
-                "penstock_image_feature_queries",
-                "Times a sequence needed what an image was encoded to.",
-                seeing.num_feature_queries,
-            ),
-            ("penstock_image_feature_hits", "Of those, times it was there or on its way.", seeing.num_feature_hits),
-            (
-                "penstock_evicted_image_features",
-                "Images whose features were given up for others'.",
-                seeing.num_evicted_features,
-            ),
-            ("penstock_encoded_images", "Images, tiles of one or videos encoded.", seeing.num_encoded_pictures),
-            ("penstock_encoded_image_tokens", "Prompt tokens that those became.", seeing.num_encoded_tokens),
-            ("penstock_image_encode_seconds", "Seconds that encoders took.", seeing.encode_s),
-            (
-                "penstock_encoder_worker_restarts",
-                "Times a process that encodes images was started again.",
-                seeing.num_worker_restarts,
-            ),
-            ("penstock_engine_restarts", "Times the engine process was started again.", status.num_restarts),
-        )
-        for name, documentation, value in totals:
+        for name, documentation, value in (*_totals(status), *_seeing_totals(seeing)):
             yield CounterMetricFamily(name, documentation, value=float(value))
         if status.model is not None:
             memory = status.model.memory
@@ -230,3 +157,87 @@ class _StatusCollector(Collector):
                 "The cache as it was sized at start.",
                 value={"block_size": str(memory.block_size), "num_gpu_blocks": str(memory.num_blocks)},
             )
+
+
+_Rows = tuple[tuple[str, str, float], ...]
+"""(name, documentation, value) of each metric"""
+
+
+def _gauges(status: EngineStatus) -> _Rows:
+    counters = status.counters
+    return (
+        ("vllm:num_requests_running", "Sequences that hold cache blocks.", status.num_running),
+        ("vllm:num_requests_waiting", "Sequences in the queue.", status.num_waiting),
+        ("vllm:kv_cache_usage_perc", "Share of cache blocks held by requests, 0 to 1.", status.kv_cache_usage),
+        ("penstock_engine_ready", "1 while the engine takes requests.", status.state == "ready"),
+        ("penstock_waiting_tokens", "Tokens of the sequences in the queue.", status.num_waiting_tokens),
+        (
+            "penstock_speculation_acceptance_rate",
+            "Share of guessed tokens that came true since the engine started, 0 to 1.",
+            counters.acceptance_rate,
+        ),
+        (
+            "penstock_speculation_speedup",
+            "How many times as fast decoding has been as without guesses, as measured since the engine started.",
+            counters.speculation_speedup,
+        ),
+    )
+
+
+def _totals(status: EngineStatus) -> _Rows:
+    counters = status.counters
+    return (
+        ("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", counters.num_prefix_queries),
+        ("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache.", counters.num_prefix_hits),
+        ("vllm:prompt_tokens", "Prompt tokens of requests that ended.", counters.num_prompt_tokens),
+        ("vllm:generation_tokens", "Tokens generated.", counters.num_generation_tokens),
+        ("vllm:num_preemptions", "Times a sequence gave up its blocks.", counters.num_preemptions),
+        ("vllm:spec_decode_num_drafts", "Times tokens were guessed and verified.", counters.num_drafts),
+        ("vllm:spec_decode_num_draft_tokens", "Tokens guessed.", counters.num_draft_tokens),
+        ("vllm:spec_decode_num_accepted_tokens", "Guessed tokens that came true.", counters.num_accepted_tokens),
+        (
+            "penstock_decode_seconds",
+            "Seconds in steps where every sequence decoded, where there is speculation.",
+            counters.decode_s,
+        ),
+        (
+            "penstock_undrafted_decode_seconds",
+            "What the tokens of those would have taken without guesses, by steps that had none.",
+            counters.undrafted_decode_s,
+        ),
+        ("penstock_engine_steps", "Steps the engine ran.", counters.num_steps),
+        ("penstock_recomputed_tokens", "Tokens computed again after preemption.", counters.num_recomputed_tokens),
+        ("penstock_evicted_blocks", "Cached blocks that were given away.", counters.num_evicted_blocks),
+        ("penstock_engine_restarts", "Times the engine process was started again.", status.num_restarts),
+    )
+
+
+def _seeing_gauges(seeing: SeeingStatus) -> _Rows:
+    return (
+        ("penstock_image_feature_bytes", "Bytes of what images were encoded to.", seeing.feature_bytes),
+        ("penstock_encoder_workers_ready", "Processes that encode images now.", seeing.num_ready_workers),
+    )
+
+
+def _seeing_totals(seeing: SeeingStatus) -> _Rows:
+    return (
+        (
+            "penstock_image_feature_queries",
+            "Times a sequence needed what an image was encoded to.",
+            seeing.num_feature_queries,
+        ),
+        ("penstock_image_feature_hits", "Of those, times it was there or on its way.", seeing.num_feature_hits),
+        (
+            "penstock_evicted_image_features",
+            "Images whose features were given up for others'.",
+            seeing.num_evicted_features,
+        ),
+        ("penstock_encoded_images", "Images, tiles of one or videos encoded.", seeing.num_encoded_pictures),
+        ("penstock_encoded_image_tokens", "Prompt tokens that those became.", seeing.num_encoded_tokens),
+        ("penstock_image_encode_seconds", "Seconds that encoders took.", seeing.encode_s),
+        (
+            "penstock_encoder_worker_restarts",
+            "Times a process that encodes images was started again.",
+            seeing.num_worker_restarts,
+        ),
+    )
