@@ -32,7 +32,9 @@ class Spawned:
     def free(self) -> None:
         """Free what a process that has ended leaves."""
         assert self.process.stdin is not None, "it was started with a pipe"
-        self.process.stdin.close()
+        # Closing writes what one that died at once has not read.
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
         self.directory.cleanup()
 
 
