@@ -125,8 +125,7 @@ class _Server:
 
     def _announce(self, model: ModelInfo) -> None:
         server = self._settings.server
-        host = "127.0.0.1" if server.host in ("0.0.0.0", "::") else server.host  # noqa: S104 - compared, not bound
-        url = f"http://{host}:{self._listener.getsockname()[1]}"
+        url = url_of(server.host, self._listener.getsockname()[1])
         name = server.served_names[0] if server.served_names else model.name
         self._say(format_memory_plan(model.memory))
         if model.kernels == "reference":
@@ -158,3 +157,9 @@ class _Server:
         if self._told_to_stop.is_set():
             self._in_a_hurry.set()
         self._told_to_stop.set()
+
+
+def url_of(host: str, port: int) -> str:
+    """Return where a program on this machine reaches a server that listens on ``host``."""
+    reached = "127.0.0.1" if host in ("0.0.0.0", "::") else host  # noqa: S104 - compared, not bound
+    return f"http://[{reached}]:{port}" if ":" in reached else f"http://{reached}:{port}"
