@@ -2,7 +2,7 @@
 
 import pytest
 
-from penstock.units import format_bytes, format_duration, parse_bytes, parse_duration, parse_share
+from penstock.units import counted, format_bytes, format_duration, parse_bytes, parse_duration, parse_share
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,7 @@ def test_percentages() -> None:
     for text in ("1", "0.01", "%", "-1%", "1%%", "1 kB%"):
         with pytest.raises(ValueError, match="not a percentage"):
             parse_share(text)
+
+
+def test_counts() -> None:
+    assert [counted(number, "step") for number in (0, 1, 2000)] == ["0 steps", "1 step", "2,000 steps"]

@@ -40,6 +40,11 @@ def parse_duration(text: str) -> float:
     return float(match[1]) * _SECOND_UNITS[match[2].lower()]
 
 
+def counted(number: int, noun: str) -> str:
+    """Return how many of ``noun`` there are: ``1 step``, ``2,000 steps``."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def format_bytes(num_bytes: float) -> str:
     """Return ``num_bytes`` in the largest binary unit that keeps it at or above one: ``12.3 MiB``."""
     value = float(num_bytes)

@@ -43,7 +43,7 @@ def test_the_table_names_limits_and_parts() -> None:
     report = report_profile([DECODE, PREFILL], LIMITS)
     table = format_profile(report)
     assert "reads 1.0 GB/s" in table
-    assert "decode: 1 steps of 2.0 tokens, 10 ms each, 50% of the floor" in table
+    assert "decode: 1 step of 2.0 tokens, 10 ms each, 50% of the floor" in table
     line = next(line for line in table.splitlines() if line.startswith("qkv"))
     assert line.split() == ["qkv", "2", "8", "ms", "80.0%", "0.4", "0.9", "62%"]
     assert json.loads(json.dumps(report.to_json()))["limits"]["flops_per_s"] == 2e9

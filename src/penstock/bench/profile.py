@@ -8,7 +8,7 @@ from typing import Any
 
 from penstock.engine.profiling import ProfiledStep, Span
 from penstock.kernels.limits import Limits
-from penstock.units import format_duration
+from penstock.units import counted, format_duration
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,7 +117,7 @@ def format_profile(report: ProfileReport) -> str:
     )
     for steps in report.kinds:
         title = (
-            f"\n{steps.kind}: {steps.num_steps} steps of {steps.mean_tokens:,.1f} tokens, "
+            f"\n{steps.kind}: {counted(steps.num_steps, 'step')} of {steps.mean_tokens:,.1f} tokens, "
             f"{format_duration(steps.mean_s)} each, {steps.floor_share:.0%} of the floor"
         )
         table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")

@@ -22,6 +22,7 @@ from penstock.images.reading import read_image
 from penstock.protocol import EngineClient, GenerateRequest, SamplingParams
 from penstock.server.rendering import Rendered, Renderer
 from penstock.server.schemas import TokenizeChatRequest
+from penstock.units import counted
 
 HELP = (
     "/help this list   /reset forget the conversation   /system TEXT set the system message   "
@@ -284,5 +285,6 @@ def _ask(runner: asyncio.Runner, partner: Partner, conversation: Conversation, q
             sys.stdout.flush()
         if first_s is not None:
             seconds = time.perf_counter() - first_s
-            rate = f"{(num_tokens - 1) / seconds:.1f} tokens/s" if num_tokens > 1 else "1 token"
-            sys.stderr.write(f"[{num_tokens} tokens, first after {(first_s - began_s) * 1e3:.0f} ms, {rate}]\n")
+            rate = f", {(num_tokens - 1) / seconds:.1f} tokens/s" if num_tokens > 1 else ""
+            first_ms = (first_s - began_s) * 1e3
+            sys.stderr.write(f"[{counted(num_tokens, 'token')}, first after {first_ms:.0f} ms{rate}]\n")

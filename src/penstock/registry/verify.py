@@ -7,7 +7,7 @@ from penstock.errors import NotVerified
 from penstock.registry.keys import is_signed_by, key_id, read_public_key
 from penstock.registry.manifest import hash_files, model_files
 from penstock.registry.store import RESTORE_RECORD, RegisteredModel
-from penstock.units import format_bytes
+from penstock.units import counted, format_bytes
 
 _MAX_NAMED = 5
 """Files of each kind that an error names"""
@@ -23,14 +23,14 @@ class Verified:
 
     def describe(self) -> str:
         """Return a line for people."""
-        model, files = self.model, self.model.manifest.files
+        model = self.model
         if model.public_key is None:
             signed = "not signed"
         else:
             trust = "the key that counts" if self.is_trusted else "as recorded; compared with no key of yours"
             signed = f"signed by {key_id(model.public_key)} ({trust})"
-        size = format_bytes(model.manifest.num_bytes)
-        return f"{model.reference} ({model.stage}): {len(files)} files, {size}, as registered; {signed}"
+        files, size = counted(len(model.manifest.files), "file"), format_bytes(model.manifest.num_bytes)
+        return f"{model.reference} ({model.stage}): {files}, {size}, as registered; {signed}"
 
 
 def verify(model: RegisteredModel, public_key: Path | None) -> Verified:

@@ -11,7 +11,7 @@ import typer
 
 from penstock.cli.options import ConfigOption, JSONOption
 from penstock.cli.settings import load
-from penstock.units import format_bytes
+from penstock.units import counted, format_bytes
 
 if TYPE_CHECKING:
     from penstock.registry.config import RegistryConfig
@@ -81,8 +81,8 @@ def add(
         metrics=None if metrics is None else read_metrics(metrics),
         key=None if key is None else read_private_key(key.expanduser()),
     )
-    files = model.manifest.files
-    typer.echo(f"{model.reference}: {len(files)} files, {format_bytes(model.manifest.num_bytes)}, {_signed(model)}")
+    files = counted(len(model.manifest.files), "file")
+    typer.echo(f"{model.reference}: {files}, {format_bytes(model.manifest.num_bytes)}, {_signed(model)}")
 
 
 @models_app.command()
