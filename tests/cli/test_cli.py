@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import PENSTOCK, run, serving
+from tests.commands import PENSTOCK, run, run_here, serving
 
 
 def _help_seconds(arguments: list[str]) -> float:
@@ -33,6 +33,16 @@ def test_help_is_instant(arguments: list[str]) -> None:
     # 0.3 s on a quiet machine. Of the processor's time: a busy one makes everybody wait. And of the best of three: the
     # first may compile what is imported.
     assert any(_help_seconds(arguments) < 0.6 for _ in range(3))
+
+
+def test_help_is_written_out() -> None:
+    commands = run_here("--help").stdout
+    assert "compress  Make a smaller model, layer by layer.\n" in commands
+    assert (
+        "..." not in commands.partition("Commands:")[2] + run_here("models", "--help").stdout.partition("Commands:")[2]
+    )
+    assert "models add [OPTIONS] DIR\n" in run_here("models", "add", "--help").stdout
+    assert "models add [OPTIONS] DIR\n" in run_here("models", "add").stderr
 
 
 def test_config_show_says_where_each_value_comes_from(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from penstock import __version__
+from penstock.cli.command import Command
 from penstock.cli.commands.bench import bench
 from penstock.cli.commands.chat import chat
 from penstock.cli.commands.compress import compress
@@ -41,12 +42,12 @@ def _root(
     pass
 
 
-app.command()(serve)
-app.command()(chat)
-app.command()(bench)
-app.command("eval")(evaluate)
-app.command()(compress)
-app.command()(distill)
+app.command(cls=Command)(serve)
+app.command(cls=Command)(chat)
+app.command(cls=Command)(bench)
+app.command("eval", cls=Command)(evaluate)
+app.command(cls=Command)(compress)
+app.command(cls=Command)(distill)
 app.add_typer(models_app, name="models")
 app.add_typer(config_app, name="config")
 

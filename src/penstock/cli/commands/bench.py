@@ -58,10 +58,11 @@ def bench(
     ] = None,
     config: ConfigOption = None,
 ) -> None:
-    """Measure throughput and latency of a model or a server, greedily and with the end of sequence ignored.
+    """Measure throughput and latency of a model or a server.
 
-    A model run here is set up by the settings file and the environment as serve would, for requests as long as these;
-    --dtype, --quantize, --threads, --kv-dtype, --speculate and --profile are for such a model alone.
+    Answers are greedy, and go on where a model would end them. A model run here is set up by the settings file and the
+    environment as serve would, for requests as long as these; --dtype, --quantize, --threads, --kv-dtype, --speculate
+    and --profile are for such a model alone.
     """
     from penstock.cli.bench import BenchOptions, run_bench
 

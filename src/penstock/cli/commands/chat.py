@@ -14,7 +14,8 @@ def chat(
     prompt: Annotated[str | None, typer.Option(help="Ask this, print the answer and leave.")] = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     image: Annotated[
-        list[Path] | None, typer.Option(help="Show this image file with the first question; may be repeated.")
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Show this image file with the first question; may be repeated."),
     ] = None,
     temperature: Annotated[float, typer.Option(min=0, max=2, help="0 gives the likeliest answer.")] = 0.0,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 512,

@@ -46,7 +46,10 @@ def compress(
     revision: RevisionOption = None,
     as_json: JSONBesideTextOption = False,
 ) -> None:
-    """Make a smaller model, layer by layer; interrupted, the same command goes on at its last layer."""
+    """Make a smaller model, layer by layer.
+
+    After an interruption the same command goes on at its last layer.
+    """
     from penstock.cli.compress import read_goal, run_compress
     from penstock.compress.calibration.texts import CalibrationOptions
     from penstock.compress.recipe import read_recipe

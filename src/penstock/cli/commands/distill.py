@@ -25,7 +25,10 @@ def distill(
     restart: RestartOption = False,
     as_json: JSONBesideTextOption = False,
 ) -> None:
-    """Train a smaller model to say what a larger one says; interrupted, the same command goes on."""
+    """Train a smaller model to say what a larger one says.
+
+    After an interruption the same command goes on where it was.
+    """
     from penstock.cli.distill import run_distill
     from penstock.compress.calibration.texts import CalibrationOptions
     from penstock.compress.distillation import DistillOptions

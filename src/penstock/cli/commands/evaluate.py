@@ -31,8 +31,9 @@ def evaluate(
     task: Annotated[
         list[str] | None,
         typer.Option(
+            metavar="TASK",
             help="source, docstrings, recall, signatures, drawings, a task's YAML file or a text file; may be "
-            "repeated.  [default: the first four]"
+            "repeated.  [default: the first four]",
         ),
     ] = None,
     window: Annotated[int, typer.Option(min=2, help="Tokens of a text read at once.")] = 2048,
@@ -67,11 +68,14 @@ def evaluate(
     ] = None,
     beside: Annotated[
         list[Path] | None,
-        typer.Option(help="An earlier report.json, whose models the plots of --out show as well; may be repeated."),
+        typer.Option(
+            metavar="FILE",
+            help="An earlier report.json, whose models the plots of --out show as well; may be repeated.",
+        ),
     ] = None,
     config: ConfigOption = None,
 ) -> None:
-    """Measure how well a model does, offline, and whether it is near enough to another.
+    """Measure how well a model does, alone or beside another.
 
     Ends with status 3 if a comparison's verdict fails. Settings come from the settings file and the environment as for
     serve; flags without --against are the candidate's alone.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from penstock.cli.command import Command
 from penstock.cli.options import ConfigOption, JSONOption
 from penstock.cli.settings import load
 from penstock.units import counted, format_bytes
@@ -33,9 +34,12 @@ RegistryOption = Annotated[
 MetricsOption = Annotated[Path | None, typer.Option(help="JSON that penstock eval --json printed, or numbers by name.")]
 
 
-@models_app.command()
+@models_app.command(cls=Command)
 def keygen(path: Annotated[Path, typer.Argument(metavar="PATH", help="File of the private key to make.")]) -> None:
-    """Make a key to sign models by; the public key goes to PATH.pub. Nothing is overwritten."""
+    """Make a key to sign models by.
+
+    The public key goes to PATH.pub. Nothing is overwritten.
+    """
     _require_registry()
     from penstock.registry.keys import make_keys
 
@@ -44,7 +48,7 @@ def keygen(path: Annotated[Path, typer.Argument(metavar="PATH", help="File of th
     typer.echo(f"{public_path}: public key; set registry.public_key to it where models are served")
 
 
-@models_app.command()
+@models_app.command(cls=Command)
 def add(
     directory: Annotated[
         Path, typer.Argument(metavar="DIR", help="The model: a directory in Hugging Face layout, or a GGUF file.")
@@ -59,14 +63,19 @@ def add(
     ] = None,
     data: Annotated[
         list[Path] | None,
-        typer.Option(help="File it was trained, tuned or calibrated with; its hash is kept; may be repeated."),
+        typer.Option(
+            metavar="FILE", help="File it was trained, tuned or calibrated with; its hash is kept; may be repeated."
+        ),
     ] = None,
     metrics: MetricsOption = None,
     key: Annotated[Path | None, typer.Option(help="Private key to sign it by.")] = None,
     registry: RegistryOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Register a model's files, by their hashes, as a candidate. The files stay where they are."""
+    """Register a model's files, by their hashes, as a candidate.
+
+    The files stay where they are.
+    """
     opened, _ = _open(registry, config)
     from penstock.registry.keys import read_private_key
     from penstock.registry.provenance import read_metrics, read_recipe
@@ -85,7 +94,7 @@ def add(
     typer.echo(f"{model.reference}: {files}, {format_bytes(model.manifest.num_bytes)}, {_signed(model)}")
 
 
-@models_app.command()
+@models_app.command(cls=Command)
 def track(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="The model: a directory in Hugging Face layout.")],
     experiment: Annotated[str, typer.Option(help="MLflow's experiment; made if it is not there.")] = "penstock",
@@ -96,7 +105,10 @@ def track(
     ] = None,
     as_json: JSONOption = False,
 ) -> None:
-    """Send how a model was made, what was measured of it and its card to an MLflow server; not its weights."""
+    """Send a model's recipe, figures and card to an MLflow server.
+
+    Its weights stay where they are.
+    """
     from penstock.registry.mlflow_tracking import track as send
 
     directory = directory.expanduser()
@@ -109,7 +121,7 @@ def track(
         typer.echo(f"{directory}: run {run.run_id} of experiment {run.experiment} at {run.tracking_uri}")
 
 
-@models_app.command("list")
+@models_app.command("list", cls=Command)
 def list_models(as_json: JSONOption = False, registry: RegistryOption = None, config: ConfigOption = None) -> None:
     """List every version of every model."""
     opened, _ = _open(registry, config)
@@ -129,14 +141,17 @@ def list_models(as_json: JSONOption = False, registry: RegistryOption = None, co
     Console().print(table)
 
 
-@models_app.command()
+@models_app.command(cls=Command)
 def show(
     reference: ReferenceArgument,
     as_json: JSONOption = False,
     registry: RegistryOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Show all that is known of a version: where it is, its files, where it comes from, how well it does."""
+    """Show all that is known of a version.
+
+    Where it is, its files, where it comes from and how well it does.
+    """
     opened, _ = _open(registry, config)
     from penstock.registry.provenance import figures
 
@@ -162,17 +177,20 @@ def show(
         typer.echo(f"recipe\n{manifest.recipe.rstrip()}")
 
 
-@models_app.command()
+@models_app.command(cls=Command)
 def stage(
     reference: ReferenceArgument,
     to: Annotated[
         Literal["candidate", "production", "retired"],
-        typer.Argument(metavar="candidate|production|retired", help="What it is for now."),
+        typer.Argument(metavar="STAGE", help="What it is for now."),
     ],
     registry: RegistryOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Say what a version is for. One version of a name is in production: the former one is retired in the same step."""
+    """Say what a version is for.
+
+    One version of a name is in production: the former one is retired in the same step.
+    """
     opened, _ = _open(registry, config)
     model, former = opened.set_stage(reference, to)
     typer.echo(f"{model.reference}: {model.stage}")
@@ -180,7 +198,7 @@ def stage(
         typer.echo(f"{model.manifest.name}:{version}: retired")
 
 
-@models_app.command()
+@models_app.command(cls=Command)
 def verify(
     reference: ReferenceArgument,
     public_key: Annotated[
@@ -189,7 +207,10 @@ def verify(
     registry: RegistryOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Read every file of a version and see whether it is what was registered, and by whom; status 1 if not."""
+    """Read a version's files and compare them with the record.
+
+    Says by whom they were signed. Ends with status 1 if anything is not what was registered.
+    """
     opened, settings = _open(registry, config, public_key=public_key)
     from penstock.registry.verify import verify as verify_model
 

@@ -22,7 +22,7 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.  [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.  [default: 8000]")] = None,
     served_model_name: Annotated[
-        list[str] | None, typer.Option(help="Name clients call the model by; may be repeated.")
+        list[str] | None, typer.Option(metavar="NAME", help="Name clients call the model by; may be repeated.")
     ] = None,
     revision: RevisionOption = None,
     tool_call_parser: Annotated[
