@@ -91,7 +91,8 @@ class PackedLinear:
         address = checked(x, torch.float32, num_tokens, self.num_inputs)
         out = empty(num_tokens, N) if added is None else added
         out_address = checked(out, torch.float32, num_tokens, N)
-        self._packed.run(address, self.num_inputs, num_tokens, out_address, N, 0 if added is None else out_address)
+        if num_tokens:
+            self._packed.run(address, self.num_inputs, num_tokens, out_address, N, 0 if added is None else out_address)
         return out
 
 
@@ -113,6 +114,8 @@ class _Source:
         else:
             assert form == weight.form, "a gate and what it multiplies have one form"
             self._values = weight.codes
+            if 0 in weight.shape:
+                raise KernelUnsupported(f"no native product with codes of {list(weight.shape)}")
             self.inputs = weight.inputs if form.int8_activations else None
             num_outputs, num_inputs = weight.shape
             num_groups = -(-num_inputs // form.group)
@@ -134,4 +137,6 @@ def _shifted(weight: Tensor | WeightCodes | None, inputs: InputCodes | None, bia
 
 
 def _floats(bias: Tensor | None) -> Tensor | None:
+    if bias is not None and not bias.is_floating_point():
+        raise KernelUnsupported(f"no native product with a {bias.dtype} bias")
     return None if bias is None else bias.float().contiguous()

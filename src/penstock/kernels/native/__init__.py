@@ -77,10 +77,12 @@ def checked(x: Tensor, dtype: torch.dtype, *shape: int) -> int:
 def checked_rows(x: Tensor, num_rows: int, width: int) -> tuple[int, int]:
     """Return the address of ``x`` [num_rows, width] float32, whose rows are dense, and how far these are apart.
 
-    Raises ``KernelUnsupported`` for any other.
+    Raises ``KernelUnsupported`` for any other, and where rows lie on each other.
     """
-    if x.dtype is torch.float32 and x.shape == (num_rows, width) and (x.stride(1) == 1 or width == 1):
-        return x.data_ptr(), x.stride(0)
+    if x.dtype is torch.float32 and x.shape == (num_rows, width):
+        apart, step = x.stride()
+        if (step == 1 or width == 1) and (apart >= width or num_rows == 1):
+            return x.data_ptr(), apart
     raise _unfit(x, torch.float32, (num_rows, width))
 
 

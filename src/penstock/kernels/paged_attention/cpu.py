@@ -43,6 +43,8 @@ class CPUAttention:
         score_cap: float | None = None,
     ) -> None:
         assert NATIVE is not None
+        if num_heads < 1 or num_kv_heads < 1 or num_heads % num_kv_heads:
+            raise KernelUnsupported(f"{num_heads} query heads cannot share {num_kv_heads} KV heads evenly")
         if num_heads // num_kv_heads > _MAX_SHARING:
             raise KernelUnsupported(
                 f"{num_heads // num_kv_heads} query heads share a KV head, and native attention takes {_MAX_SHARING}; "
