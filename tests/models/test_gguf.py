@@ -14,13 +14,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from penstock.errors import ConfigError, ModelUnreadable
-from penstock.kernels import ReferenceOps
+from penstock.kernels import CPUOps, Ops, Quantization, ReferenceOps
+from penstock.kernels.native import NATIVE
 from penstock.models import read_config, read_sampling_defaults
 from penstock.models.decoder import count_parameters, load_model
 from penstock.protocol import SamplingDefaults
 from penstock.text import ChatTemplate, Tokenizer
 from tests.engines import build_engine, greedy, run_to_end, tokens_of
 from tests.gguf_files import ARCHITECTURES, as_format, random_blocks, write_gguf
+from tests.kernels.backends import needs_native
 from tests.packing import layout_of
 from tests.tiny_models import make_checkpoint, reference_greedy, reference_logits
 
@@ -28,8 +30,19 @@ K = gguf.GGMLQuantizationType
 TOKENS = [(11 * i + 5) % 256 for i in range(60)]
 
 
+class ExactInputs(CPUOps):
+    """Leaves activations as they are, whatever codes are made for."""
+
+    def form_of_codes(self, bits: int, group: int | None, *, int8_activations: bool) -> Quantization | None:
+        return super().form_of_codes(bits, group, int8_activations=False)
+
+
+EXACT = ReferenceOps() if NATIVE is None else ExactInputs()
+
+
 @torch.inference_mode()
-def logits(path: Path, **options: Any) -> torch.Tensor:
+def logits(path: Path, *, ops: Ops = EXACT, **options: Any) -> torch.Tensor:
+    options = {"dtype": "float32", "ops": ops, **options}
     model = load_model(path, **options)
     hidden = model.forward(torch.tensor(TOKENS), layout_of([60], [60], [[0, 1, 2, 3]], 16), model.new_cache(4, 16))
     return model.logits(hidden)
@@ -65,6 +78,20 @@ def test_formats(kind: K, tmp_path: Path) -> None:
     torch.testing.assert_close(logits(file, ops=ReferenceOps()), found, atol=1e-4, rtol=0)
 
 
+@needs_native
+@pytest.mark.parametrize("kind", [K.Q4_0, K.Q8_0], ids=lambda kind: kind.name)
+def test_codes_are_run_as_ggml_runs_them(kind: K, tmp_path: Path) -> None:
+    _, file = both(tmp_path, "qwen2", as_format(kind))
+    exact, found = logits(file), logits(file, ops=CPUOps())
+    # Activations are rounded to 8 bits, to which weights of 8 bits add nothing.
+    assert 1e-4 < (found - exact).norm() / exact.norm() < 0.05
+    # What is left in floats, half as wide, is no further off.
+    narrow = logits(file, ops=CPUOps(), dtype="auto")
+    assert 1e-5 < (narrow - exact).norm() / exact.norm() < 0.05
+    assert read_config(file).dtype == "bfloat16"
+    assert load_model(file).kv_dtype is torch.bfloat16
+
+
 @pytest.mark.parametrize("kind", [K.Q4_K, K.Q5_K, K.Q6_K], ids=lambda kind: kind.name)
 def test_k_formats(kind: K, tmp_path: Path) -> None:
     wide = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 16}
@@ -79,7 +106,8 @@ def test_experts_in_blocks(tmp_path: Path) -> None:
 
 def test_a_file_is_served_like_its_checkpoint(tmp_path: Path) -> None:
     checkpoint, file = both(tmp_path, "qwen3", as_format(K.Q8_0))
-    deltas = run_to_end(build_engine(file, step_tokens=16), [greedy("a", TOKENS, 12), greedy("b", TOKENS[:9], 12)])
+    engine = build_engine(file, step_tokens=16, ops=EXACT)
+    deltas = run_to_end(engine, [greedy("a", TOKENS, 12), greedy("b", TOKENS[:9], 12)])
     assert tokens_of(deltas["a"]) == reference_greedy(checkpoint, TOKENS, 12)
     assert tokens_of(deltas["b"]) == reference_greedy(checkpoint, TOKENS[:9], 12)
 

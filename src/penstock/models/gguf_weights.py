@@ -118,8 +118,6 @@ class GGUFWeights:
         """
         if self._interleaved_heads is None:
             return None
-        if self._interleaved_heads is None:
-            return None
         heads = {"q_proj": self._interleaved_heads, "k_proj": self._interleaved_kv_heads}.get(name.split(".")[-2])
         return None if heads is None else torch.arange(num_rows).view(heads, -1, 2).transpose(1, 2).flatten()
 
@@ -135,6 +133,11 @@ class GGUFWeights:
 
 
 def _scheme(info: TensorInfo) -> Scheme | None:
-    """Return how a matrix is quantized, if its format is one of a code and a scale."""
+    """Return how a matrix is quantized, if its format is one of a code and a scale.
+
+    Activations are meant to be rounded, because ggml rounds those that meet such a matrix.
+    """
     form = FORMATS[info.format]
-    return None if form.codes is None else Scheme(bits=form.codes.bits, group=form.block_elements)
+    if form.codes is None:
+        return None
+    return Scheme(bits=form.codes.bits, group=form.block_elements, activations="dynamic")

@@ -47,7 +47,8 @@ class Loader:
 
     def norm(self, name: str, size: int) -> Tensor:
         """Return a norm's weight [size] in the dtype of activations."""
-        weight = self.tensor(f"{name}.weight", size).to(self._activation_dtype)
+        weight = self._weights.take(f"{name}.weight", (size,), self._activation_dtype)
+        self.num_parameters += size
         offset = self.config.norms.offset
         return weight + offset if offset else weight
 
