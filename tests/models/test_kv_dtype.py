@@ -71,6 +71,11 @@ def test_an_unknown_dtype_is_named(checkpoint: Callable[[str], Path]) -> None:
         load_model(checkpoint("llama"), kv_dtype="int3")
 
 
+def test_dtypes_have_short_names(checkpoint: Callable[[str], Path]) -> None:
+    model = load_model(checkpoint("llama"), dtype="fp32", kv_dtype="bf16")
+    assert (model.dtype, model.kv_dtype) == (torch.float32, torch.bfloat16)
+
+
 def test_auto_is_the_weights_dtype(checkpoint: Callable[[str], Path]) -> None:
     assert load_model(checkpoint("llama"), dtype="bfloat16").kv_dtype is torch.bfloat16
     assert load_model(checkpoint("llama"), dtype="float32").kv_dtype is torch.float32

@@ -24,7 +24,7 @@ DtypeOption = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 o
 QuantizeOption = Annotated[str | None, typer.Option(help="int8, int4, w8a16 or w4a16: quantize while loading.")]
 KVDtypeOption = Annotated[
     str | None,
-    typer.Option(help="What keys and values are cached in: auto (the weights' dtype), float32, bfloat16 or int8."),
+    typer.Option(help="What keys and values are cached in: auto (the weights' dtype), float32, bf16 or int8."),
 ]
 ThreadsOption = Annotated[int | None, typer.Option(help="Threads a step uses.  [default: cores - 1]")]
 

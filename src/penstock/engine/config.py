@@ -54,7 +54,7 @@ class RunnerConfig:
 
     dtype: str = "auto"
     """``auto``, ``float32``, ``bfloat16`` or ``float16``: what weights are kept in. ``auto`` takes the checkpoint's
-    own where kernels take it, and float32, which loses nothing, elsewhere."""
+    own where kernels take it, and float32, which loses nothing, elsewhere. Short names are taken too, such as bf16."""
     kv_dtype: str = "auto"
     """``auto``, ``float32``, ``bfloat16`` or ``int8``: what keys and values are cached in. ``auto`` takes the weights'
     dtype. ``int8``, with a scale for each token and head, holds nearly twice the tokens of bfloat16 in the same memory

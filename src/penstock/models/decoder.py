@@ -31,6 +31,8 @@ _EMBEDDING_NAMES = ("model.embed_tokens.weight", "token_embd.weight")
 _CACHE_SCALES = (".k_scale", ".v_scale", ".k_proj.output_scale", ".v_proj.output_scale")
 """Static ones. They are not used: 8-bit keys and values have a scale for each token and head here, which is finer."""
 
+_SHORT_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
 KV_DTYPES = ("float32", "bfloat16", "int8")
 """What keys and values can be cached in, whatever the weights' dtype."""
 
@@ -191,6 +193,7 @@ def run_dtype(config: ModelConfig, dtype: str) -> str:
     """Return the dtype of a model's weights: the one asked for, or for ``auto`` the checkpoint's own if
     kernels take it beside float32 activations, and float32, which holds every value of the others exactly, if not.
     """
+    dtype = _SHORT_NAMES.get(dtype, dtype)
     if dtype != "auto":
         if dtype not in DTYPES:
             raise InvalidSetting(f"dtype is {dtype!r}; it can be auto, {', '.join(DTYPES)}", param="dtype")
@@ -201,6 +204,7 @@ def run_dtype(config: ModelConfig, dtype: str) -> str:
 
 def cache_dtype(weights_dtype: torch.dtype, kv_dtype: str) -> torch.dtype:
     """Return the dtype of cached keys and values: the one asked for, or for ``auto`` the weights'."""
+    kv_dtype = _SHORT_NAMES.get(kv_dtype, kv_dtype)
     if kv_dtype == "auto":
         return weights_dtype
     if kv_dtype not in KV_DTYPES:
