@@ -13,6 +13,7 @@ import msgspec
 import pytest
 import pytest_asyncio
 
+from penstock.engine.messages import Stepped
 from penstock.engine.process import STALL_S, ProcessClient
 from penstock.errors import Draining, InvalidRequest, ModelNotFound, ModelUnreadable, NotReady, WorkerDied
 from penstock.protocol import EngineState, TokenDelta
@@ -83,6 +84,29 @@ async def test_tokens_cross_the_border_unchanged(client: ProcessClient, checkpoi
     assert status.state is EngineState.READY
     assert status.model is not None
     assert status.counters.num_generation_tokens == 12
+
+
+class Noting:
+    """A decoder that notes the steps it was told of."""
+
+    def __init__(self, client: ProcessClient) -> None:
+        self._decoder, self.steps = client._decoder, list[Stepped]()
+        client._decoder = self  # type: ignore[assignment]
+
+    def decode(self, data: bytes) -> object:
+        message = self._decoder.decode(data)
+        if isinstance(message, Stepped):
+            self.steps.append(message)
+        return message
+
+
+async def test_all_tokens_of_a_step_come_in_one_message(client: ProcessClient) -> None:
+    noted = Noting(client)
+    await asyncio.gather(*(collect(client, str(i), 20) for i in range(8)))
+    numbers = [step.status.counters.num_steps for step in noted.steps]
+    assert numbers == list(range(1, len(numbers) + 1))
+    assert max(len(step.deltas) for step in noted.steps) == 8
+    assert sum(len(delta.token_ids) for step in noted.steps for delta in step.deltas) == 8 * 20
 
 
 async def test_a_grammar_is_compiled_while_the_loop_waits(client: ProcessClient) -> None:

@@ -1,5 +1,6 @@
 """Weights kept in codes: the model is the one whose weights, or activations too, were rounded, and nothing else."""
 
+import textwrap
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +15,11 @@ from penstock.kernels import QUANTIZATIONS, CPUOps, Linear, Quantization, Refere
 from penstock.kernels.linear.cpu import PackedLinear
 from penstock.kernels.linear.reference import ReferenceLinear, round_activations
 from penstock.kernels.native import NATIVE
+from penstock.models import resolve_model
 from penstock.models.decoder import load_model
 from penstock.models.model import LanguageModel
+from penstock.text import Tokenizer
+from tests.engines import build_engine, greedy, run_to_end, tokens_of
 from tests.packing import layout_of
 
 needs_native = pytest.mark.skipif(NATIVE is None, reason="the native kernels were not built")
@@ -94,6 +98,32 @@ def test_quantized_is_the_model_of_rounded_values(
     # And it is not the model as it was: a setting that did nothing would pass the above on coarse weights.
     exact = logits(load_model(path, ops=ReferenceOps()), token_ids)
     assert (found - exact).norm() > (found - expected).norm() * 2
+
+
+@needs_native
+@pytest.mark.parametrize("quantize", QUANTIZATIONS)
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_greedy_tokens_are_the_references(family: str, quantize: str, checkpoint: Callable[[str], Path]) -> None:
+    path, form = checkpoint(family), QUANTIZATIONS[quantize]
+    requests = [greedy(f"r{i}", [(7 * j + 31 * i) % 250 for j in range(5 + 20 * i)], 24) for i in range(4)]
+    found = run_to_end(build_engine(path, ops=CPUOps(form)), requests)
+    expected = run_to_end(build_engine(path, ops=RoundedOps(form)), requests)
+    for request in requests:
+        assert tokens_of(found[request.request_id]) == tokens_of(expected[request.request_id])
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("quantize", "most"), [(None, 0.005), ("w8a16", 0.04), ("int8", 0.07), ("w4a16", 0.35), ("int4", 0.35)]
+)
+def test_the_demo_models_logits_stay_near(quantize: str | None, most: float) -> None:
+    path = resolve_model("penstock-mini")
+    token_ids = Tokenizer.load(path).encode(Path(textwrap.__file__).read_text(), add_special_tokens=False)[:512]
+    exact = logits(load_model(path, dtype="float32", ops=ReferenceOps()), token_ids)
+    found = logits(load_model(path, dtype="bfloat16", ops=ops_for(torch.bfloat16, quantize)), token_ids)
+    # Without what all of a token's logits have in common, which changes nothing.
+    exact, found = (x - x.mean(-1, keepdim=True) for x in (exact, found))
+    assert most / 10 < (found - exact).norm() / exact.norm() < most
 
 
 @needs_native
