@@ -2,8 +2,9 @@
 
 Four curves of Penstock's engine in this process, each at 1, 2 and 4 threads: throughput against concurrency, decode
 speed against context, prefill speed against prompt length, and time per step against batch size. Weights are random,
-of a small shape unless `--shape` names another; decoding is greedy past the end of sequence. At each point the numbers
-of threads take turns; medians of the rounds are drawn, least and most around them.
+of a small shape unless `--shape` names another; decoding is greedy past the end of sequence. At each place the numbers
+of threads take turns; medians of the rounds are drawn, least and most around them. A place whose round takes long is
+measured in that one round: the whole of Qwen2.5-0.5B's shape in INT8 is meant to take less than 25 minutes.
 """
 
 import argparse
@@ -31,11 +32,12 @@ from penstock.protocol import GenerateRequest, SamplingParams
 
 CONCURRENCY = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 CONTEXT = (128, 256, 512, 1024, 2048, 4096, 8192, 16384)
-PROMPT_TOKENS = 64
-ANSWER_TOKENS = 64
-BATCH_CONTEXT = 128
+PROMPT_TOKENS = 32
+ANSWER_TOKENS = 32
 NUM_STEPS = 12
-"""Decode steps timed at each point; their median is the point's."""
+"""Decode steps timed after each context; their median is the point's."""
+LONG_S = 20.0
+"""A round that takes longer is not repeated: what disturbs a second is little beside it."""
 
 Point = tuple[str, int, float]
 """A curve, where on it, and the value"""
@@ -61,6 +63,11 @@ class Bench:
             )
         )
 
+    @property
+    def has_work(self) -> bool:
+        """Whether a request has not ended."""
+        return self._engine.has_work
+
     def step(self) -> int:
         """Run a step and return how many requests got a token."""
         assert self._engine.has_work
@@ -68,22 +75,26 @@ class Bench:
 
     def drain(self) -> None:
         """Run what is left."""
-        while self._engine.has_work:
-            self._engine.step()
-
-    def drop(self, num_requests: int) -> None:
-        """End the last ``num_requests``."""
-        for number in range(num_requests):
-            self._engine.abort(str(self._num_requests - number))
+        while self.has_work:
+            self.step()
 
 
-def throughput(bench: Bench, concurrency: int) -> Iterator[Point]:
-    """Output tokens a second of ``concurrency`` requests that come at once."""
-    began = time.perf_counter()
+def one_load(bench: Bench, concurrency: int) -> Iterator[Point]:
+    """Output tokens a second of ``concurrency`` requests that come at once, and milliseconds of a step in which all of
+    them decode.
+    """
     for _ in range(concurrency):
         bench.add(PROMPT_TOKENS, ANSWER_TOKENS)
-    bench.drain()
+    whole, num_last = [], 0
+    began = step_began = time.perf_counter()
+    while bench.has_work:
+        num_answered, step_ended = bench.step(), time.perf_counter()
+        # Nobody's prompt is in a step before which all had a token.
+        if num_last == concurrency == num_answered:
+            whole.append(step_ended - step_began)
+        num_last, step_began = num_answered, step_ended
     yield "throughput", concurrency, concurrency * ANSWER_TOKENS / (time.perf_counter() - began)
+    yield "step", concurrency, 1e3 * statistics.median(whole)
 
 
 def one_context(bench: Bench, num_tokens: int) -> Iterator[Point]:
@@ -95,17 +106,6 @@ def one_context(bench: Bench, num_tokens: int) -> Iterator[Point]:
     yield "prefill", num_tokens, num_tokens / (time.perf_counter() - began)
     yield "decode", num_tokens, 1 / _median_step_s(bench)
     bench.drain()
-
-
-def one_batch(bench: Bench, size: int) -> Iterator[Point]:
-    """Milliseconds of a step that gives each of ``size`` requests a token."""
-    # Each answer is long enough that the first is not done before the last has begun.
-    for _ in range(size):
-        bench.add(BATCH_CONTEXT, NUM_STEPS + 1 + size)
-    while bench.step() < size:
-        pass
-    yield "step", size, 1e3 * _median_step_s(bench)
-    bench.drop(size)
 
 
 def _median_step_s(bench: Bench) -> float:
@@ -127,25 +127,28 @@ LABELS = {
 
 
 def measure(bench: Bench, threads: Sequence[int], rounds: int, longest: int) -> dict[str, dict[int, dict[int, Any]]]:
-    """Return for each curve, number of threads and place on it the spread of all rounds."""
+    """Return for each curve, number of threads and place on it the spread of all rounds, and how many those were."""
     contexts = [context for context in CONTEXT if context <= longest]
     plan: list[tuple[Callable[[Bench, int], Iterator[Point]], Sequence[int]]] = [
-        (throughput, CONCURRENCY),
+        (one_load, CONCURRENCY),
         (one_context, contexts),
-        (one_batch, CONCURRENCY),
     ]
     found: dict[tuple[str, int, int], list[float]] = {}
     for work, places in plan:
         for place in places:
             for _ in range(rounds):
+                began = time.perf_counter()
                 for num_threads in threads:
                     use_threads(num_threads)
                     for curve, x, value in work(bench, place):
                         found.setdefault((curve, num_threads, x), []).append(value)
-            print(work.__name__, place, flush=True)
+                round_s = time.perf_counter() - began
+                print(f"{work.__name__} {place}: {round_s:.1f} s", flush=True)
+                if round_s > LONG_S:
+                    break
     curves: dict[str, dict[int, dict[int, Any]]] = {curve: {n: {} for n in threads} for curve in LABELS}
     for (curve, num_threads, x), values in found.items():
-        curves[curve][num_threads][x] = spread(values)
+        curves[curve][num_threads][x] = {**spread(values), "rounds": len(values)}
     return curves
 
 
@@ -185,7 +188,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="small")
     parser.add_argument("--quantize", help="as `penstock serve` takes it")
     parser.add_argument("--threads", default="1,2,4")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help=f"of places whose round takes less than {LONG_S:g} s")
     parser.add_argument("--longest", type=int, default=CONTEXT[-1], help="longest context, tokens")
     parser.add_argument("--out", type=Path, metavar="STEM", help="write STEM.json and STEM.png")
     arguments = parser.parse_args()
@@ -194,9 +197,7 @@ def main() -> None:
     shape = SHAPES[arguments.shape]
     with tempfile.TemporaryDirectory() as directory:
         model = make_model(Path(directory) / arguments.shape, shape)
-        num_cached_tokens = max(
-            2 * arguments.longest, CONCURRENCY[-1] * (BATCH_CONTEXT + NUM_STEPS + 1 + CONCURRENCY[-1])
-        )
+        num_cached_tokens = 2 * max(arguments.longest, CONCURRENCY[-1] * (PROMPT_TOKENS + ANSWER_TOKENS))
         settings = Settings(
             model=ModelSettings(name=str(model)),
             scheduler=SchedulerConfig(max_running=CONCURRENCY[-1]),
@@ -217,7 +218,7 @@ def main() -> None:
         "machine": {**describe_machine(), "kernels": describe()},
         "shape": arguments.shape,
         "precision": arguments.quantize or "bfloat16",
-        "rounds": arguments.rounds,
+        "seconds": time.perf_counter() - began,
         "cores_busy_with_others": others_cores,
     }
     text = json.dumps({"conditions": conditions, "curves": curves}, indent=1)

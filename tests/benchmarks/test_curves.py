@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.curves import Bench, measure, one_batch, one_context, throughput
+from benchmarks import curves
+from benchmarks.curves import Bench, measure, one_context, one_load
 from benchmarks.peers.model import SHAPES, make_model, prompt_token_ids
 from penstock.engine.config import CacheConfig
 from penstock.kernels import use_threads
@@ -20,15 +21,29 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 
 
 def test_each_curve_has_its_point(bench: Bench) -> None:
-    points = [*throughput(bench, 4), *one_context(bench, 600), *one_batch(bench, 8)]
-    assert [point[:2] for point in points] == [("throughput", 4), ("prefill", 600), ("decode", 600), ("step", 8)]
+    points = [*one_load(bench, 4), *one_context(bench, 600)]
+    assert [point[:2] for point in points] == [("throughput", 4), ("step", 4), ("prefill", 600), ("decode", 600)]
     assert all(value > 0 for *_, value in points)
+
+
+@pytest.mark.parametrize(("long_s", "num_rounds"), [(0.0, 1), (60.0, 2)])
+def test_what_takes_long_is_measured_once(
+    long_s: float, num_rounds: int, bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(curves, "LONG_S", long_s)
+    monkeypatch.setattr(curves, "CONCURRENCY", (1, 3))
+    found = measure(bench, [1], rounds=2, longest=256)
+    assert {place["rounds"] for lines in found.values() for points in lines.values() for place in points.values()} == {
+        num_rounds
+    }
+    curves.write_plot(tmp_path / "curves.png", found, "all of them")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow
 def test_all_places_and_threads_are_measured(bench: Bench) -> None:
-    curves = measure(bench, [1, 2], rounds=1, longest=256)
-    assert {curve: {n: [*points] for n, points in lines.items()} for curve, lines in curves.items()} == {
+    found = measure(bench, [1, 2], rounds=1, longest=256)
+    assert {curve: {n: [*points] for n, points in lines.items()} for curve, lines in found.items()} == {
         curve: {1: places, 2: places}
         for curve, places in {
             "throughput": [1, 2, 4, 8, 16, 32, 64, 128, 256],
