@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from penstock.errors import InvalidSetting, KernelUnsupported
-from penstock.kernels import QUANTIZATIONS, CPUOps, Linear, Quantization, ReferenceOps, WeightCodes, ops_for
+from penstock.kernels import QUANTIZATIONS, CPUOps, Linear, Quantization, ReferenceOps, Stacked, WeightCodes, ops_for
 from penstock.kernels.linear.cpu import PackedLinear
 from penstock.kernels.linear.reference import ReferenceLinear, round_activations
 from penstock.kernels.native import NATIVE
@@ -46,8 +46,14 @@ class RoundedOps(ReferenceOps):
         self._form = form
 
     def prepare_linear(  # type: ignore[override]
-        self, weight: Tensor | WeightCodes, bias: Tensor | None, *, exact: bool = False, activation: str | None = None
+        self,
+        weight: Tensor | Stacked | WeightCodes,
+        bias: Tensor | None,
+        *,
+        exact: bool = False,
+        activation: str | None = None,
     ) -> Linear:
+        weight = weight.joined() if isinstance(weight, Stacked) else weight
         assert isinstance(weight, Tensor)
         assert activation is None
         return ReferenceLinear(weight, bias) if exact else RoundedLinear(self._form, weight, bias)

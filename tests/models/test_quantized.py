@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from penstock.errors import ModelUnreadable
-from penstock.kernels import QUANTIZATIONS, CPUOps, Linear, Ops, ReferenceOps, WeightCodes
+from penstock.kernels import QUANTIZATIONS, CPUOps, Linear, Ops, ReferenceOps, Stacked, WeightCodes
 from penstock.kernels.linear.reference import dequantize, round_activations
 from penstock.models.decoder import count_parameters, load_model
 from penstock.models.families import read_config
@@ -40,7 +40,7 @@ class CountedOps(CPUOps):
 
     def prepare_linear(
         self,
-        weight: torch.Tensor | WeightCodes,
+        weight: torch.Tensor | Stacked | WeightCodes,
         bias: torch.Tensor | None,
         *,
         exact: bool = False,
@@ -54,7 +54,7 @@ class CountedOps(CPUOps):
         return super().prepare_gated_linear(gate, *args, **options)
 
     @classmethod
-    def count(cls, weight: torch.Tensor | WeightCodes, *, exact: bool = False) -> None:
+    def count(cls, weight: torch.Tensor | Stacked | WeightCodes, *, exact: bool = False) -> None:
         if isinstance(weight, WeightCodes):
             cls.num_coded += 1
         elif not exact:
@@ -123,10 +123,10 @@ class RoundedCodes(ReferenceOps):
     form_of_codes = CPUOps().form_of_codes
 
     def prepare_linear(  # type: ignore[override]
-        self, weight: torch.Tensor | WeightCodes, bias: torch.Tensor | None, **_: object
+        self, weight: torch.Tensor | Stacked | WeightCodes, bias: torch.Tensor | None, **_: object
     ) -> Linear:
         plain = super().prepare_linear(weight, bias)
-        if isinstance(weight, torch.Tensor):
+        if not isinstance(weight, WeightCodes):
             return plain
         assert weight.form.int8_activations
         exact_weight = dequantize(weight).double()

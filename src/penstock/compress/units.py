@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from penstock.kernels import Linear, Ops, ReferenceOps, WeightCodes
+from penstock.kernels import Linear, Ops, ReferenceOps, Stacked, WeightCodes
 from penstock.models import ModelConfig
 from penstock.models.frame import DecoderLayer
 from penstock.models.parts import Loader
@@ -112,7 +112,12 @@ class WatchedOps:
         self.plan_attention = inner.plan_attention
 
     def prepare_linear(
-        self, weight: Tensor | WeightCodes, bias: Tensor | None, *, exact: bool = False, activation: str | None = None
+        self,
+        weight: Tensor | Stacked | WeightCodes,
+        bias: Tensor | None,
+        *,
+        exact: bool = False,
+        activation: str | None = None,
     ) -> Linear:
         """See ``Ops``."""
         prepared = self._inner.prepare_linear(weight, bias, exact=exact, activation=activation)

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from penstock.errors import InvalidSetting, KernelUnsupported
 from penstock.kernels.layout import BatchLayout, KVBlocks
+from penstock.kernels.linear.ahead import PackedAhead
 from penstock.kernels.linear.cpu import FLOAT_KINDS, PackedLinear, form_that_holds
-from penstock.kernels.linear.quantization import QUANTIZATIONS, Quantization, WeightCodes
+from penstock.kernels.linear.quantization import QUANTIZATIONS, Quantization, Stacked, WeightCodes
 from penstock.kernels.native import NATIVE, checked, checked_rows, describe
 from penstock.kernels.native.cache import cache_addresses
 from penstock.kernels.native.replay import Forward, NativeReplay, empty
@@ -25,6 +26,8 @@ class CPUOps:
     quantization: Quantization | None = None
     """What projections are kept in; None leaves them as they come. Codes are kept if they have no more bits, and what
     is said of activations goes for them too."""
+    ahead: PackedAhead | None = None
+    """What has been packed, or is being, before anybody asked"""
 
     plan_attention = staticmethod(CPUAttention)
 
@@ -51,10 +54,16 @@ class CPUOps:
         return None if asked is not None and form is not None and form.bits > asked.bits else form
 
     def prepare_linear(
-        self, weight: Tensor | WeightCodes, bias: Tensor | None, *, exact: bool = False, activation: str | None = None
+        self,
+        weight: Tensor | Stacked | WeightCodes,
+        bias: Tensor | None,
+        *,
+        exact: bool = False,
+        activation: str | None = None,
     ) -> Linear:
         """Pack."""
-        return PackedLinear(weight, bias, activation=activation, quantization=None if exact else self.quantization)
+        quantization = None if exact else self.quantization
+        return PackedLinear(weight, bias, activation=activation, quantization=quantization, ahead=self.ahead)
 
     def prepare_gated_linear(
         self,
@@ -66,7 +75,9 @@ class CPUOps:
         activation: str = "silu",
     ) -> Linear:
         """Pack both into one."""
-        return PackedLinear(gate, gate_bias, up, up_bias, activation=activation, quantization=self.quantization)
+        return PackedLinear(
+            gate, gate_bias, up, up_bias, activation=activation, quantization=self.quantization, ahead=self.ahead
+        )
 
     @staticmethod
     def record(forward: Forward, block_size: int) -> NativeReplay:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from penstock.kernels.layout import BatchLayout, KVBlocks
-from penstock.kernels.linear.quantization import Quantization, WeightCodes
+from penstock.kernels.linear.quantization import Quantization, Stacked, WeightCodes
 
 
 class Linear(Protocol):
@@ -99,7 +99,12 @@ class Ops(Protocol):
         """
 
     def prepare_linear(
-        self, weight: Tensor | WeightCodes, bias: Tensor | None, *, exact: bool = False, activation: str | None = None
+        self,
+        weight: Tensor | Stacked | WeightCodes,
+        bias: Tensor | None,
+        *,
+        exact: bool = False,
+        activation: str | None = None,
     ) -> Linear:
         """Take a weight [N, K] and bias [N] into the form this backend computes with, once at load.
 

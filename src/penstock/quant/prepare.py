@@ -12,7 +12,7 @@ import structlog
 import torch
 from torch import Tensor
 
-from penstock.kernels import InputCodes, Linear, Ops, Quantization, WeightCodes
+from penstock.kernels import InputCodes, Linear, Ops, Quantization, Stacked, WeightCodes
 from penstock.quant.codes import QuantizedWeight, Scheme, dequantize
 
 _log = structlog.get_logger(__name__)
@@ -147,12 +147,12 @@ def _to_kernel(
     return WeightCodes(form, weight.codes.contiguous(), scales, zeros, inputs)
 
 
-def _stack(parts: list[Tensor] | list[WeightCodes]) -> Tensor | WeightCodes:
+def _stack(parts: list[Tensor] | list[WeightCodes]) -> Tensor | Stacked | WeightCodes:
     if len(parts) == 1:
         return parts[0]
     coded = [part for part in parts if isinstance(part, WeightCodes)]
     if not coded:
-        return torch.cat([part for part in parts if isinstance(part, Tensor)])
+        return Stacked(tuple(part for part in parts if isinstance(part, Tensor)))
     zeros = [part.zeros for part in coded if part.zeros is not None]
     return WeightCodes(
         coded[0].form,

@@ -6,7 +6,7 @@ T packed tokens, S sequences, N outputs, K inputs, E width, H query heads, G KV 
 from torch import Tensor
 
 from penstock.engine.profiling.recorder import Cost, Recorder
-from penstock.kernels import Attention, BatchLayout, KVBlocks, Linear, Ops, Quantization, WeightCodes
+from penstock.kernels import Attention, BatchLayout, KVBlocks, Linear, Ops, Quantization, Stacked, WeightCodes
 from penstock.models import ModelConfig
 
 _FLOAT32_BYTES = 4
@@ -44,7 +44,12 @@ class _Ops:
         }
 
     def prepare_linear(
-        self, weight: Tensor | WeightCodes, bias: Tensor | None, *, exact: bool = False, activation: str | None = None
+        self,
+        weight: Tensor | Stacked | WeightCodes,
+        bias: Tensor | None,
+        *,
+        exact: bool = False,
+        activation: str | None = None,
     ) -> Linear:
         N, K = weight.shape
         role = self._roles.get((N, K), f"linear {N} x {K}")
@@ -68,18 +73,18 @@ class _Ops:
         self,
         linear: Linear,
         role: str,
-        weight: Tensor | WeightCodes,
+        weight: Tensor | Stacked | WeightCodes,
         *,
         num_rows: int,
         num_outputs: int,
         exact: bool = False,
     ) -> Linear:
         form, K = None if exact else self._quantization, weight.shape[1]
-        if isinstance(weight, Tensor):
-            element_bytes = weight.element_size() if form is None else form.weight_bytes
-        else:
+        if isinstance(weight, WeightCodes):
             form = weight.form
             element_bytes = form.weight_bytes
+        else:
+            element_bytes = weight.dtype.itemsize if form is None else form.weight_bytes
         weight_bytes = int(num_rows * K * element_bytes)
         ops_per_token = 2 * num_rows * K
         bytes_per_token = (K + num_outputs) * _FLOAT32_BYTES

@@ -4,13 +4,14 @@ import torch
 from torch import Tensor
 
 from penstock.errors import KernelUnsupported
-from penstock.kernels.linear.quantization import InputCodes, Quantization, WeightCodes
+from penstock.kernels.linear.ahead import CODE_KINDS, MatrixSource, PackedAhead
+from penstock.kernels.linear.ahead import FLOAT_KINDS as _FLOAT_KINDS
+from penstock.kernels.linear.quantization import InputCodes, Quantization, Stacked, WeightCodes
 from penstock.kernels.linear.reference import dequantize
 from penstock.kernels.native import NATIVE, checked
 from penstock.kernels.native.replay import empty
 
-FLOAT_KINDS = {torch.float32: 0, torch.bfloat16: 1}
-_CODES = {8: 2, 4: 3}
+FLOAT_KINDS: dict[torch.dtype, int] = {getattr(torch, name): kind for name, kind in _FLOAT_KINDS.items()}
 _ACTIVATIONS = {None: 0, "silu": 1, "gelu_tanh": 2, "gelu": 3, "quick_gelu": 4}
 """``Activation`` of ``native/kernels.h``"""
 _CODE_INPUTS, _MAX_GROUP = 32, 512
@@ -36,22 +37,24 @@ class PackedLinear:
 
     def __init__(
         self,
-        weight: Tensor | WeightCodes,
+        weight: Tensor | Stacked | WeightCodes,
         bias: Tensor | None,
         up: Tensor | WeightCodes | None = None,
         up_bias: Tensor | None = None,
         *,
         activation: str | None = None,
         quantization: Quantization | None = None,
+        ahead: PackedAhead | None = None,
     ) -> None:
         """Pack a copy of ``weight`` [N, K] and, if it is gated, of ``up`` [N, K]; biases [N] likewise.
 
         ``activation`` is the gate's, by default ``silu``, or that of all outputs, by default none.
         ``quantization`` is the form that floats are rounded to: 8 bits by the greatest magnitude of each group, 4 bits
-        by the scale that leaves the least squared error. Codes stay what they are.
+        by the scale that leaves the least squared error. Codes stay what they are. What is in ``ahead`` is taken from
+        there.
         """
         assert NATIVE is not None
-        form = quantization if isinstance(weight, Tensor) else weight.form
+        form = weight.form if isinstance(weight, WeightCodes) else quantization
         source = _Source(weight, form)
         up_source = None if up is None else _Source(up, form)
         self.num_outputs, self.num_inputs = source.shape
@@ -65,24 +68,13 @@ class PackedLinear:
             bias = torch.zeros(self.num_outputs)
         if up is not None and bias is not None and up_bias is None:
             up_bias = torch.zeros(self.num_outputs)
+        matrix_source = source.matrix(form, up_source)
+        matrix = None if ahead is None else ahead.take(matrix_source)
         self._packed = NATIVE.PackedLinear(
-            self.num_outputs,
-            self.num_inputs,
-            source.kind if form is None else _CODES[form.bits],
-            0 if form is None else form.group,
-            form is not None and form.int8_activations,
-            source.kind,
-            source.values,
-            0 if up_source is None else up_source.values,
+            matrix or NATIVE.PackedMatrix(*matrix_source, False),
             0 if bias is None else checked(bias, torch.float32, self.num_outputs),
             0 if up_bias is None else checked(up_bias, torch.float32, self.num_outputs),
-            source.scales,
-            0 if up_source is None else up_source.scales,
-            source.zeros,
-            0 if up_source is None else up_source.zeros,
             _ACTIVATIONS["silu" if activation is None and up is not None else activation],
-            0.0 if inputs is None else inputs.scale,
-            0.0 if inputs is None else float(inputs.zero),
         )
 
     def __call__(self, x: Tensor, added: Tensor | None = None) -> Tensor:
@@ -99,36 +91,55 @@ class PackedLinear:
 class _Source:
     """A matrix to pack: its kind and addresses, and what has to stay alive until it is packed."""
 
-    def __init__(self, weight: Tensor | WeightCodes, form: Quantization | None) -> None:
+    def __init__(self, weight: Tensor | Stacked | WeightCodes, form: Quantization | None) -> None:
         self.scales = self.zeros = 0
         self.inputs: InputCodes | None = None
         if form is not None and (
-            form.bits not in _CODES or form.group % _CODE_INPUTS or not 0 < form.group <= _MAX_GROUP
+            form.bits not in CODE_KINDS or form.group % _CODE_INPUTS or not 0 < form.group <= _MAX_GROUP
         ):
             raise KernelUnsupported(f"no native product with codes of {form.bits} bits in groups of {form.group}")
-        if isinstance(weight, Tensor):
-            self._values = weight.contiguous()
-            if weight.dtype not in FLOAT_KINDS or weight.ndim != 2 or 0 in weight.shape:
-                raise KernelUnsupported(f"no native product with a {weight.dtype} weight of {list(weight.shape)}")
-            self.kind = FLOAT_KINDS[weight.dtype]
-        else:
+        if isinstance(weight, WeightCodes):
             assert form == weight.form, "a gate and what it multiplies have one form"
-            self._values = weight.codes
+            self._parts = [weight.codes]
             if 0 in weight.shape:
                 raise KernelUnsupported(f"no native product with codes of {list(weight.shape)}")
             self.inputs = weight.inputs if form.int8_activations else None
             num_outputs, num_inputs = weight.shape
             num_groups = -(-num_inputs // form.group)
-            self.kind = _CODES[form.bits]
+            self.kind = CODE_KINDS[form.bits]
             self.scales = checked(weight.scales, torch.float32, num_outputs, num_groups)
             if weight.zeros is not None:
                 self.zeros = checked(weight.zeros, torch.uint8, num_outputs, num_groups)
             checked(weight.codes, torch.uint8, num_outputs, num_inputs)
-        self.shape = (self._values.shape[0], self._values.shape[1])
-        self.values = self._values.data_ptr()
+        else:
+            self._parts = [part.contiguous() for part in (weight.parts if isinstance(weight, Stacked) else (weight,))]
+            if any(
+                part.dtype not in FLOAT_KINDS or part.dtype is not weight.dtype or part.ndim != 2 or 0 in part.shape
+                for part in self._parts
+            ):
+                raise KernelUnsupported(f"no native product with a {weight.dtype} weight of {list(weight.shape)}")
+            self.kind = FLOAT_KINDS[weight.dtype]
+        self.shape = (weight.shape[0], weight.shape[1])
+        self.parts = tuple((part.data_ptr(), len(part)) for part in self._parts)
+
+    def matrix(self, form: Quantization | None, up: "_Source | None") -> MatrixSource:
+        """Return what is packed: this alone, or with what it is the gate of."""
+        floats = MatrixSource.of_floats(
+            self.parts, self.shape[1], self.kind, form, up=0 if up is None else up.parts[0][0]
+        )
+        return floats._replace(
+            scales=self.scales,
+            up_scales=0 if up is None else up.scales,
+            zeros=self.zeros,
+            up_zeros=0 if up is None else up.zeros,
+            input_scale=0.0 if self.inputs is None else self.inputs.scale,
+            input_zero=0.0 if self.inputs is None else float(self.inputs.zero),
+        )
 
 
-def _shifted(weight: Tensor | WeightCodes | None, inputs: InputCodes | None, bias: Tensor | None) -> Tensor | None:
+def _shifted(
+    weight: Tensor | Stacked | WeightCodes | None, inputs: InputCodes | None, bias: Tensor | None
+) -> Tensor | None:
     """Return the bias less what the zero of ``inputs`` adds to each product."""
     if inputs is None or not inputs.zero or not isinstance(weight, WeightCodes):
         return bias

@@ -10,13 +10,13 @@ constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: adding and subtracting it 
 struct Rows {
     const WeightSource* from;
     int64_t num_inputs;
-    int64_t source_row[kPanel];  // -1 where the panel is wider than the matrix
+    int64_t source_row[kPanel];  // of `matrix`; -1 where the panel is wider than the matrix
+    const void* matrix[kPanel];
     bool is_up[kPanel];
 
     template <class T>
     const T* at(int64_t place) const {
-        const void* const matrix = is_up[place] ? from->up : from->weight;
-        return static_cast<const T*>(matrix) + source_row[place] * num_inputs;
+        return static_cast<const T*>(matrix[place]) + source_row[place] * num_inputs;
     }
 };
 
@@ -164,8 +164,7 @@ void copy_codes(const PackedWeight& to, const Rows& rows, int64_t panel) {
     const int64_t num_groups = to.num_groups();
     for (int64_t i = 0; i < kPanel; ++i) {
         const int64_t row = rows.source_row[i];
-        const auto* matrix = static_cast<const uint8_t*>(rows.is_up[i] ? from.up : from.weight);
-        const uint8_t* const codes = row < 0 ? nullptr : matrix + row * to.num_inputs;
+        const uint8_t* const codes = row < 0 ? nullptr : rows.at<uint8_t>(i);
         const float* scales = rows.is_up[i] ? from.up_scales : from.scales;
         const uint8_t* zeros = rows.is_up[i] ? from.up_zeros : from.zeros;
         for (int64_t group = 0; group < num_groups; ++group) {
@@ -195,11 +194,16 @@ void copy_codes(const PackedWeight& to, const Rows& rows, int64_t panel) {
 }  // namespace
 
 void pack_panel(const PackedWeight& to, const WeightSource& from, int64_t panel) {
-    Rows rows{&from, to.num_inputs, {}, {}};
+    Rows rows{&from, to.num_inputs, {}, {}, {}};
     for (int64_t i = 0; i < kPanel; ++i) {
-        const int64_t row = to.gated ? panel * W + i % W : panel * kPanel + i;
-        rows.source_row[i] = row < to.num_outputs ? row : -1;
+        int64_t row = to.gated ? panel * W + i % W : panel * kPanel + i;
+        const bool is_there = row < to.num_outputs;
         rows.is_up[i] = to.gated && i >= W;
+        const WeightPart* part = from.parts;
+        if (!to.gated && is_there)
+            for (; row >= part->num_rows; ++part) row -= part->num_rows;
+        rows.source_row[i] = is_there ? row : -1;
+        rows.matrix[i] = rows.is_up[i] ? from.up : part->rows;
     }
     if (to.has_codes() && from.kind == to.kind) return copy_codes(to, rows, panel);
     if (to.has_codes()) return quantize_panel(to, rows, panel);

@@ -1,12 +1,15 @@
-"""How a weight is kept in codes, and what they mean.
+"""What a weight comes as and is kept in, and what codes mean.
 
 A code c stands for scale * (c - zero), with a scale and a zero for each output and group of inputs.
 N outputs, K inputs, B = ceil(K / group) groups.
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,11 +45,11 @@ class WeightCodes:
     """A matrix that comes in codes: what the codes of GPTQ, AWQ, compressed-tensors and GGUF map to."""
 
     form: Quantization
-    codes: Tensor
+    codes: "Tensor"
     """[N, K] uint8, a byte each whatever their bits"""
-    scales: Tensor
+    scales: "Tensor"
     """[N, B] float32"""
-    zeros: Tensor | None = None
+    zeros: "Tensor | None" = None
     """[N, B] uint8; None: 128 for codes of 8 bits, 8 for those of 4"""
     inputs: InputCodes | None = None
     """Where the form has ``int8_activations``; None: each token has a scale of its own"""
@@ -56,6 +59,30 @@ class WeightCodes:
         """Return N and K."""
         num_outputs, num_inputs = self.codes.shape
         return num_outputs, num_inputs
+
+
+@dataclass(frozen=True, slots=True)
+class Stacked:
+    """A matrix of floats whose rows lie in several: one below the other, nothing is copied."""
+
+    parts: "tuple[Tensor, ...]"
+    """Each [n, K], of one dtype"""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Return N and K."""
+        return sum(len(part) for part in self.parts), self.parts[0].shape[1]
+
+    @property
+    def dtype(self) -> "torch.dtype":
+        """Return that of every part."""
+        return self.parts[0].dtype
+
+    def joined(self) -> "Tensor":
+        """Return a copy in one piece."""
+        import torch
+
+        return torch.cat(self.parts)
 
 
 QUANTIZATIONS = {

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from penstock.kernels.linear.quantization import InputCodes, WeightCodes
+from penstock.kernels.linear.quantization import InputCodes, Stacked, WeightCodes
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -23,7 +23,7 @@ class ReferenceLinear:
 
     def __init__(
         self,
-        weight: Tensor | WeightCodes,
+        weight: Tensor | Stacked | WeightCodes,
         bias: Tensor | None,
         *,
         exact: bool = True,
@@ -33,6 +33,7 @@ class ReferenceLinear:
 
         ``activation`` is one of ``ACTIVATIONS``.
         """
+        weight = weight.joined() if isinstance(weight, Stacked) else weight
         self._weight = weight if isinstance(weight, Tensor) else dequantize(weight)
         self._bias = bias
         self._activation = None if activation is None else ACTIVATIONS[activation]

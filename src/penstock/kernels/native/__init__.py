@@ -1,16 +1,18 @@
 """The compiled kernels, where they were built, and which instruction set they use.
 
 ``PENSTOCK_KERNELS`` chooses: one of ``INSTRUCTION_SETS``, or ``reference`` for plain torch ops. Unset, the best that
-this processor runs.
+this processor runs. torch is not imported here, for packing begins before it is.
 """
 
 import os
 from types import ModuleType
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from penstock.errors import InvalidSetting, KernelUnsupported
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 VARIABLE = "PENSTOCK_KERNELS"
 INSTRUCTION_SETS = ("avx512_bf16", "avx512_vnni", "avx512", "avx2_vnni", "avx2", "portable")
@@ -58,12 +60,14 @@ def use_threads(num_threads: int, *, torch_works: bool = False) -> None:
     torch's own pool gets as many only where it does the work: all of it without compiled kernels, a part of it where
     ``torch_works``. Otherwise it gets one, for two pools that wait for work by spinning fight over the cores.
     """
+    import torch
+
     torch.set_num_threads(num_threads if NATIVE is None or torch_works else 1)
     if NATIVE is not None:
         NATIVE.set_num_threads(num_threads)
 
 
-def checked(x: Tensor, dtype: torch.dtype, *shape: int) -> int:
+def checked(x: "Tensor", dtype: "torch.dtype", *shape: int) -> int:
     """Return the address of ``x``, which must be dense, of ``dtype`` and of ``shape``; -1 stands for any size.
 
     Raises ``KernelUnsupported`` otherwise: compiled code trusts what it is given.
@@ -74,11 +78,13 @@ def checked(x: Tensor, dtype: torch.dtype, *shape: int) -> int:
     raise _unfit(x, dtype, shape)
 
 
-def checked_rows(x: Tensor, num_rows: int, width: int) -> tuple[int, int]:
+def checked_rows(x: "Tensor", num_rows: int, width: int) -> tuple[int, int]:
     """Return the address of ``x`` [num_rows, width] float32, whose rows are dense, and how far these are apart.
 
     Raises ``KernelUnsupported`` for any other, and where rows lie on each other.
     """
+    import torch
+
     if x.dtype is torch.float32 and x.shape == (num_rows, width):
         apart, step = x.stride()
         if (step == 1 or width == 1) and (apart >= width or num_rows == 1):
@@ -86,11 +92,11 @@ def checked_rows(x: Tensor, num_rows: int, width: int) -> tuple[int, int]:
     raise _unfit(x, torch.float32, (num_rows, width))
 
 
-def _fits(sizes: torch.Size, wanted: tuple[int, ...]) -> bool:
+def _fits(sizes: "torch.Size", wanted: tuple[int, ...]) -> bool:
     return len(sizes) == len(wanted) and all(b in (a, -1) for a, b in zip(sizes, wanted, strict=True))
 
 
-def _unfit(x: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> KernelUnsupported:
+def _unfit(x: "Tensor", dtype: "torch.dtype", shape: tuple[int, ...]) -> KernelUnsupported:
     sizes = ["any" if size == -1 else str(size) for size in shape]
     dense = "dense" if x.is_contiguous() else f"with strides {list(x.stride())}"
     return KernelUnsupported(

@@ -1,6 +1,7 @@
 """Addresses are integers; see ``kernels.h`` for what lies there."""
 
 from array import array
+from collections.abc import Sequence
 
 def isa() -> str: ...
 def choose(isa: str) -> None: ...
@@ -40,7 +41,7 @@ class StepInputs:
         /,
     ) -> None: ...
 
-class PackedLinear:
+class PackedMatrix:
     def __init__(
         self,
         num_outputs: int,
@@ -49,19 +50,24 @@ class PackedLinear:
         group: int,
         int8_activations: bool,
         source_kind: int,
-        weight: int,
+        parts: Sequence[tuple[int, int]],
         up: int,
-        bias: int,
-        up_bias: int,
         scales: int,
         up_scales: int,
         zeros: int,
         up_zeros: int,
-        activation: int,
         input_scale: float,
         input_zero: float,
+        is_mapped: bool,
         /,
     ) -> None: ...
+
+class PackingThreads:
+    def __init__(self, matrices: Sequence[PackedMatrix], num_threads: int, /) -> None: ...
+    def stop(self) -> None: ...
+
+class PackedLinear:
+    def __init__(self, matrix: PackedMatrix, bias: int, up_bias: int, activation: int, /) -> None: ...
     def run(self, x: int, x_stride: int, num_rows: int, out: int, out_stride: int, added: int, /) -> None: ...
 
 class AttentionPlan:

@@ -56,11 +56,18 @@ struct PackedWeight {
 constexpr int64_t kCodeInputs = 32;
 constexpr int64_t kMaxGroup = 512;
 
-// A matrix as it comes: `weight` [N, K] of `kind`, and `up` likewise if the product is gated. Codes are a byte each,
-// whatever their bits, with `scales` and `zeros` [N, groups] as in PackedWeight.
+// Rows of a matrix, dense.
+struct WeightPart {
+    const void* rows;
+    int64_t num_rows;
+};
+
+// A matrix as it comes, of `kind`: `parts` [N, K] one below the other, and `up` [N, K] if the product is gated. Codes are
+// one part, a byte each whatever their bits, with `scales` and `zeros` [N, groups] as in PackedWeight.
 struct WeightSource {
     Weight kind;
-    const void* weight;
+    const WeightPart* parts;
+    int64_t num_parts;
     const void* up;
     const float* scales;
     const float* up_scales;

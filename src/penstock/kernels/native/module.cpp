@@ -2,8 +2,14 @@
 // of handing it over; `native/__init__.py` and the modules beside each kernel check what they point to.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -16,6 +22,8 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <thread>
+#include <utility>
 #include <vector>
 
 #include "../sampling/draw.h"
@@ -173,11 +181,23 @@ class HugePages {
             if (bytes < kStretch) open = stretch_;
         }
         data_ = static_cast<char*>(stretch_->begin) + stretch_->used;
+        size_ = bytes;
         stretch_->used += bytes;
     }
-    void* data() const { return data_; }
+    char* data() const { return data_; }
+
+    // Has the system hand out a page, if it has not, while others may be writing to it.
+    void touch(int64_t page) const {
+        char* const begin = std::max(data_, first_page() + page * kPage);
+        __atomic_fetch_or(begin, 0, __ATOMIC_RELAXED);
+    }
+    int64_t num_pages() const { return (data_ + size_ - first_page() + kPage - 1) / kPage; }
 
    private:
+    static constexpr int64_t kPage = int64_t{2} << 20;
+
+    char* first_page() const { return reinterpret_cast<char*>(reinterpret_cast<uintptr_t>(data_) / kPage * kPage); }
+
     struct Stretch {
         explicit Stretch(size_t bytes) : size(bytes), mapped_size(bytes + kPage) {
             mapped = mmap(nullptr, mapped_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -189,7 +209,6 @@ class HugePages {
         Stretch(const Stretch&) = delete;
         Stretch& operator=(const Stretch&) = delete;
 
-        static constexpr size_t kPage = size_t{2} << 20;
         size_t size, mapped_size;
         size_t used = 0;
         void* mapped;
@@ -197,54 +216,178 @@ class HugePages {
     };
 
     std::shared_ptr<Stretch> stretch_;
-    void* data_;
+    char* data_;
+    size_t size_;
 };
 
-class PackedLinear {
+// A matrix in panels. Whoever comes packs some of them, on any thread, until none is left; the source has to stay where it
+// is until then. One that is a file's, mapped privately and never written to, is no longer in memory after it.
+class PackedMatrix {
    public:
-    PackedLinear(int64_t num_outputs, int64_t num_inputs, int kind, int64_t group, bool int8_activations,
-                 int source_kind, Address weight, Address up, Address bias, Address up_bias, Address scales,
-                 Address up_scales, Address zeros, Address up_zeros, int activation, float input_scale, float input_zero)
+    using Part = std::pair<Address, int64_t>;
+
+    PackedMatrix(int64_t num_outputs, int64_t num_inputs, int kind, int64_t group, bool int8_activations, int source_kind,
+                 const std::vector<Part>& parts, Address up, Address scales, Address up_scales, Address zeros,
+                 Address up_zeros, float input_scale, float input_zero, bool is_mapped)
         : kernels_(Machine::get().kernels()),
+          is_mapped_(is_mapped),
           panel_outputs_(up ? kernels_.panel_width / 2 : kernels_.panel_width),
           num_panels_(ceil_div(num_outputs, panel_outputs_)),
-          padded_inputs_(padded(num_inputs, static_cast<Weight>(kind))),
-          memory_(num_panels_ * kernels_.panel_width * padded_inputs_ * bits_of(kind) / 8),
           packed_{} {
         packed_.kind = static_cast<Weight>(kind);
         packed_.num_outputs = num_outputs;
         packed_.num_inputs = num_inputs;
-        packed_.padded_inputs = padded_inputs_;
+        packed_.padded_inputs = padded(num_inputs, packed_.kind);
         packed_.group = group;
         packed_.int8_activations = int8_activations;
         packed_.input_scale = input_scale;
         packed_.input_zero = input_zero;
         packed_.gated = up != 0;
-        packed_.activation = static_cast<Activation>(activation);
-        packed_.panels = memory_.data();
-        const int64_t num_places = num_panels_ * kernels_.panel_width;
-        const int64_t num_scales = group ? num_places * packed_.num_groups() : 0;
-        if (group) {
-            scales_.emplace(num_scales * sizeof(float));
-            packed_.scales = static_cast<float*>(scales_->data());
-        }
+        const int64_t num_scales = group ? num_places() * packed_.num_groups() : 0;
+        const int64_t panels_bytes = ceil_div(num_places() * packed_.padded_inputs * bits_of(kind) / 8, 64) * 64;
+        memory_.emplace(panels_bytes + num_scales * sizeof(float));
+        packed_.panels = memory_->data();
+        if (group) packed_.scales = reinterpret_cast<float*>(memory_->data() + panels_bytes);
         if (zeros || up_zeros) {
             zeros_.resize(num_scales);
             packed_.zeros = zeros_.data();
         }
+        int64_t num_rows = 0;
+        for (const auto& [rows, count] : parts) {
+            parts_.push_back({at<const void>(rows), count});
+            num_rows += count;
+        }
+        if (num_rows != num_outputs) throw std::invalid_argument("the parts have other rows than the matrix");
+        source_ = {static_cast<Weight>(source_kind), parts_.data(),              (int64_t)parts_.size(),
+                   at<const void>(up),               at<const float>(scales),    at<const float>(up_scales),
+                   at<const uint8_t>(zeros),         at<const uint8_t>(up_zeros)};
+    }
+    PackedMatrix(const PackedMatrix&) = delete;
+    PackedMatrix& operator=(const PackedMatrix&) = delete;
+
+    const Kernels& kernels() const { return kernels_; }
+    const PackedWeight& packed() const { return packed_; }
+    int64_t num_panels() const { return num_panels_; }
+    int64_t panel_outputs() const { return panel_outputs_; }
+    int64_t num_places() const { return num_panels_ * kernels_.panel_width; }
+
+    // Packs until every panel is taken, or until `stop`. First each thread has pages of its own handed out: several that
+    // write to the same new one at once each wait for the system to zero a whole huge page, and all but one throw it away.
+    void pack(const std::atomic<bool>& stop) {
+        for (int64_t page; !stop && (page = next_page_.fetch_add(1)) < memory_->num_pages();) memory_->touch(page);
+        for (int64_t panel; !stop && (panel = next_.fetch_add(1)) < num_panels_;) {
+            kernels_.pack_panel(packed_, source_, panel);
+            if (num_packed_.fetch_add(1) + 1 < num_panels_) continue;
+            if (is_mapped_) forget_source();
+            is_packed_ = true;
+        }
+    }
+
+    // Returns when all of it is packed, having helped.
+    void finish() {
+        static const std::atomic<bool> never{false};
+        Machine& machine = Machine::get();
+        if (next_ < num_panels_) machine.each(machine.num_threads(), 0, [&](int64_t, float*) { pack(never); });
+        while (!is_packed_) std::this_thread::yield();
+    }
+
+   private:
+    void forget_source() {
+        const int64_t row_bytes = packed_.num_inputs * bits_of(static_cast<int>(source_.kind)) / 8;
+        for (const WeightPart& part : parts_) forget(part.rows, part.num_rows * row_bytes);
+        if (source_.up) forget(source_.up, packed_.num_outputs * row_bytes);
+    }
+
+    // Whole pages alone: the others are somebody else's too.
+    static void forget(const void* rows, int64_t num_bytes) {
+        static const uintptr_t page = sysconf(_SC_PAGESIZE);
+        const uintptr_t begin = (reinterpret_cast<uintptr_t>(rows) + page - 1) / page * page;
+        const uintptr_t end = (reinterpret_cast<uintptr_t>(rows) + num_bytes) / page * page;
+        if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+    }
+
+    static int64_t padded(int64_t num_inputs, Weight kind) {
+        const int64_t to = kind == Weight::kFloat32 ? 1 : kind == Weight::kBFloat16 ? 2 : kCodeInputs;
+        return ceil_div(num_inputs, to) * to;
+    }
+
+    static int64_t bits_of(int kind) {
+        switch (static_cast<Weight>(kind)) {
+            case Weight::kFloat32:
+                return 32;
+            case Weight::kBFloat16:
+                return 16;
+            case Weight::kInt8:
+                return 8;
+            case Weight::kInt4:
+                return 4;
+        }
+        throw std::invalid_argument("no such kind of weight");
+    }
+
+    const Kernels& kernels_;
+    bool is_mapped_;
+    int64_t panel_outputs_;
+    int64_t num_panels_;
+    std::optional<HugePages> memory_;  // panels, and after them scales
+    std::vector<uint8_t> zeros_;
+    PackedWeight packed_;
+    std::vector<WeightPart> parts_;
+    WeightSource source_;
+    std::atomic<int64_t> next_page_{0};
+    std::atomic<int64_t> next_{0};
+    std::atomic<int64_t> num_packed_{0};
+    std::atomic<bool> is_packed_{false};
+};
+
+// Threads of their own that pack matrices in their order, on cores that nobody else wants: the interpreter is importing
+// meanwhile. They know nothing of Python.
+class PackingThreads {
+   public:
+    PackingThreads(std::vector<std::shared_ptr<PackedMatrix>> matrices, int num_threads) : matrices_(std::move(matrices)) {
+        for (int i = 0; i < num_threads; ++i)
+            threads_.emplace_back([this] {
+                setpriority(PRIO_PROCESS, static_cast<id_t>(syscall(SYS_gettid)), kNice);
+                for (const auto& matrix : matrices_) matrix->pack(stop_);
+            });
+    }
+    ~PackingThreads() { stop(); }
+    PackingThreads(const PackingThreads&) = delete;
+    PackingThreads& operator=(const PackingThreads&) = delete;
+
+    // Returns when no thread reads a source any more; what is not packed stays so.
+    void stop() {
+        stop_ = true;
+        for (std::thread& thread : threads_) thread.join();
+        threads_.clear();
+    }
+
+   private:
+    static constexpr int kNice = 10;
+    std::vector<std::shared_ptr<PackedMatrix>> matrices_;
+    std::vector<std::thread> threads_;
+    std::atomic<bool> stop_{false};
+};
+
+class PackedLinear {
+   public:
+    PackedLinear(std::shared_ptr<PackedMatrix> matrix, Address bias, Address up_bias, int activation)
+        : matrix_(std::move(matrix)),
+          kernels_(matrix_->kernels()),
+          num_panels_(matrix_->num_panels()),
+          packed_(matrix_->packed()) {
+        packed_.activation = static_cast<Activation>(activation);
         if (bias) {
-            bias_.resize(num_places);
-            for (int64_t n = 0; n < num_outputs; ++n) {
-                const int64_t place = n / panel_outputs_ * kernels_.panel_width + n % panel_outputs_;
+            const int64_t each = matrix_->panel_outputs();
+            bias_.resize(matrix_->num_places());
+            for (int64_t n = 0; n < packed_.num_outputs; ++n) {
+                const int64_t place = n / each * kernels_.panel_width + n % each;
                 bias_[place] = at<float>(bias)[n];
-                if (up) bias_[place + panel_outputs_] = at<float>(up_bias)[n];
+                if (packed_.gated) bias_[place + each] = at<float>(up_bias)[n];
             }
             packed_.bias = bias_.data();
         }
-        const WeightSource source{static_cast<Weight>(source_kind), at<const void>(weight), at<const void>(up),
-                                  at<const float>(scales), at<const float>(up_scales), at<const uint8_t>(zeros),
-                                  at<const uint8_t>(up_zeros)};
-        Machine::get().each(num_panels_, 0, [&](int64_t panel, float*) { kernels_.pack_panel(packed_, source, panel); });
+        matrix_->finish();
     }
 
     void run(Address x, int64_t x_stride, int64_t num_rows, Address out, int64_t out_stride, Address added) const {
@@ -294,33 +437,10 @@ class PackedLinear {
         });
     }
 
-    static int64_t padded(int64_t num_inputs, Weight kind) {
-        const int64_t to = kind == Weight::kFloat32 ? 1 : kind == Weight::kBFloat16 ? 2 : kCodeInputs;
-        return ceil_div(num_inputs, to) * to;
-    }
-
-    static int64_t bits_of(int kind) {
-        switch (static_cast<Weight>(kind)) {
-            case Weight::kFloat32:
-                return 32;
-            case Weight::kBFloat16:
-                return 16;
-            case Weight::kInt8:
-                return 8;
-            case Weight::kInt4:
-                return 4;
-        }
-        throw std::invalid_argument("no such kind of weight");
-    }
-
+    std::shared_ptr<PackedMatrix> matrix_;
     const Kernels& kernels_;
-    int64_t panel_outputs_;
     int64_t num_panels_;
-    int64_t padded_inputs_;
-    HugePages memory_;
-    std::optional<HugePages> scales_;
     std::vector<float> bias_;
-    std::vector<uint8_t> zeros_;
     PackedWeight packed_;
 };
 
@@ -587,7 +707,7 @@ double best_of_five(F&& work) {
 double read_bandwidth(int64_t num_bytes) {
     constexpr int64_t kPart = 1 << 18;
     const HugePages memory(num_bytes);
-    float* const floats = static_cast<float*>(memory.data());
+    float* const floats = reinterpret_cast<float*>(memory.data());
     const int64_t size = num_bytes / sizeof(float), num_parts = ceil_div(size, kPart);
     Machine& machine = Machine::get();
     machine.each(num_parts, 0, [&](int64_t part, float*) {
@@ -637,10 +757,14 @@ NB_MODULE(_native, m) {
     m.def("runs", [](const std::string& isa) { return find(isa) && find(isa)->runs; }, nb::arg("isa"));
     m.def("num_threads", [] { return Machine::get().num_threads(); });
     m.def("set_num_threads", [](int n) { Machine::get().set_num_threads(n); }, nb::arg("num_threads"), Unlocked());
+    nb::class_<PackedMatrix>(m, "PackedMatrix")
+        .def(nb::init<int64_t, int64_t, int, int64_t, bool, int, const std::vector<PackedMatrix::Part>&, Address, Address,
+                      Address, Address, Address, float, float, bool>());
+    nb::class_<PackingThreads>(m, "PackingThreads")
+        .def(nb::init<std::vector<std::shared_ptr<PackedMatrix>>, int>())
+        .def("stop", &PackingThreads::stop, Unlocked());
     nb::class_<PackedLinear>(m, "PackedLinear")
-        .def(nb::init<int64_t, int64_t, int, int64_t, bool, int, Address, Address, Address, Address, Address, Address,
-                      Address, Address, int, float, float>(),
-             Unlocked())
+        .def(nb::init<std::shared_ptr<PackedMatrix>, Address, Address, int>(), Unlocked())
         .def("run", &PackedLinear::run, Unlocked());
     nb::class_<AttentionPlan>(m, "AttentionPlan")
         .def(nb::init<int64_t, Address, Address, Address, int64_t, Address, Address, int64_t, int64_t, int64_t, int64_t,
