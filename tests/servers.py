@@ -17,7 +17,8 @@ from penstock.images.families import load_processor
 from penstock.images.reader import ImageReader
 from penstock.server import ServerConfig
 from penstock.server.app import create_app
-from penstock.text import ChatTemplate, Tokenizer
+from penstock.text import Tokenizer
+from penstock.text.chat_template import ChatTemplate
 from tests.engines import build_engine
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from penstock.engine.aio import InProcessClient
 from penstock.eval import Subject
-from penstock.text import ChatTemplate, Tokenizer
+from penstock.text import Tokenizer
+from penstock.text.chat_template import ChatTemplate
 from tests.engines import build_engine
 from tests.fakes.tokenizer_files import byte_level_tokenizer, write_tokenizer
 

@@ -9,7 +9,8 @@ import torch
 from penstock.errors import InvalidSetting
 from penstock.eval.tasks import ChoiceItem, MultipleChoiceTask
 from penstock.eval.tasks.base import Format
-from penstock.text import ChatTemplate, Tokenizer
+from penstock.text import Tokenizer
+from penstock.text.chat_template import ChatTemplate
 from tests.eval.conftest import OpenSubject
 from tests.tiny_models import reference_logits
 

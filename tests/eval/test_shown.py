@@ -14,7 +14,8 @@ from penstock.eval.tasks import GenerationTask, Question
 from penstock.images.config import ImageConfig
 from penstock.images.families import load_processor
 from penstock.images.reader import ImageReader
-from penstock.text import ChatTemplate, Tokenizer
+from penstock.text import Tokenizer
+from penstock.text.chat_template import ChatTemplate
 from tests.eval.conftest import OpenSubject
 from tests.seeing_models import upstream_image_processor, upstream_model, with_images
 

@@ -19,7 +19,8 @@ from penstock.kernels.native import NATIVE
 from penstock.models import read_config, read_sampling_defaults
 from penstock.models.decoder import count_parameters, load_model
 from penstock.protocol import SamplingDefaults
-from penstock.text import ChatTemplate, Tokenizer
+from penstock.text import Tokenizer
+from penstock.text.chat_template import ChatTemplate
 from tests.engines import build_engine, greedy, run_to_end, tokens_of
 from tests.gguf_files import ARCHITECTURES, as_format, random_blocks, write_gguf
 from tests.kernels.backends import needs_native

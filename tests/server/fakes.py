@@ -25,7 +25,8 @@ from penstock.protocol import (
 )
 from penstock.server import ServerConfig
 from penstock.server.app import create_app
-from penstock.text import ChatTemplate, Tokenizer
+from penstock.text import Tokenizer
+from penstock.text.chat_template import ChatTemplate
 from tests.fakes.tokenizer_files import CHAT_TEMPLATE, byte_level_tokenizer
 from tests.fakes.vision import seeing_tokenizer
 

@@ -16,7 +16,8 @@ from penstock.images.families import load_processor
 from penstock.images.reader import ImageReader
 from penstock.server import ServerConfig
 from penstock.server.app import create_app
-from penstock.text import ChatTemplate, Tokenizer
+from penstock.text import Tokenizer
+from penstock.text.chat_template import ChatTemplate
 from tests.images.files import animated, data_url, encoded
 from tests.seeing_models import SEEING, THREE_AXES, drawing, make_seeing_checkpoint, token_ids_of, with_images
 from tests.server.fakes import saying

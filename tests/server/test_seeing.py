@@ -21,7 +21,8 @@ import torch
 from PIL import Image
 
 from penstock.images.families import load_processor
-from penstock.text import ChatTemplate, Tokenizer
+from penstock.text import Tokenizer
+from penstock.text.chat_template import ChatTemplate
 from tests.commands import PENSTOCK, Server, run, serving
 from tests.images.files import data_url, encoded, png_of_size
 from tests.seeing_models import drawing, upstream_image_processor, upstream_model, with_images

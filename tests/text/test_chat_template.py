@@ -6,7 +6,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from penstock.errors import InvalidRequest, ModelUnreadable, OverLimit
-from penstock.text import ChatTemplate
+from penstock.text.chat_template import ChatTemplate
 from tests.fakes.tokenizer_files import CHAT_TEMPLATE, write_tokenizer
 
 INSTRUCTION_BRACKETS = """\

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from penstock.errors import ModelUnreadable
-from penstock.text import ChatTemplate, Tokenizer
+from penstock.text import Tokenizer
+from penstock.text.chat_template import ChatTemplate
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, _, BYTE = gguf.TokenType
 CORPUS = [path.read_text() for path in sorted(Path(__file__).parents[1].rglob("*.py"))[:20]]

@@ -16,7 +16,8 @@ from penstock.images.reader import ImageReader
 from penstock.protocol import EngineClient, GenerateRequest, Picture, SamplingParams, TokenDelta
 from penstock.server.rendering import Renderer
 from penstock.server.schemas import ChatCompletionRequest
-from penstock.text import ChatTemplate, Tokenizer
+from penstock.text import Tokenizer
+from penstock.text.chat_template import ChatTemplate
 
 _MOST_UNDER_WAY = 64
 """Requests in the engine at once: enough to fill its steps, few enough to be far from its queue's end."""

@@ -11,7 +11,8 @@ from penstock.launch.images import load_images
 from penstock.launch.settings import Settings
 from penstock.launch.text import load_template, load_tokenizer
 from penstock.telemetry import configure_logging
-from penstock.text import ChatTemplate, Tokenizer
+from penstock.text import Tokenizer
+from penstock.text.chat_template import ChatTemplate
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,14 @@
 """A model's text side, which the server's process needs beside the engine's."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from penstock.launch.settings import ModelSettings
 from penstock.models import DEMO_MODEL, find_shape, resolve_model
-from penstock.text import ChatTemplate, Tokenizer
+from penstock.text import Tokenizer
+
+if TYPE_CHECKING:
+    from penstock.text.chat_template import ChatTemplate
 
 
 def load_tokenizer(model: ModelSettings) -> Tokenizer:
@@ -16,8 +20,11 @@ def load_tokenizer(model: ModelSettings) -> Tokenizer:
     return Tokenizer.load(directory_of(model), num_ids=shape.vocab_size if shape else 0)
 
 
-def load_template(model: ModelSettings) -> ChatTemplate | None:
+def load_template(model: ModelSettings) -> "ChatTemplate | None":
     """Return the chat template of ``model``, if it has one; a shape has penstock-mini's. Raises ``ModelUnreadable``."""
+    # Only the server's side has a use for it.
+    from penstock.text.chat_template import ChatTemplate
+
     return ChatTemplate.load(directory_of(model))
 
 

@@ -23,7 +23,8 @@ from penstock.server.schemas import ChatCompletionRequest, CompletionRequest, Pr
 from penstock.server.streaming import Answering, Deltas, begun, measured, merged
 from penstock.server.structure import GrammarChecker, structure_of
 from penstock.server.tools import Conventions, ToolUse, answers_to, reading_of, tool_use
-from penstock.text import ChatTemplate, Tokenizer
+from penstock.text import Tokenizer
+from penstock.text.chat_template import ChatTemplate
 
 
 @dataclass(frozen=True, slots=True)

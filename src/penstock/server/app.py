@@ -26,7 +26,8 @@ from penstock.server.routes.messages import add_messages
 from penstock.server.routes.ranking import add_ranking
 from penstock.server.routes.responses import add_responses
 from penstock.server.routes.tokenizing import add_tokenizing
-from penstock.text import ChatTemplate, Tokenizer
+from penstock.text import Tokenizer
+from penstock.text.chat_template import ChatTemplate
 
 
 def create_app(

@@ -10,7 +10,8 @@ from penstock.images.reader import ImageReader, Seen
 from penstock.protocol import Picture
 from penstock.server.pictures import PicturePlaces
 from penstock.server.schemas import ChatCompletionRequest, TokenizeChatRequest
-from penstock.text import ChatTemplate, Tokenizer
+from penstock.text import Tokenizer
+from penstock.text.chat_template import ChatTemplate
 
 T = TypeVar("T")
 

@@ -9,8 +9,9 @@ from penstock.server.config import ServerConfig
 from penstock.server.reading import Reading
 from penstock.server.schemas import ChatCompletionRequest, NamedTool, TokenizeChatRequest
 from penstock.server.structure import Structure
-from penstock.text import ChatTemplate, Tokenizer
+from penstock.text import Tokenizer
 from penstock.text import grammar as grammars
+from penstock.text.chat_template import ChatTemplate
 from penstock.text.reasoning import CLOSE, OPEN
 from penstock.text.tool_formats import FORMATS, Tool, ToolFormat, format_of
 from penstock.text.tool_formats.base import Spelling, any_until

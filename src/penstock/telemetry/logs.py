@@ -3,9 +3,14 @@
 import logging
 import sys
 
-import structlog
+# structlog imports rich if it is there, to draw tracebacks for a person, which takes longer than all the rest of it.
+sys.modules.setdefault("rich", None)  # type: ignore[arg-type]
+import structlog  # noqa: E402
 
-from penstock.errors import InvalidSetting
+if sys.modules["rich"] is None:
+    del sys.modules["rich"]
+
+from penstock.errors import InvalidSetting  # noqa: E402
 
 LEVELS = ("debug", "info", "warning", "error")
 FORMATS = ("auto", "console", "json")
