@@ -26,7 +26,8 @@ import os, sys, time
 from importlib.machinery import PathFinder
 
 STEPS = {
-    "penstock.launch.serve": {"spawn": "engine process spawned"},
+    "penstock.launch.process": {"spawn": "engine process spawned", "start": "engine process told its settings"},
+    "penstock.launch.ahead": {"begin": "packing begun"},
     "penstock.launch.server": {},
     "torch": {},
     "penstock.launch.engine": {"_choose": "sizes read", "_load": "weights packed", "assemble_engine": "assembled"},

@@ -45,6 +45,7 @@ from penstock.images.families import load_processor
 from penstock.kernels import describe, use_threads
 from penstock.launch import encoder
 from penstock.launch.settings import ModelSettings, Settings
+from penstock.launch.threads import share_threads
 from penstock.models import resolve_model
 from penstock.models.decoder import load_model
 from penstock.models.vision.load import load_vision, read_tower_shape
@@ -314,7 +315,7 @@ def measure(shape: str, path: Path, parts: Sequence[str], pairs: int, threads: i
     if "stall" in parts:
         result["stall, encoded in the step"] = measure_stall(engine, images, NUM_STALLS)
         with open_pool(path) as pool:
-            own, _ = encoder.share_threads(Settings(runner=RunnerConfig(encoder_workers=1)))
+            own, _ = share_threads(Settings(runner=RunnerConfig(encoder_workers=1)))
             use_threads(own)
             result["stall, one encoder process"] = measure_stall(make_engine(path, pool), images, NUM_STALLS)
     if "throughput" in parts:

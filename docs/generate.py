@@ -13,7 +13,7 @@ import typer.main
 from prometheus_client import CollectorRegistry, Metric
 
 from penstock import errors
-from penstock.cli.main import app
+from penstock.cli.app import app
 from penstock.engine.metrics import EngineMetrics
 from penstock.http.errors import error_body, status_of
 from penstock.http.middleware import HTTPMetrics

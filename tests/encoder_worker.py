@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 
 import msgspec
@@ -54,8 +55,8 @@ class Mortal:
 if __name__ == "__main__":
     torch.set_num_threads(1)
 
-    def build(payload: bytes, wake: Callable[[], object]) -> Host:
-        path = Path(payload.decode())
+    def build(payload: Future[bytes], wake: Callable[[], object]) -> Host:
+        path = Path(payload.result().decode())
         encoder = load_vision(path, torch.float32) if path.is_dir() else None
         if encoder is None:
             raise ModelUnreadable(f"{path} is not there")

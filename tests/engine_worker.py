@@ -1,6 +1,7 @@
 """An engine process over a tiny checkpoint, whose path is the payload: `python -m tests.engine_worker ADDRESS`."""
 
 import sys
+from concurrent.futures import Future
 from pathlib import Path
 
 import torch
@@ -12,8 +13,8 @@ from tests.engines import build_engine
 if __name__ == "__main__":
     torch.set_num_threads(1)
 
-    def build(payload: bytes) -> object:
-        path = Path(payload.decode())
+    def build(payload: Future[bytes]) -> object:
+        path = Path(payload.result().decode())
         if not path.is_dir():
             raise ModelUnreadable(f"{path} is not there")
         return build_engine(path, max_adapters=2)

@@ -6,14 +6,19 @@ cannot be made without). Here those modules come empty, and are executed, all of
 somebody reaches into one of them, or begins to trace.
 """
 
+import ctypes
 import importlib.machinery
 import importlib.metadata
+import importlib.util
 import os
 import sys
 import threading
 import types
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
+from pathlib import Path
+
+from penstock.threads import WorkThread
 
 _REGISTRATIONS = frozenset({"torch._meta_registrations", "torch.distributed._meta_registrations"})
 """Of every version that we run with."""
@@ -62,6 +67,19 @@ def defer_tracing() -> None:
     # Looking through every installed package for torch backends, of which the engine uses none.
     os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
     sys.meta_path.insert(0, _Finder(_REGISTRATIONS | (_LEAVES if _are_leaves_known() else frozenset())))
+
+
+def preload() -> None:
+    """Have the system load torch's libraries meanwhile, a third of the import, for which nobody needs the interpreter.
+
+    No other library can be loaded until that is done.
+    """
+    spec = importlib.util.find_spec("torch")
+    library = None if spec is None or spec.origin is None else Path(spec.origin).parent / "lib" / "libtorch_cpu.so"
+    if library is not None and library.is_file():
+        dlopen = ctypes.CDLL(None).dlopen
+        dlopen.restype = ctypes.c_void_p
+        WorkThread("libtorch").submit(dlopen, str(library).encode(), os.RTLD_NOW)
 
 
 def load_deferred() -> None:

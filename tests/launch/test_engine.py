@@ -16,9 +16,9 @@ from penstock.errors import InvalidSetting
 from penstock.estimate.memory import format_memory_plan
 from penstock.images.families import load_processor
 from penstock.kernels import use_threads
-from penstock.launch.encoder import share_threads
 from penstock.launch.engine import build_engine
 from penstock.launch.settings import ModelSettings, Settings
+from penstock.launch.threads import share_threads
 from penstock.models.decoder import load_model
 from penstock.protocol import TokenDelta
 from penstock.quant import Scheme

@@ -16,7 +16,7 @@ def _imported(code: str, names: str) -> list[str]:
 
 def test_a_server_needs_no_tensors() -> None:
     code = (
-        "import penstock.cli.main, penstock.launch.serve, penstock.launch.server, penstock.launch.text\n"
+        "import penstock.cli.app, penstock.launch.serve, penstock.launch.server, penstock.launch.text\n"
         "import penstock.server.app, uvicorn"
     )
     assert _imported(code, "torch safetensors transformers huggingface_hub matplotlib sqlalchemy cryptography") == []
@@ -50,3 +50,7 @@ def test_an_engine_answers_with_a_lean_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch._decomp", "torch._export", "torch.fx.graph"} & set(done.stdout.split())
+
+
+def test_packing_begins_before_torch_is_there() -> None:
+    assert _imported("import penstock.launch.ahead", "torch") == []

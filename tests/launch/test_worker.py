@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from penstock.launch.worker import prefetch
+from penstock.launch.ahead import prefetch
 
 
 def test_weights_that_are_here_are_read_ahead(tmp_path: Path) -> None:

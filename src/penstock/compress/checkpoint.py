@@ -8,7 +8,8 @@ from torch import Tensor
 from penstock.errors import ModelUnreadable
 from penstock.gguf import is_gguf
 from penstock.models import ModelConfig, read_config
-from penstock.models.weights import Weights, plain_name, weight_files
+from penstock.models.files import plain_name, weight_files
+from penstock.models.weights import Weights
 from penstock.quant import QuantizedWeight
 
 

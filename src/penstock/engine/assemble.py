@@ -1,13 +1,13 @@
 """Put an engine together from a loaded model. The only module of the engine that knows all its parts."""
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from penstock.engine.config import EngineConfig
 from penstock.engine.encoding import EncodePlanner, EncodingDesk, FeatureCache
 from penstock.engine.encoding.source import FEATURE_ELEMENT_BYTES, FeatureRows, FeatureSource
 from penstock.engine.engine import Engine
 from penstock.engine.kv import BlockPool, CacheManager
-from penstock.engine.profiling import Profiler
 from penstock.engine.runner import CPURunner, Runner
 from penstock.engine.runner.pictures import ShownPictures
 from penstock.engine.sampling import Sampler
@@ -18,6 +18,9 @@ from penstock.models.model import LanguageModel
 from penstock.protocol import ModelInfo
 from penstock.text import Tokenizer
 
+if TYPE_CHECKING:
+    from penstock.engine.profiling import Profiler
+
 _INDEXES: dict[str, Callable[[Sequence[int]], Index]] = {"ngram": NgramIndex, "suffix": SuffixIndex}
 
 
@@ -27,7 +30,7 @@ def assemble_engine(
     config: EngineConfig,
     *,
     info: ModelInfo,
-    profiler: Profiler | None = None,
+    profiler: "Profiler | None" = None,
     draft: LanguageModel | None = None,
     source: FeatureSource | None = None,
 ) -> Engine:

@@ -23,6 +23,13 @@ class Spawned:
     process: subprocess.Popen[bytes]
     directory: "tempfile.TemporaryDirectory[str]"
 
+    def tell(self, payload: bytes) -> None:
+        """Hand the process its settings, which fit in a pipe: nothing is waited for."""
+        assert self.process.stdin is not None, "it was started with a pipe"
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(LENGTH.pack(len(payload)) + payload)
+            self.process.stdin.flush()
+
     def end(self) -> None:
         """Kill the process, if nobody has ended it, and free everything."""
         self.process.kill()
@@ -38,10 +45,10 @@ class Spawned:
         self.directory.cleanup()
 
 
-def spawn(command: list[str], payload: bytes) -> Spawned:
-    """Start ``command``, given the address to connect to as its last argument, and hand it ``payload``.
+def spawn(command: list[str], payload: bytes | None = None) -> Spawned:
+    """Start ``command``, given the address to connect to as its last argument, and tell it ``payload``.
 
-    Settings fit in a pipe, so nothing is waited for.
+    Without one it waits to be told.
     """
     directory = tempfile.TemporaryDirectory(prefix="penstock-")
     process = subprocess.Popen(  # noqa: S603 - the command is ours
@@ -50,8 +57,7 @@ def spawn(command: list[str], payload: bytes) -> Spawned:
         # Ctrl-C in a terminal is for the server, which drains; a child ends when told.
         start_new_session=True,
     )
-    assert process.stdin is not None, "it was started with a pipe"
-    with contextlib.suppress(BrokenPipeError):
-        process.stdin.write(LENGTH.pack(len(payload)) + payload)
-        process.stdin.flush()
-    return Spawned(process, directory)
+    spawned = Spawned(process, directory)
+    if payload is not None:
+        spawned.tell(payload)
+    return spawned

@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
@@ -13,6 +14,7 @@ import zmq
 from penstock.engine.messages import LoadFailed, ToEngine, error_info
 from penstock.engine.spawning import LENGTH, endpoint
 from penstock.errors import ConfigError, PenstockError
+from penstock.threads import WorkThread
 
 if TYPE_CHECKING:
     from penstock.engine.host import SteppedEngine
@@ -35,13 +37,13 @@ class Host(Protocol):
         """Do some of the work and return what there is to say."""
 
 
-def run_worker(address: str, build: "Callable[[bytes], SteppedEngine]") -> int:
+def run_worker(address: str, build: "Callable[[Future[bytes]], SteppedEngine]") -> int:
     """Be the engine process: load with ``build(payload)``, then take messages and step until standard input closes.
 
     Returns the exit status. ``address`` is the directory that holds the sockets.
     """
 
-    def host(payload: bytes, wake: Callable[[], object]) -> Host:
+    def host(payload: Future[bytes], wake: Callable[[], object]) -> Host:
         engine = build(payload)
         # It comes with torch, whose import only ``build`` knows how to do.
         from penstock.engine.host import EngineHost
@@ -54,11 +56,12 @@ def run_worker(address: str, build: "Callable[[bytes], SteppedEngine]") -> int:
 def run_host(
     address: str,
     decoder: "msgspec.msgpack.Decoder[Any]",
-    build: Callable[[bytes, Callable[[], object]], Host],
+    build: Callable[[Future[bytes], Callable[[], object]], Host],
 ) -> int:
     """Be a worker: load with ``build(payload, wake)``, then take messages and step until standard input closes.
 
-    Other threads call ``wake`` when they have made work. Returns the exit status.
+    The payload comes while ``build`` does what it can without. Other threads call ``wake`` when they have made work.
+    Returns the exit status.
     """
     context = zmq.Context()
     inbox, outbox = context.socket(zmq.PULL), context.socket(zmq.PUSH)
@@ -67,12 +70,15 @@ def run_host(
     inbox.connect(endpoint(address, "in"))
     outbox.connect(endpoint(address, "out"))
     encoder = msgspec.msgpack.Encoder()
-    stdin = sys.stdin.buffer
+    stdin = sys.stdin.fileno()
     try:
-        (length,) = LENGTH.unpack(stdin.read(LENGTH.size))
         # A byte in a pipe wakes the loop when another thread has something for it.
         wake_read, wake_write = os.pipe()
-        host = build(stdin.read(length), lambda: os.write(wake_write, b"w"))
+        host = build(WorkThread("payload").submit(_read_payload, stdin), lambda: os.write(wake_write, b"w"))
+    except _NobodyLeftError:
+        context.destroy(linger=0)
+        shutil.rmtree(address, ignore_errors=True)
+        return 0
     except PenstockError as error:
         outbox.send(encoder.encode(LoadFailed(error_info(error))))
         context.destroy(linger=1000)
@@ -80,12 +86,12 @@ def run_host(
     outbox.send(encoder.encode(host.loaded()))
     poller = zmq.Poller()
     poller.register(inbox, zmq.POLLIN)
-    poller.register(stdin.fileno(), zmq.POLLIN)
+    poller.register(stdin, zmq.POLLIN)
     poller.register(wake_read, zmq.POLLIN)
     buffer = bytearray()
     while True:
         ready = dict(poller.poll(0 if host.has_work else None))
-        if stdin.fileno() in ready and not os.read(stdin.fileno(), 1):
+        if stdin in ready and not os.read(stdin, 1):
             # Nobody is left to take what was not sent, or to clean up.
             context.destroy(linger=0)
             shutil.rmtree(address, ignore_errors=True)
@@ -99,3 +105,22 @@ def run_host(
         if host.has_work:
             encoder.encode_into(host.step(), buffer)
             outbox.send(buffer)
+
+
+class _NobodyLeftError(Exception):
+    """Standard input closed before the settings came."""
+
+
+def _read_payload(stdin: int) -> bytes:
+    (length,) = LENGTH.unpack(_read(stdin, LENGTH.size))
+    return _read(stdin, length)
+
+
+def _read(stdin: int, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        part = os.read(stdin, size - len(data))
+        if not part:
+            raise _NobodyLeftError
+        data += part
+    return data

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -13,37 +14,31 @@ from penstock.estimate.memory import ModelShape, plan_memory
 from penstock.estimate.seeing import encoding_peak_bytes
 from penstock.estimate.system import available_memory_bytes
 from penstock.images.config import DECODED_PIXEL_BYTES
-from penstock.images.families import load_processor
 from penstock.launch import encoder
-from penstock.launch.encoder import share_threads
+from penstock.launch.ahead import Begun, begin_tokenizer
 from penstock.launch.settings import ModelSettings, Settings
 from penstock.launch.text import load_tokenizer
+from penstock.launch.threads import share_threads
 from penstock.models import find_shape, read_config, read_pooling, read_sampling_defaults, resolve_model
 from penstock.protocol import ModelInfo, SamplingDefaults
 from penstock.text import Tokenizer
-from penstock.threads import WorkThread
 
 try:
     import torch
 
     from penstock.engine.assemble import assemble_engine
     from penstock.engine.config import EngineConfig, RunnerConfig
-    from penstock.engine.encoding.pool import EncoderPool
     from penstock.engine.encoding.source import FeatureSource
     from penstock.engine.engine import Engine
-    from penstock.engine.profiling import Profiler
-    from penstock.engine.runner.encoder import LocalEncoder
-    from penstock.kernels import QUANTIZATIONS, Ops, ReferenceOps, ops_for, use_threads
+    from penstock.kernels import QUANTIZATIONS, CPUOps, Ops, ReferenceOps, ops_for, use_threads
     from penstock.kernels.paged_attention import cpu as cpu_attention
     from penstock.kernels.paged_attention import reference as reference_attention
     from penstock.kernels.sampling import scratch_bytes
+    from penstock.models.ahead import Ahead
     from penstock.models.config import ModelConfig
     from penstock.models.decoder import cache_dtype, count_parameters, load_model, run_dtype
     from penstock.models.model import LanguageModel
     from penstock.models.random_weights import count_random_parameters, make_random_model
-    from penstock.models.vision import VisionEncoder
-    from penstock.models.vision.attention import ROWS_AT_ONCE
-    from penstock.models.vision.load import count_vision_parameters, load_vision, read_tower_shape
     from penstock.quant import Scheme, bytes_of_weight
 except ImportError as error:
     raise MissingExtra(
@@ -51,21 +46,30 @@ except ImportError as error:
     ) from error
 
 
+if TYPE_CHECKING:
+    from penstock.engine.profiling import Profiler
+    from penstock.models.vision import VisionEncoder
+
 _KEPT_BYTES = 1 << 30
 """No tensor of a step is larger."""
 
 
-def build_engine(settings: Settings, profiler: Profiler | None = None) -> Engine:
+def build_engine(settings: Settings, profiler: "Profiler | None" = None, *, ahead: Begun | None = None) -> Engine:
     """Resolve, plan, load and assemble; the model's ops and the runner watched by ``profiler``.
+
+    ``ahead`` is what was begun of the same settings before. What only a model that sees takes is imported for one.
 
     Raises ``ModelUnreadable``, ``NotEnoughMemory`` or ``InvalidSetting``, each before memory was taken for nothing.
     """
     num_threads, _ = share_threads(settings)
     use_threads(num_threads)
     # While weights are read and packed, which leaves the interpreter free.
-    tokenizer = WorkThread("tokenizer").submit(_detokenizing, settings.model)
+    tokenizer = begin_tokenizer(settings.model) if ahead is None else ahead.tokenizer
     target = _choose(settings.model, settings, num_threads)
     config, ops = target.config, target.ops
+    weights = None if ahead is None else ahead.weights
+    if weights is not None and isinstance(ops, CPUOps):
+        ops = replace(ops, ahead=weights.packed)
     drafting = _choose_draft(settings, target, tokenizer, num_threads)
     sampling = SamplingDefaults() if target.path is None else read_sampling_defaults(target.path)
     pooling = settings.runner.pooling or (None if target.path is None else read_pooling(target.path)) or "mean"
@@ -82,7 +86,7 @@ def build_engine(settings: Settings, profiler: Profiler | None = None) -> Engine
         step_tokens=settings.scheduler.step_tokens,
         max_running=settings.scheduler.max_running,
         max_model_tokens=max_model_tokens,
-        available_bytes=available_memory_bytes(),
+        available_bytes=available_memory_bytes() if ahead is None else ahead.available_bytes,
         memory_bytes=settings.cache.memory_bytes,
         memory_share=settings.cache.memory_share,
     )
@@ -90,7 +94,14 @@ def build_engine(settings: Settings, profiler: Profiler | None = None) -> Engine
         form = QUANTIZATIONS[settings.runner.quantize] if settings.runner.quantize else None
         ops = profiler.around_ops(ops, config, quantization=form)
     adaptable = settings.runner.max_adapters > 0
-    model = _load(target, settings.runner, ops, max_tokens=max_model_tokens, adaptable=adaptable)
+    model = _load(
+        target,
+        settings.runner,
+        ops,
+        max_tokens=max_model_tokens,
+        adaptable=adaptable,
+        ahead=weights,
+    )
     draft = None
     if drafting is not None:
         longest = min(max_model_tokens, drafting.config.max_positions)
@@ -126,6 +137,8 @@ def _num_seeing(target: "_Chosen") -> int:
     """Return how many parameters a model has for seeing, wherever they run."""
     if target.path is None or target.config.vision is None:
         return 0
+    from penstock.models.vision.load import count_vision_parameters
+
     return count_vision_parameters(target.path)
 
 
@@ -141,8 +154,13 @@ def _open_source(settings: Settings, target: "_Chosen") -> FeatureSource | None:
             )
         return None
     if not num_workers:
+        from penstock.engine.runner.encoder import LocalEncoder
+
         return LocalEncoder(load_encoder(settings), step_patches=settings.scheduler.encoder_patches)
     assert target.path is not None, "no shape of a published model sees"
+    from penstock.engine.encoding.pool import EncoderPool
+    from penstock.models.vision.load import read_tower_shape
+
     pool = EncoderPool(
         encoder.command(),
         msgspec.json.encode(settings),
@@ -154,20 +172,15 @@ def _open_source(settings: Settings, target: "_Chosen") -> FeatureSource | None:
     return pool
 
 
-def load_encoder(settings: Settings) -> VisionEncoder:
+def load_encoder(settings: Settings) -> "VisionEncoder":
     """Return what the model sees with. Raises ``ModelUnreadable``."""
+    from penstock.models.vision.load import load_vision
+
     config, path = find_model(settings.model)
     assert path is not None, "no shape of a published model sees"
     found = load_vision(path, getattr(torch, run_dtype(config, settings.runner.dtype)))
     assert found is not None, "it was asked of a model that sees"
     return found
-
-
-def _detokenizing(model: ModelSettings) -> Tokenizer:
-    """Return a tokenizer with its tables made, for which the first answer would have to wait."""
-    tokenizer = load_tokenizer(model)
-    tokenizer.detokenizer(skip_special_tokens=True)
-    return tokenizer
 
 
 def load_bare_model(settings: Settings) -> LanguageModel:
@@ -276,7 +289,15 @@ def _choose_draft(
     return draft
 
 
-def _load(chosen: _Chosen, runner: RunnerConfig, ops: Ops, *, max_tokens: int, adaptable: bool) -> LanguageModel:
+def _load(
+    chosen: _Chosen,
+    runner: RunnerConfig,
+    ops: Ops,
+    *,
+    max_tokens: int,
+    adaptable: bool,
+    ahead: Ahead | None = None,
+) -> LanguageModel:
     if chosen.path is None:
         return make_random_model(chosen.config, chosen.dtype, chosen.kv_dtype, ops, adaptable=adaptable)
     return load_model(
@@ -286,6 +307,7 @@ def _load(chosen: _Chosen, runner: RunnerConfig, ops: Ops, *, max_tokens: int, a
         ops=ops,
         max_tokens=max_tokens,
         adaptable=adaptable,
+        ahead=ahead,
     )
 
 
@@ -333,6 +355,10 @@ def encoding_bytes(settings: Settings, path: Path, dtype: torch.dtype) -> int:
 
     For the model in directory ``path``, which sees. Raises ``ModelUnreadable``.
     """
+    from penstock.images.families import load_processor
+    from penstock.models.vision.attention import ROWS_AT_ONCE
+    from penstock.models.vision.load import read_tower_shape
+
     processor = load_processor(path, settings.images)
     assert processor is not None, "it was asked of a model that sees"
     ops, tower = ops_for(dtype), read_tower_shape(path)
@@ -382,6 +408,8 @@ def _attention_scratch_bytes(
 
 def _encoder_bytes(path: Path, dtype: torch.dtype, num_workers: int) -> int:
     """Return what the weights take that a model sees with, in all processes that have them."""
+    from penstock.models.vision.load import count_vision_parameters
+
     return max(1, num_workers) * count_vision_parameters(path) * dtype.itemsize
 
 

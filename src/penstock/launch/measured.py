@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from penstock.engine.process import ProcessClient
-from penstock.launch import worker
+from penstock.launch import process, worker
 from penstock.launch.settings import Settings
 from penstock.protocol import EngineClient
 from penstock.telemetry import configure_logging
@@ -33,7 +33,7 @@ async def open_measured(settings: Settings, profiler: "Profiler | None" = None) 
 
 def _own_process(settings: Settings) -> EngineClient:
     quiet = replace(settings, log=replace(settings.log, level="warning"))
-    return ProcessClient(worker.command(), worker.payload(quiet))
+    return ProcessClient(process.command(), worker.payload(quiet))
 
 
 def _this_process(settings: Settings, profiler: "Profiler") -> EngineClient:

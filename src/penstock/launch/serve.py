@@ -5,9 +5,8 @@ import socket
 import sys
 from collections.abc import Callable
 
-from penstock.engine.spawning import spawn
 from penstock.errors import PortInUse
-from penstock.launch import worker
+from penstock.launch import process, worker
 from penstock.launch.registered import find_registered
 from penstock.launch.settings import Settings
 from penstock.server.config import ServerConfig
@@ -23,7 +22,7 @@ def serve(settings: Settings, say: Callable[[str], None]) -> int:
     try:
         settings = find_registered(settings, say)
         say(f"loading {settings.model.name}")
-        engine = spawn(worker.command(), worker.payload(settings))
+        engine = process.start(worker.payload(settings))
         try:
             with uncollected():
                 from penstock.launch.server import run_server

@@ -15,7 +15,7 @@ from penstock.engine.process import ProcessClient
 from penstock.engine.spawning import Spawned
 from penstock.errors import PenstockError
 from penstock.estimate.memory import format_memory_plan
-from penstock.launch import worker
+from penstock.launch import process, worker
 from penstock.launch.settings import Settings
 from penstock.protocol import ModelInfo
 from penstock.telemetry import configure_logging
@@ -54,7 +54,7 @@ class _Server:
         metrics = EngineMetrics()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=metrics.registry)
-        client = ProcessClient(worker.command(), worker.payload(self._settings), metrics, spawned=self._engine)
+        client = ProcessClient(process.command(), worker.payload(self._settings), metrics, spawned=self._engine)
         loading = asyncio.create_task(client.start())
         http: uvicorn.Server | None = None
         try:

@@ -14,14 +14,16 @@ from torch import Tensor
 
 from penstock.errors import InvalidSetting, ModelUnreadable
 from penstock.kernels import BatchLayout, KVBlocks, Ops, Replay, ops_for
+from penstock.models.ahead import Ahead
 from penstock.models.config import DTYPES, ModelConfig
 from penstock.models.families import read_config
+from penstock.models.files import is_of_seeing, plain_name
 from penstock.models.frame import DecoderBody, DecoderEnds, DecoderLayer
 from penstock.models.lora import Adapted, Adapter, read_adapter
 from penstock.models.model import LanguageModel, new_cache
 from penstock.models.parts import Loader
 from penstock.models.vision.encoder import Inserted
-from penstock.models.weights import TensorSource, is_of_seeing, open_weights, plain_name
+from penstock.models.weights import TensorSource, open_weights
 from penstock.quant import Scheme
 
 _log = structlog.get_logger(__name__)
@@ -127,10 +129,12 @@ def load_model(
     ops: Ops | None = None,
     max_tokens: int | None = None,
     adaptable: bool = False,
+    ahead: Ahead | None = None,
 ) -> LanguageModel:
     """Load the model in directory or GGUF file ``path``.
 
     ``max_tokens`` is the longest sequence that will be run; None: what it can hold. ``adaptable``: adapters may come.
+    ``ahead`` is what was begun already, the same that ``ops`` have.
 
     Raises ``ModelUnreadable`` if the checkpoint is incomplete or broken, ``InvalidSetting`` for an unknown dtype.
     """
@@ -149,7 +153,7 @@ def load_model(
         from penstock.models.upstream import UpstreamModel
 
         return UpstreamModel(path, config, torch_dtype, torch_kv_dtype, ops)
-    with torch.inference_mode(), open_weights(path) as weights:
+    with torch.inference_mode(), open_weights(path, None if ahead is None else ahead.files) as weights:
         model = DecoderModel(
             config, weights, torch_dtype, torch_kv_dtype, ops, max_tokens=max_tokens, adaptable=adaptable
         )

@@ -18,8 +18,8 @@ from torch import Tensor
 from penstock.errors import ModelUnreadable
 from penstock.kernels import Linear, Ops
 from penstock.models.config import ModelConfig
+from penstock.models.files import plain_name
 from penstock.models.rope import rotary_order
-from penstock.models.weights import plain_name
 
 _MODEL = "base_model.model."
 _PREFIX = f"{_MODEL}model.layers."

@@ -1,9 +1,7 @@
 """Tensors of a checkpoint, memory-mapped: nothing is read until it is used."""
 
-import json
 import math
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
@@ -16,60 +14,11 @@ from torch import Tensor
 from penstock.errors import ModelUnreadable
 from penstock.gguf import is_gguf
 from penstock.json_objects import read_json_object
+from penstock.models.files import MappedFile, plain_name, weight_files
 from penstock.models.gguf_weights import GGUFWeights
 from penstock.quant import QuantizedModules, QuantizedWeight, Scheme, dequantize, read_layout
 
-_INDEX = "model.safetensors.index.json"
-_SINGLE = "model.safetensors"
-
-
-def weight_files(path: Path) -> list[Path]:
-    """Return the safetensors files of the model in directory ``path``.
-
-    Raises ``ModelUnreadable`` if there are none or one that the index names is missing.
-    """
-    index = path / _INDEX
-    if index.is_file():
-        try:
-            names = sorted({str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise ModelUnreadable(f"{index} is not an index of shards: {error!r}; fetch the file again") from error
-        for name in names:
-            if Path(name).name != name or not (path / name).is_file():
-                raise ModelUnreadable(f"{index} names the shard {name}, which is not there; fetch it")
-        return [path / name for name in names]
-    if (path / _SINGLE).is_file():
-        return [path / _SINGLE]
-    others = sorted(file.name for file in path.glob("*.bin"))
-    hint = f"only {others[0]}; convert it to safetensors" if others else "no weights"
-    raise ModelUnreadable(f"{path} holds neither {_SINGLE} nor {_INDEX}: there are {hint}")
-
-
-_SEEING = ("vision_tower", "vision_model", "multi_modal_projector", "connector", "visual", "image_newline")
-_RENAMES = (
-    (re.compile(rf"model\.(?=({'|'.join(('language_model', 'text_model', *_SEEING))})\b)"), ""),
-    (re.compile(r"(language_model|text_model)\.lm_head\b"), "lm_head"),
-    (re.compile(r"(language_model\.model|language_model|text_model)\."), "model."),
-    (re.compile(r"(vision_tower\.vision_model|vision_tower|vision_model)\."), "vision_tower."),
-)
-
-
-def plain_name(name: str) -> str:
-    """Return what models ask for as what a checkpoint calls ``name``.
-
-    Where a decoder is part of a larger model, versions of transformers have put different prefixes before its tensors'
-    names, and before the others'. Without them a decoder's are those of a model that is text alone.
-    """
-    for pattern, prefix in _RENAMES:
-        match = pattern.match(name)
-        if match is not None:
-            name = prefix + name[match.end() :]
-    return name
-
-
-def is_of_seeing(name: str) -> bool:
-    """Return whether the tensor of this plain name belongs to a vision encoder."""
-    return name.split(".", 1)[0] in _SEEING
+_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16}
 
 
 class TensorSource(Protocol):
@@ -101,9 +50,9 @@ class StoredTensors(TensorSource, Protocol):
         """
 
 
-def open_weights(path: Path) -> AbstractContextManager[StoredTensors]:
-    """Return the tensors of the model in directory or GGUF file ``path``."""
-    return GGUFWeights(path) if is_gguf(path) else Weights(path)
+def open_weights(path: Path, mapped: Mapping[Path, MappedFile] | None = None) -> AbstractContextManager[StoredTensors]:
+    """Return the tensors of the model in directory or GGUF file ``path``; ``mapped`` are files that already are."""
+    return GGUFWeights(path) if is_gguf(path) else Weights(path, mapped)
 
 
 class Weights:
@@ -111,11 +60,13 @@ class Weights:
 
     They are taken by the names models ask for, ``plain_name``'s; whatever else is done with them goes by stored names.
 
-    Every tensor has a mapping of its own, so that what was read and packed stops being this process's memory at once.
+    Every tensor has a mapping of its own, so that what was read and packed stops being this process's memory at once;
+    or lies in one of the whole file that somebody made before, and sees to that.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, mapped: Mapping[Path, MappedFile] | None = None) -> None:
         self._path = path
+        self._mapped = mapped or {}
         self._files: dict[str, Path] = {}
         self._num_elements: dict[str, int] = {}
         self._unused: set[str] = set()
@@ -171,6 +122,13 @@ class Weights:
     def read(self, name: str) -> Tensor:
         """Return a tensor that is there, as it is stored; mapped, not copied."""
         self._unused.discard(name)
+        file = self._mapped.get(self._files[name])
+        stored = None if file is None else file.tensors[name]
+        if file is not None and stored is not None and stored.dtype in _DTYPES and stored.num_elements:
+            flat = torch.frombuffer(
+                file.buffer, dtype=_DTYPES[stored.dtype], count=stored.num_elements, offset=stored.begin
+            )
+            return flat.view(stored.shape)
         with safe_open(self._files[name], framework="pt") as handle:
             tensor: Tensor = handle.get_tensor(name)
         return tensor

@@ -12,6 +12,7 @@ from penstock.json_objects import reading
 from penstock.kernels import Ops, ops_for
 from penstock.models.config_json import ConfigJson
 from penstock.models.families import read_config
+from penstock.models.files import is_of_seeing
 from penstock.models.parts import Loader
 from penstock.models.vision.encoder import VisionEncoder
 from penstock.models.vision.gemma3 import Gemma3Encoder
@@ -20,7 +21,7 @@ from penstock.models.vision.llava import LlavaEncoder
 from penstock.models.vision.llava_next import LlavaNextEncoder
 from penstock.models.vision.paligemma import PaliGemmaEncoder
 from penstock.models.vision.qwen2_vl import QwenVisionEncoder, TowerConfig, read_qwen2_5_vl, read_qwen2_vl
-from penstock.models.weights import is_of_seeing, open_weights
+from penstock.models.weights import open_weights
 
 
 class Family(NamedTuple):

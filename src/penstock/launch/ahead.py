@@ -1,0 +1,81 @@
+"""What an engine's process does while torch is imported: it reads its settings and packs weights. No torch here."""
+
+import os
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from penstock.estimate.system import available_memory_bytes
+from penstock.launch.settings import ModelSettings, Settings
+from penstock.launch.text import load_tokenizer
+from penstock.launch.threads import share_threads
+from penstock.models.ahead import Ahead
+from penstock.models.source import DEMO_MODEL, resolve_model
+from penstock.telemetry import configure_logging
+from penstock.text import Tokenizer
+from penstock.threads import WorkThread
+
+_MOST_SHARE = 0.5
+"""Of the available memory, files that are packed before anybody has planned what fits"""
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """What was begun for an engine."""
+
+    settings: Settings
+    available_bytes: int
+    """Of memory, before anything was packed"""
+    weights: Ahead | None
+    """None where the model is not here, or is no directory"""
+
+    tokenizer: Future[Tokenizer]
+
+    def close(self) -> None:
+        """End what was begun."""
+        if self.weights is not None:
+            self.weights.close()
+
+
+def prefetch(name: str) -> int:
+    """Have the system begin to read the weights of a model that is here, and return how many files they are in."""
+    path = Path(name).expanduser()
+    files = list(path.glob("*.safetensors")) if path.is_dir() else [path] if path.is_file() else []
+    for file in files:
+        with file.open("rb") as opened:
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+    return len(files)
+
+
+def begin_tokenizer(model: ModelSettings) -> Future[Tokenizer]:
+    """Begin to load a tokenizer, its tables included, for which the first answer would have to wait."""
+
+    def load() -> Tokenizer:
+        tokenizer = load_tokenizer(model)
+        tokenizer.detokenizer(skip_special_tokens=True)
+        return tokenizer
+
+    return WorkThread("tokenizer").submit(load)
+
+
+def begin(payload: Future[bytes]) -> Begun:
+    """Begin to pack the weights of the model that the settings name, which come as JSON. Raises ``ConfigError``."""
+    settings = msgspec.json.decode(payload.result(), type=Settings)
+    configure_logging(settings.log.level, settings.log.format)
+    # Both take seconds where files are not in the page cache.
+    WorkThread("prefetch").submit(prefetch, settings.model.name)
+    name, runner, available_bytes = settings.model.name, settings.runner, available_memory_bytes()
+    if name != DEMO_MODEL and not Path(name).expanduser().is_dir():
+        return Begun(settings, available_bytes, None, begin_tokenizer(settings.model))
+    num_threads, _ = share_threads(settings)
+    weights = Ahead(
+        resolve_model(name),
+        dtype=runner.dtype,
+        quantize=runner.quantize,
+        adaptable=runner.max_adapters > 0,
+        num_threads=num_threads,
+        most_bytes=int(available_bytes * _MOST_SHARE),
+    )
+    return Begun(settings, available_bytes, weights, begin_tokenizer(settings.model))
