@@ -51,14 +51,20 @@ $(VENV)/bin/python:
 
 NATIVE := CMakeLists.txt $(wildcard src/penstock/kernels/*/*.cpp src/penstock/kernels/*/*.h)
 
+# pip shows nothing of a build that succeeds, so what CMakeLists.txt warns of is said here.
+SAY_KERNELS = @env -u PENSTOCK_KERNELS $(BIN)/python -c "import penstock.kernels.native._native" 2>/dev/null || \
+	echo "no C++ compiler was found: Penstock runs on plain torch, several times slower; install g++, make clean, and again"
+
 $(VENV)/.installed: pyproject.toml $(NATIVE) | $(VENV)/bin/python
 	@echo "installing Penstock and torch and compiling the kernels: some minutes the first time"
 	$(BIN)/python -m pip install --quiet --editable '.[engine]'
+	$(SAY_KERNELS)
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml $(NATIVE) | $(VENV)/bin/python
 	@echo "installing Penstock, torch and the development tools and compiling the kernels: some minutes the first time"
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(SAY_KERNELS)
 	@touch $(VENV)/.installed $@
 
 clean:
