@@ -8,25 +8,23 @@ from penstock.text.tool_formats.base import (
     HoldingParser,
     Spelling,
     Tool,
-    any_until,
     call_rules,
     long_call_id,
 )
 from penstock.text.tool_formats.json_call import CallReader, NotACall
-
-_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
+from penstock.text.tool_formats.tags import CLOSE, OPEN, forced_between_tags, offered_between_tags
 
 
 class Hermes:
     """See the module."""
 
     name = "hermes"
-    marks: tuple[str, ...] = (_OPEN, _CLOSE)
+    marks: tuple[str, ...] = (OPEN, CLOSE)
     commits = True
 
     def recognizes(self, template: str) -> bool:
         """Whether a chat template teaches this format; ``<function=`` is another one between the same marks."""
-        return _OPEN in template and "<function=" not in template
+        return OPEN in template and "<function=" not in template
 
     def parser(self, tools: Sequence[Tool], most_calls: int | None) -> "HermesParser":
         """Return a parser for one answer."""
@@ -34,22 +32,15 @@ class Hermes:
 
     def forced(self, tools: Sequence[Tool], spelling: Spelling, *, is_parallel: bool) -> str:
         """Return rules for calls and nothing else."""
-        more = r' ("\n" marked)*' if is_parallel else ""
-        return f"answer: marked{more}\nmarked: {spelling(_OPEN)} body\n{_body_rules(tools, spelling)}"
+        return forced_between_tags(call_rules(tools, "arguments"), spelling, is_parallel=is_parallel)
 
     def offered(self, tools: Sequence[Tool], spelling: Spelling, *, is_parallel: bool) -> str:
-        """Return rules for text in which the opening mark commits to a call."""
-        many = "*" if is_parallel else "?"
-        opened = any_until("opened", spelling(_OPEN))
-        return f"answer: (opened body){many} /(?s:.*)/\n{opened}\n{_body_rules(tools, spelling)}"
+        """Return rules for text in which the opening tag commits to a call."""
+        return offered_between_tags(call_rules(tools, "arguments"), spelling, is_parallel=is_parallel)
 
     def call_id(self) -> str:
         """Return an id such as OpenAI's."""
         return long_call_id()
-
-
-def _body_rules(tools: Sequence[Tool], spelling: Spelling) -> str:
-    return f'body: "\\n" call "\\n" {spelling(_CLOSE)}\n{call_rules(tools, "arguments")}\n'
 
 
 class HermesParser(HoldingParser):
@@ -63,7 +54,7 @@ class HermesParser(HoldingParser):
     def _read(self, *, is_final: bool) -> None:
         while self._rest:
             if self._call is None:
-                before, after = find_mark(self._rest, _OPEN, is_final=is_final)
+                before, after = find_mark(self._rest, OPEN, is_final=is_final)
                 self._events.content(before)
                 if after is None:
                     self._rest = self._rest[len(before) :]
@@ -73,11 +64,11 @@ class HermesParser(HoldingParser):
                 self._read_call(self._call)
             else:
                 rest = self._rest.lstrip()
-                closes = at_mark(rest, _CLOSE)
+                closes = at_mark(rest, CLOSE)
                 if closes is None and not is_final:
                     return
                 # Whatever else follows a whole call is content.
-                self._rest = rest[len(_CLOSE) :] if closes else "" if closes is None else self._rest
+                self._rest = rest[len(CLOSE) :] if closes else "" if closes is None else self._rest
                 self._call = None
 
     def _read_call(self, call: CallReader) -> None:
@@ -85,7 +76,7 @@ class HermesParser(HoldingParser):
             try:
                 call.push(character)
             except NotACall:
-                self._events.content(_OPEN + call.text)
+                self._events.content(OPEN + call.text)
                 self._rest, self._call = self._rest[position:], None
                 return
             if call.is_done:
@@ -94,4 +85,4 @@ class HermesParser(HoldingParser):
         self._rest = ""
 
     def _unfinished(self) -> str:
-        return _OPEN + self._call.text if self._call is not None and not self._call.is_reported else ""
+        return OPEN + self._call.text if self._call is not None and not self._call.is_reported else ""

@@ -16,9 +16,9 @@ from typing import Any
 
 from penstock.text.grammar import schema_with_options
 from penstock.text.markers import at_mark, find_mark
-from penstock.text.tool_formats.base import HoldingParser, Spelling, Tool, any_until, long_call_id
+from penstock.text.tool_formats.base import HoldingParser, Spelling, Tool, long_call_id
+from penstock.text.tool_formats.tags import CLOSE, OPEN, forced_between_tags, offered_between_tags
 
-_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 _FUNCTION, _END_FUNCTION = "<function=", "</function>"
 _PARAMETER, _END_PARAMETER = "<parameter=", "</parameter>"
 _MOST_NAME_CHARS = 256
@@ -32,12 +32,12 @@ class Qwen3Coder:
     """See the module."""
 
     name = "qwen3_coder"
-    marks: tuple[str, ...] = (_OPEN, _CLOSE)
+    marks: tuple[str, ...] = (OPEN, CLOSE)
     commits = True
 
     def recognizes(self, template: str) -> bool:
         """Whether a chat template teaches this format."""
-        return _OPEN in template and _FUNCTION in template
+        return OPEN in template and _FUNCTION in template
 
     def parser(self, tools: Sequence[Tool], most_calls: int | None) -> "Qwen3CoderParser":
         """Return a parser for one answer."""
@@ -45,28 +45,24 @@ class Qwen3Coder:
 
     def forced(self, tools: Sequence[Tool], spelling: Spelling, *, is_parallel: bool) -> str:
         """Return rules for calls and nothing else."""
-        more = r' ("\n" marked)*' if is_parallel else ""
-        return f"answer: marked{more}\nmarked: {spelling(_OPEN)} body\n{_body_rules(tools, spelling)}"
+        return forced_between_tags(_call_rules(tools), spelling, is_parallel=is_parallel)
 
     def offered(self, tools: Sequence[Tool], spelling: Spelling, *, is_parallel: bool) -> str:
-        """Return rules for text in which the opening mark commits to a call."""
-        many = "*" if is_parallel else "?"
-        opened = any_until("opened", spelling(_OPEN))
-        return f"answer: (opened body){many} /(?s:.*)/\n{opened}\n{_body_rules(tools, spelling)}"
+        """Return rules for text in which the opening tag commits to a call."""
+        return offered_between_tags(_call_rules(tools), spelling, is_parallel=is_parallel)
 
     def call_id(self) -> str:
         """Return an id such as OpenAI's."""
         return long_call_id()
 
 
-def _body_rules(tools: Sequence[Tool], spelling: Spelling) -> str:
-    """Return rules for what is between the marks.
+def _call_rules(tools: Sequence[Tool]) -> str:
+    """Return rules for what is between the tags.
 
     Parameters come in the schema's order. Of a string they know the length and the cases; what else a schema says of
     strings, or beside its properties, holds nobody to anything here.
     """
-    rules = [f'body: "\\n" call "\\n" {spelling(_CLOSE)}']
-    rules.append("call: " + " | ".join(f"call_{i}" for i in range(len(tools))))
+    rules = ["call: " + " | ".join(f"call_{i}" for i in range(len(tools)))]
     for i, tool in enumerate(tools):
         required = tool.schema.get("required")
         parts = []
@@ -80,7 +76,7 @@ def _body_rules(tools: Sequence[Tool], spelling: Spelling) -> str:
             rules.append(_value_rule(f"value_{i}_{j}", schema, tool.schema))
         begin, end = json.dumps(f"{_FUNCTION}{tool.name}>\n"), json.dumps(_END_FUNCTION)
         rules.append(f"call_{i}: {' '.join([begin, *parts, end])}")
-    return "\n".join(rules) + "\n"
+    return "\n".join(rules)
 
 
 def _value_rule(name: str, schema: Mapping[str, Any], whole: Mapping[str, Any]) -> str:
@@ -153,12 +149,12 @@ class Qwen3CoderParser(HoldingParser):
         return self._before + self._rest if self._before else ""
 
     def _read_text(self, is_final: bool) -> bool:
-        before, after = find_mark(self._rest, _OPEN, is_final=is_final)
+        before, after = find_mark(self._rest, OPEN, is_final=is_final)
         self._events.content(before)
         if after is None:
             self._rest = self._rest[len(before) :]
             return False
-        self._rest, self._before, self._read_next = after, _OPEN, self._read_name
+        self._rest, self._before, self._read_next = after, OPEN, self._read_name
         return True
 
     def _read_name(self, is_final: bool) -> bool:
@@ -214,11 +210,11 @@ class Qwen3CoderParser(HoldingParser):
 
     def _read_end(self, is_final: bool) -> bool:
         rest = self._rest.lstrip()
-        closes = at_mark(rest, _CLOSE)
+        closes = at_mark(rest, CLOSE)
         if closes is None and not is_final:
             return False
         # Whatever else follows a whole call is content.
-        self._rest = rest[len(_CLOSE) :] if closes else "" if closes is None else self._rest
+        self._rest = rest[len(CLOSE) :] if closes else "" if closes is None else self._rest
         self._read_next = self._read_text
         return True
 
