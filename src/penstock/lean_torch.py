@@ -41,7 +41,11 @@ _LEAVES = frozenset(
         "torch.nn.qat",
         "torch.nn.quantizable",
         "torch.nn.quantized",
+        "torch.optim",
+        "torch.package",
+        "torch.profiler",
         "torch.quantization",
+        "torch.utils.data",
     }
 )
 """What nothing else reaches into while torch is imported."""

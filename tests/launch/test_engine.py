@@ -149,6 +149,6 @@ def test_a_model_that_sees_nothing_has_no_encoder_processes(checkpoint: Callable
 def test_every_thread_has_a_core(
     num_cores: int, threads: int | None, num_workers: int, expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("penstock.launch.encoder.usable_cores", lambda: num_cores)
+    monkeypatch.setattr("penstock.launch.threads.usable_cores", lambda: num_cores)
     runner = RunnerConfig(threads=threads, encoder_workers=num_workers)
     assert share_threads(Settings(runner=runner)) == expected
