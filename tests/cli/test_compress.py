@@ -19,6 +19,7 @@ def test_a_recipe_is_shown_followed_and_reported(checkpoint: Callable[[str], Pat
     planned = run_here(*command, "--dry-run")
     assert planned.returncode == 0, planned.stderr
     assert "gptq 4 bits, g32" in planned.stdout
+    assert "embeddings and head" in planned.stdout
     assert "estimate" in planned.stdout
     assert not (tmp_path / "out").exists()
     result = run(*command, "--json")

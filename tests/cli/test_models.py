@@ -45,6 +45,9 @@ def refused(*arguments: str) -> str:
 def test_a_models_life(registry: Path, model: Path, tmp_path: Path) -> None:
     key, data, metrics = str(tmp_path / "key"), tmp_path / "train.jsonl", tmp_path / "metrics.json"
     data.write_text("{}\n")
+    nothing = run_here("models", "list")
+    assert (nothing.stdout, nothing.returncode) == ("", 0)
+    assert "no model is registered in sqlite:///" in nothing.stderr
     metrics.write_text('{"loss": 3.25}')
     assert "public key" in ok("models", "keygen", key)
     assert "exists" in refused("models", "keygen", key)

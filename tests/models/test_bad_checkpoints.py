@@ -227,6 +227,7 @@ def test_any_value_in_a_config_loads_or_is_refused(broken: Path, data: st.DataOb
         ("/no/such/place", "there is no model"),
         ("a/b/c", "there is no model"),
         (__file__, "is a file, and not a GGUF one; give the directory"),
+        (str(Path(__file__).parent), "is no model: a directory in Hugging Face layout has a config.json"),
     ],
 )
 def test_names_that_lead_nowhere(name: str, message: str) -> None:

@@ -46,7 +46,9 @@ def run_compress(options: CompressOptions, goal: Goal | None, *, dry_run: bool, 
     Tables and progress go to stderr where JSON goes to stdout.
     """
     use_all_threads()
-    console = Console(stderr=as_json)
+    is_terminal = (sys.stderr if as_json else sys.stdout).isatty()
+    # A file has no width that words must be cut to.
+    console = Console(stderr=as_json, width=None if is_terminal else 120)
     if goal is not None:
         return _run_search(options, goal, console, dry_run=dry_run, as_json=as_json)
     compression = Compression(options)

@@ -19,6 +19,8 @@ def resolve_model(name: str, revision: str | None = None) -> Path:
     if name == DEMO_MODEL:
         return Path(__file__).parents[1] / "assets" / DEMO_MODEL
     path = Path(name).expanduser()
+    if path.is_dir() and not (path / "config.json").exists():
+        raise ModelUnreadable(f"{path} is no model: a directory in Hugging Face layout has a config.json")
     if path.is_dir() or (is_gguf(path) and path.is_file()):
         return path
     if path.exists():

@@ -129,6 +129,9 @@ def list_models(as_json: JSONOption = False, registry: RegistryOption = None, co
     if as_json:
         _print_json([_plain(model) for model in models])
         return
+    if not models:
+        typer.echo(f"no model is registered in {opened.shown_url}; penstock models add registers one", err=True)
+        return
     from rich.console import Console
     from rich.table import Table
 
