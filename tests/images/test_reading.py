@@ -204,9 +204,9 @@ def huge_files() -> dict[str, bytes]:
 @pytest.mark.parametrize("kind", huge_files())
 def test_headers_that_promise_more_than_there_is_cost_nothing(kind: str) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    began_s = time.perf_counter()
+    began_s = time.process_time()
     reason(huge_files()[kind])
-    assert time.perf_counter() - began_s < 2
+    assert time.process_time() - began_s < 2
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024
 
 
@@ -221,9 +221,9 @@ def test_a_jpeg_of_a_thousand_scans_is_refused() -> None:
     data = KINDS["progressive"]
     last = data.rindex(b"\xff\xda")
     scan = data[last:-2]
-    began_s = time.perf_counter()
+    began_s = time.process_time()
     assert "1009 scans" in reason(data[:-2] + scan * 999 + data[-2:])
-    assert time.perf_counter() - began_s < 1
+    assert time.process_time() - began_s < 1
 
 
 def test_a_file_of_a_million_chunks_ends_in_time() -> None:
@@ -238,11 +238,11 @@ def test_a_file_of_a_million_chunks_ends_in_time() -> None:
 
 def readable(data: bytes) -> None:
     """Read what may be anything: it is an image or it is refused, soon."""
-    began_s = time.perf_counter()
+    began_s = time.process_time()
     for read in (read_image, read_frames):
         with contextlib.suppress(InvalidImage):
             read(data, LIMITS)
-    assert time.perf_counter() - began_s < 5
+    assert time.process_time() - began_s < 5
 
 
 FUZZ = settings(

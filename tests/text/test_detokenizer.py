@@ -136,9 +136,9 @@ def test_a_token_costs_a_few_microseconds() -> None:
 
     def seconds_per_token() -> float:
         push = BYTE_LEVEL.detokenizer(skip_special_tokens=True).push
-        start = time.perf_counter()
+        start = time.process_time()
         for token_id in ids:
             push(token_id)
-        return (time.perf_counter() - start) / len(ids)
+        return (time.process_time() - start) / len(ids)
 
     assert min(seconds_per_token() for _ in range(5)) < 5e-6

@@ -94,10 +94,10 @@ def test_cost_is_linear_where_every_character_is_a_near_miss() -> None:
 
     def seconds(num_chars: int) -> float:
         matcher = StopMatcher(stop, False)
-        start = time.perf_counter()
+        start = time.process_time()
         for _ in range(num_chars // 5):
             matcher.push("aaaaa")
-        return time.perf_counter() - start
+        return time.process_time() - start
 
     seconds(1000)
     assert min(seconds(40_000) for _ in range(3)) < 40 * min(seconds(4_000) for _ in range(3))
