@@ -151,7 +151,7 @@ def test_other_kinds_are_refused_by_name(data: bytes, kind: str) -> None:
 def test_what_is_cut_off_is_refused(kind: str, share: float) -> None:
     data = KINDS[kind]
     cut = data[: max(12, int(len(data) * share))]
-    if kind in ("apng", "animated gif") and share >= 0.5:
+    if kind == "animated gif" and share >= 0.5:
         assert read_image(cut, LIMITS).getpixel((3, 3)) == (255, 0, 0)  # the first frame is whole
     else:
         assert "it is damaged or cut off" in reason(cut)
@@ -224,6 +224,16 @@ def test_a_jpeg_of_a_thousand_scans_is_refused() -> None:
     began_s = time.process_time()
     assert "1009 scans" in reason(data[:-2] + scan * 999 + data[-2:])
     assert time.process_time() - began_s < 1
+
+
+@pytest.mark.parametrize("kind", ["png", "apng"])
+def test_every_byte_of_a_png_counts(kind: str) -> None:
+    data = KINDS[kind]
+    # Before the last chunk, which has nothing in it.
+    for place in range(8, len(data) - 12):
+        spoiled = data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :]
+        with pytest.raises(InvalidImage):
+            read_image(spoiled, LIMITS)
 
 
 def test_a_file_of_a_million_chunks_ends_in_time() -> None:
