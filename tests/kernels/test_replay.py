@@ -29,7 +29,9 @@ class Pass:
         shapes = OPS.cache_shapes(num_blocks, BLOCK, G, D)
         self.cache = KVBlocks(torch.randn(shapes.k), torch.randn(shapes.v))  # what earlier steps may have left
         self.num_runs = 0
-        self._table = torch.randn(50, 48)
+        table = torch.randn(50, 48)
+        head = OPS.prepare_linear(table, None)
+        self._embedding = OPS.prepare_embedding(lambda: table, torch.float32, scale=3.0, tied=head)
         self._norm, self._inverse = torch.rand(48), 1 / 10 ** torch.rand(D // 2)
         self._qkv = OPS.prepare_linear(torch.randn(WIDTH, 48) / 7, None)
         self._o = OPS.prepare_linear(torch.randn(48, H * D) / 8, None)
@@ -38,7 +40,7 @@ class Pass:
         self.num_runs += 1
         attention = OPS.plan_attention(layout, num_heads=H, num_kv_heads=G, head_dim=D, window=self._window)
         cos, sin = OPS.rope_angles(layout.positions, self._inverse, D)
-        x = OPS.embed(token_ids, self._table, torch.float32, scale=3.0)
+        x = self._embedding(token_ids)
         for _ in range(2):
             qkv = self._qkv(OPS.rms_norm(x, self._norm, 1e-6))
             q = OPS.rope_write_kv(qkv, self.cache, layout, cos, sin, num_heads=H, num_kv_heads=G, norms=None)
@@ -229,8 +231,8 @@ def test_recording_does_not_import_what_compiles() -> None:
         "import sys, torch\n"
         "from array import array\n"
         "from penstock.kernels import CPUOps\n"
-        "table = torch.ones(9, 8)\n"
-        "forward = lambda ids, layout: CPUOps().embed(ids, table, torch.float32).view(-1, 2, 4).flatten(1)\n"
+        "embedding = CPUOps().prepare_embedding(lambda: torch.ones(9, 8), torch.float32)\n"
+        "forward = lambda ids, layout: embedding(ids).view(-1, 2, 4).flatten(1)\n"
         "hidden = CPUOps().record(forward, 4)([1, 2], [2], [2], [array('i', [0])], [0])\n"
         "assert hidden.shape == (2, 8)\n"
         "assert 'torch._dynamo' not in sys.modules\n"

@@ -28,7 +28,11 @@ ops = ops_for(torch.bfloat16, quantize)
 (before,) = kib("VmRSS")
 Path("/proc/self/clear_refs").write_text("5")
 model = load_model(path, ops=ops, max_tokens=64)
-print(json.dumps([1024 * (value - before) for value in kib("VmRSS", "VmHWM")] + [model.num_parameters]))
+loaded = kib("VmRSS", "VmHWM")
+for token_ids in torch.arange(model.config.vocab_size).split(500):
+    model._ends.embed(token_ids)
+(read,) = kib("VmRSS")
+print(json.dumps([1024 * (value - before) for value in (*loaded, read)] + [model.num_parameters]))
 """
 
 
@@ -63,12 +67,28 @@ def _write_model(path: Path) -> None:
 @pytest.mark.skipif(NATIVE is None, reason="codes take native kernels")
 def test_loading_leaves_little_but_codes(tmp_path: Path) -> None:
     _write_model(tmp_path)
-    done = subprocess.run(
-        [sys.executable, "-c", _MEASURE, str(tmp_path), "int8"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    resident, peak, num_parameters = json.loads(done.stdout)
+    resident, peak, read, num_parameters = _measure(tmp_path, "int8")
     codes, embedding = num_parameters * 1.04, V * E * 2
     # The tied embedding was read to be packed; beside the codes it became, only rows that are looked up are kept.
     assert resident < codes + embedding / 2
     assert peak < 1.25 * codes + embedding
+    assert read > resident + embedding / 2
+
+
+@pytest.mark.skipif(NATIVE is None, reason="the packed head is native kernels'")
+def test_a_tied_embedding_is_held_once(tmp_path: Path) -> None:
+    _write_model(tmp_path)
+    resident, peak, read, num_parameters = _measure(tmp_path, "none")
+    weights, embedding = num_parameters * 2, V * E * 2
+    assert peak < 1.1 * weights + embedding
+    assert resident < weights + embedding / 2
+    assert read < resident + embedding / 4
+
+
+def _measure(path: Path, quantize: str) -> list[int]:
+    done = subprocess.run(
+        [sys.executable, "-c", _MEASURE, str(path), quantize], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    figures: list[int] = json.loads(done.stdout)
+    return figures

@@ -103,7 +103,7 @@ class WatchedOps:
         self.form_of_codes = inner.form_of_codes
         self.cache_shapes = inner.cache_shapes
         self.record = inner.record
-        self.embed = inner.embed
+        self.prepare_embedding = inner.prepare_embedding
         self.add = inner.add
         self.rms_norm = inner.rms_norm
         self.layer_norm = inner.layer_norm

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from penstock.kernels.layout import BatchLayout, KVBlocks
     from penstock.kernels.linear.quantization import QUANTIZATIONS, InputCodes, Quantization, Stacked, WeightCodes
     from penstock.kernels.native import describe, use_threads
-    from penstock.kernels.ops import Attention, HeadNorms, Linear, Ops, Replay
+    from penstock.kernels.ops import Attention, Embedding, HeadNorms, Linear, Ops, Replay
     from penstock.kernels.reference import ReferenceOps
 
 _MODULES = {
@@ -19,7 +19,7 @@ _MODULES = {
     "layout": ("BatchLayout", "KVBlocks"),
     "linear.quantization": ("QUANTIZATIONS", "InputCodes", "Quantization", "Stacked", "WeightCodes"),
     "native": ("describe", "use_threads"),
-    "ops": ("Attention", "HeadNorms", "Linear", "Ops", "Replay"),
+    "ops": ("Attention", "Embedding", "HeadNorms", "Linear", "Ops", "Replay"),
     "reference": ("ReferenceOps",),
 }
 
@@ -28,6 +28,7 @@ __all__ = [
     "Attention",
     "BatchLayout",
     "CPUOps",
+    "Embedding",
     "HeadNorms",
     "InputCodes",
     "KVBlocks",

@@ -1,19 +1,22 @@
 """The backend of compiled kernels: float32 activations, weights in float32 or bfloat16, the cache in either or int8."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from penstock.errors import InvalidSetting, KernelUnsupported
+from penstock.kernels.embedding.cpu import embed
 from penstock.kernels.layout import BatchLayout, KVBlocks
 from penstock.kernels.linear.ahead import PackedAhead
-from penstock.kernels.linear.cpu import FLOAT_KINDS, PackedLinear, form_that_holds
+from penstock.kernels.linear.cpu import PackedLinear, form_that_holds
 from penstock.kernels.linear.quantization import QUANTIZATIONS, Quantization, Stacked, WeightCodes
 from penstock.kernels.native import NATIVE, checked, checked_rows, describe
 from penstock.kernels.native.cache import cache_addresses
 from penstock.kernels.native.replay import Forward, NativeReplay, empty
-from penstock.kernels.ops import CacheShapes, HeadNorms, Linear, Ops
+from penstock.kernels.ops import CacheShapes, Embedding, HeadNorms, Linear, Ops
 from penstock.kernels.paged_attention.cpu import CPUAttention
 from penstock.kernels.reference import ReferenceOps
 from penstock.kernels.rope_angles.reference import rope_angles as reference_angles
@@ -80,30 +83,19 @@ class CPUOps:
         )
 
     @staticmethod
+    def prepare_embedding(
+        table: Callable[[], Tensor], dtype: torch.dtype, *, scale: float = 1.0, tied: Linear | None = None
+    ) -> Embedding:
+        """See ``ops.Ops``; ``dtype`` is float32."""
+        assert dtype is torch.float32
+        if isinstance(tied, PackedLinear) and tied.holds_rows:
+            return partial(tied.embed, scale=scale)
+        return partial(embed, table=table(), scale=scale)
+
+    @staticmethod
     def record(forward: Forward, block_size: int) -> NativeReplay:
         """Return what repeats ``forward``."""
         return NativeReplay(forward, block_size)
-
-    @staticmethod
-    def embed(token_ids: Tensor, table: Tensor, dtype: torch.dtype, *, scale: float = 1.0) -> Tensor:
-        """See ``embedding/reference.py``; ``dtype`` is float32."""
-        assert NATIVE is not None
-        assert dtype is torch.float32
-        (num_tokens,), (vocab_size, width) = token_ids.shape, table.shape
-        if table.dtype not in FLOAT_KINDS:
-            raise KernelUnsupported(f"no native embedding in a table of {table.dtype}")
-        out = empty(num_tokens, width)
-        NATIVE.embed(
-            checked(token_ids, torch.int64, num_tokens),
-            num_tokens,
-            FLOAT_KINDS[table.dtype],
-            checked(table, table.dtype, vocab_size, width),
-            vocab_size,
-            width,
-            scale,
-            out.data_ptr(),
-        )
-        return out
 
     @staticmethod
     def add(x: Tensor, y: Tensor, *, scale: float = 1.0) -> Tensor:

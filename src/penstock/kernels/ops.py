@@ -23,6 +23,10 @@ class Linear(Protocol):
         """Return [T, N] from ``x`` [T, K], plus ``added`` [T, N], which may be overwritten with it."""
 
 
+Embedding = Callable[[Tensor], Tensor]
+"""From token ids [T] int64 to their vectors [T, E]; raises ``IndexError`` for a token that there is none of."""
+
+
 class Attention(Protocol):
     """One step's attention, for all layers that share a window."""
 
@@ -126,11 +130,17 @@ class Ops(Protocol):
         ``activation`` is ``silu``, or ``gelu_tanh``: Gaussian error linear units by tanh.
         """
 
+    def prepare_embedding(
+        self, table: Callable[[], Tensor], dtype: torch.dtype, *, scale: float = 1.0, tied: Linear | None = None
+    ) -> Embedding:
+        """Return what looks up rows of ``table()`` [V, E]; see ``embedding/reference.py``.
+
+        ``tied`` is the product with the same weight, if there is one: where it keeps that as it came, rows are read
+        from there, and nobody asks for the table.
+        """
+
     def record(self, forward: Callable[[Tensor, BatchLayout], Tensor], block_size: int) -> Replay | None:
         """Return a faster way to do what ``forward`` does in this backend's ops; None where there is none."""
-
-    def embed(self, token_ids: Tensor, table: Tensor, dtype: torch.dtype, *, scale: float = 1.0) -> Tensor:
-        """See ``embedding/reference.py``."""
 
     def add(self, x: Tensor, y: Tensor, *, scale: float = 1.0) -> Tensor:
         """See ``add/reference.py``."""

@@ -1,6 +1,7 @@
 """The backend of plain torch ops."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from penstock.kernels.layer_norm.reference import layer_norm
 from penstock.kernels.layout import BatchLayout
 from penstock.kernels.linear.quantization import Quantization
 from penstock.kernels.linear.reference import ReferenceGatedLinear, ReferenceLinear
-from penstock.kernels.ops import CacheShapes
+from penstock.kernels.ops import CacheShapes, Embedding, Linear
 from penstock.kernels.paged_attention.reference import plan_attention
 from penstock.kernels.rms_norm.reference import rms_norm
 from penstock.kernels.rope_angles.reference import rope_angles
@@ -24,13 +25,20 @@ class ReferenceOps:
     name = "reference"
     prepare_linear = staticmethod(ReferenceLinear)
     prepare_gated_linear = staticmethod(ReferenceGatedLinear)
-    embed = staticmethod(embed)
     add = staticmethod(add)
     rms_norm = staticmethod(rms_norm)
     layer_norm = staticmethod(layer_norm)
     rope_angles = staticmethod(rope_angles)
     rope_write_kv = staticmethod(rope_write_kv)
     plan_attention = staticmethod(plan_attention)
+
+    @staticmethod
+    def prepare_embedding(
+        table: Callable[[], Tensor], dtype: torch.dtype, *, scale: float = 1.0, tied: Linear | None = None
+    ) -> Embedding:
+        """Keep one table."""
+        weight = tied.weight if isinstance(tied, ReferenceLinear) else table()
+        return partial(embed, table=weight, dtype=dtype, scale=scale)
 
     @staticmethod
     def record(forward: Callable[[Tensor, BatchLayout], Tensor], block_size: int) -> None:

@@ -175,8 +175,7 @@ def load_model(
 def count_parameters(path: Path, config: ModelConfig) -> dict[Scheme | None, int]:
     """Return how many parameters ``load_model`` will hold, by how they are quantized, from the files' headers alone.
 
-    Those of a vision encoder are ``count_vision_parameters``'. The embedding is a table of floats, and counts twice if
-    it is kept in codes that are the tied head's as well.
+    Those of a vision encoder are ``count_vision_parameters``'. The embedding is a table of floats, or the tied head.
     """
     counts: Counter[Scheme | None] = Counter()
     with open_weights(path) as weights:
@@ -184,10 +183,8 @@ def count_parameters(path: Path, config: ModelConfig) -> dict[Scheme | None, int
             is_tied = config.tie_word_embeddings
             if is_of_seeing(name):
                 continue
-            if name in _EMBEDDING_NAMES:
+            if name in _EMBEDDING_NAMES and not is_tied:
                 counts[None] += num_parameters
-                if is_tied and scheme is not None:
-                    counts[scheme] += num_parameters
             elif name != "lm_head.weight" or not is_tied:
                 counts[scheme] += num_parameters
     return counts

@@ -49,25 +49,23 @@ class DecoderEnds:
         """Take their tensors."""
         config = self._config = loader.config
         self._ops = loader.ops
-        self._activation_dtype = loader.ops.activation_dtype(loader.dtype)
         E, V = config.hidden_size, config.vocab_size
-        self._embedding = loader.tensor("model.embed_tokens.weight", V, E)
-        # Rounded as the weights are, because that is how it was trained.
-        self._embedding_scale = torch.tensor(config.embedding_scale, dtype=loader.dtype).item()
         self._norm = loader.norm("model.norm", E)
         # Checkpoints may carry a copy of a tied head; the embedding is what counts.
-        head = (
-            loader.tied_weight("model.embed_tokens", self._embedding)
-            if config.tie_word_embeddings
-            else loader.weight("lm_head", V, E)
+        name, is_tied = "model.embed_tokens", config.tie_word_embeddings
+        self._head = loader.side_by_side([loader.weight(name if is_tied else "lm_head", V, E)])
+        self._embedding = loader.ops.prepare_embedding(
+            # Taken after the head was packed: of a mapped file, only the rows of tokens that occur are read.
+            partial(loader.tensor, f"{name}.weight", V, E),
+            loader.ops.activation_dtype(loader.dtype),
+            # Rounded as the weights are, because that is how it was trained.
+            scale=torch.tensor(config.embedding_scale, dtype=loader.dtype).item(),
+            tied=self._head if is_tied else None,
         )
-        self._head = loader.side_by_side([head])
-        # From now on only the rows of tokens that occur are read.
-        self._embedding = loader.unread("model.embed_tokens.weight", self._embedding)
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """Return what the first layer reads [T, E] of ``token_ids`` [T] int64."""
-        return self._ops.embed(token_ids, self._embedding, self._activation_dtype, scale=self._embedding_scale)
+        return self._embedding(token_ids)
 
     def finish(self, x: Tensor) -> Tensor:
         """Return the final normed hidden states [T, E] of what the last layer left."""

@@ -15,7 +15,7 @@ from penstock.kernels import Attention, BatchLayout, HeadNorms, KVBlocks, Linear
 from penstock.models.config import Experts, ModelConfig
 from penstock.models.lora import Adapted, adapt
 from penstock.models.rope import rotary_order
-from penstock.models.weights import TensorSource, Weights
+from penstock.models.weights import TensorSource
 from penstock.quant import Weight, prepare_gated_linear, prepare_linear, select_rows
 
 
@@ -29,26 +29,28 @@ class Loader:
         self.adaptable = adaptable
         """Whether adapters may be added to every projection."""
         self.ops = ops
-        self.num_parameters = 0
+        self._sizes: dict[str, int] = {}
+        """Parameters of what was taken, by name"""
         self._weights = weights
         self.dtype = dtype
         """What weights run in"""
         self._activation_dtype = ops.activation_dtype(dtype)
 
+    @property
+    def num_parameters(self) -> int:
+        """Of all that was taken; what was taken twice counts once."""
+        return sum(self._sizes.values())
+
     def tensor(self, name: str, *shape: int) -> Tensor:
         """Return a tensor in the dtype weights run in."""
         tensor = self._weights.take(name, shape, self.dtype)
-        self.num_parameters += tensor.numel()
+        self._sizes[name] = tensor.numel()
         return tensor
-
-    def unread(self, name: str, tensor: Tensor) -> Tensor:
-        """Return ``tensor`` without the memory that packing all of it took, if it is in a file that is mapped."""
-        return self._weights.unread(name, tensor) if isinstance(self._weights, Weights) else tensor
 
     def norm(self, name: str, size: int) -> Tensor:
         """Return a norm's weight [size] in the dtype of activations."""
         weight = self._weights.take(f"{name}.weight", (size,), self._activation_dtype)
-        self.num_parameters += size
+        self._sizes[f"{name}.weight"] = size
         offset = self.config.norms.offset
         return weight + offset if offset else weight
 
@@ -61,13 +63,8 @@ class Loader:
         codes = self._weights.take_codes(name, (num_outputs, num_inputs))
         if codes is None:
             return self.tensor(f"{name}.weight", num_outputs, num_inputs)
-        self.num_parameters += codes.codes.numel()
+        self._sizes[f"{name}.weight"] = codes.codes.numel()
         return codes
-
-    def tied_weight(self, name: str, tensor: Tensor) -> Weight:
-        """Return what was taken as ``tensor`` [N, K] once more, in codes if it is kept so."""
-        codes = self._weights.take_codes(name, (tensor.shape[0], tensor.shape[1]))
-        return tensor if codes is None else codes
 
     def biases(self, *names: str, sizes: Sequence[int]) -> list[Tensor]:
         """Return projections' biases."""

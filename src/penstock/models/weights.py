@@ -172,12 +172,3 @@ class Weights:
                 f"{self._files.get(name, self._path)}: {name} is {list(tensor.shape)}, and config.json makes it "
                 f"{list(shape)}; the two do not belong together"
             )
-
-    def unread(self, name: str, tensor: Tensor) -> Tensor:
-        """Return ``tensor``, which was taken by this name, mapped anew: what was read of it is no longer in memory.
-
-        One that was converted, or widened from codes, is returned as it is.
-        """
-        name = self._stored_names.get(name, "")
-        stored = self.read(name) if name in self._files else tensor
-        return stored if stored.dtype is tensor.dtype else tensor

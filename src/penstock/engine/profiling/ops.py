@@ -3,10 +3,23 @@
 T packed tokens, S sequences, N outputs, K inputs, E width, H query heads, G KV heads, D head width, V vocabulary.
 """
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor
 
 from penstock.engine.profiling.recorder import Cost, Recorder
-from penstock.kernels import Attention, BatchLayout, KVBlocks, Linear, Ops, Quantization, Stacked, WeightCodes
+from penstock.kernels import (
+    Attention,
+    BatchLayout,
+    Embedding,
+    KVBlocks,
+    Linear,
+    Ops,
+    Quantization,
+    Stacked,
+    WeightCodes,
+)
 from penstock.models import ModelConfig
 
 _FLOAT32_BYTES = 4
@@ -26,7 +39,6 @@ class _Ops:
         self.cache_shapes = ops.cache_shapes
         self.form_of_codes = ops.form_of_codes
         self.record = ops.record
-        self.embed = recorder.timed("embed", ops.embed, _embed_cost)
         self.add = recorder.timed("add", ops.add, _add_cost)
         self.rope_angles = recorder.timed("rope_angles", ops.rope_angles)
         self.rms_norm = recorder.timed("rms_norm", ops.rms_norm, _rms_norm_cost)
@@ -35,6 +47,8 @@ class _Ops:
         self._ops = ops
         self._quantization = quantization
         self._recorder = recorder
+        self._untimed: dict[Linear, Linear] = {}
+        """Products, by what times them"""
         E, D, H, G = config.hidden_size, config.head_dim, config.num_heads, config.num_kv_heads
         self._roles = {
             (config.vocab_size, E): "lm_head",
@@ -94,7 +108,17 @@ class _Ops:
             T = len(x)
             return Cost(weight_bytes + T * bytes_per_token, T * ops_per_token, of_bytes)
 
-        return self._recorder.timed(role, linear, cost)
+        timed = self._recorder.timed(role, linear, cost)
+        self._untimed[timed] = linear
+        return timed
+
+    def prepare_embedding(
+        self, table: Callable[[], Tensor], dtype: torch.dtype, *, scale: float = 1.0, tied: Linear | None = None
+    ) -> Embedding:
+        # Whether rows can be read from it is seen from what the ops underneath made.
+        tied = None if tied is None else self._untimed.get(tied, tied)
+        embedding = self._ops.prepare_embedding(table, dtype, scale=scale, tied=tied)
+        return self._recorder.timed("embed", embedding, _embed_cost)
 
     def plan_attention(
         self,
@@ -126,8 +150,9 @@ class _Ops:
         return self._recorder.timed("attention", plan, cost)
 
 
-def _embed_cost(out: Tensor, token_ids: Tensor, table: Tensor, *_: object, **__: object) -> Cost:
-    return Cost(out.numel() * (table.element_size() + out.element_size()), out.numel())
+def _embed_cost(out: Tensor, *_: object, **__: object) -> Cost:
+    # Rows are read in no more bytes than they are written in.
+    return Cost(2 * out.numel() * out.element_size(), out.numel())
 
 
 def _add_cost(out: Tensor, *_: object, **__: object) -> Cost:

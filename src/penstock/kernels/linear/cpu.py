@@ -58,6 +58,8 @@ class PackedLinear:
         source = _Source(weight, form)
         up_source = None if up is None else _Source(up, form)
         self.num_outputs, self.num_inputs = source.shape
+        self.holds_rows = up is None and (form is None or isinstance(weight, WeightCodes))
+        """Whether one weight is kept as it came, floats or codes, for ``embed``"""
         if up_source is not None and (up_source.shape, up_source.kind) != (source.shape, source.kind):
             raise KernelUnsupported(f"a gate of {list(source.shape)} and an up projection of {list(up_source.shape)}")
         inputs = source.inputs
@@ -85,6 +87,13 @@ class PackedLinear:
         out_address = checked(out, torch.float32, num_tokens, N)
         if num_tokens:
             self._packed.run(address, self.num_inputs, num_tokens, out_address, N, 0 if added is None else out_address)
+        return out
+
+    def embed(self, token_ids: Tensor, *, scale: float = 1.0) -> Tensor:
+        """Return rows [T, K] of the weight, float32; see ``embedding/reference.py``. It ``holds_rows``."""
+        (num_tokens,) = token_ids.shape
+        out = empty(num_tokens, self.num_inputs)
+        self._packed.embed(checked(token_ids, torch.int64, num_tokens), num_tokens, scale, out.data_ptr())
         return out
 
 

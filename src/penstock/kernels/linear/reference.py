@@ -34,13 +34,13 @@ class ReferenceLinear:
         ``activation`` is one of ``ACTIVATIONS``.
         """
         weight = weight.joined() if isinstance(weight, Stacked) else weight
-        self._weight = weight if isinstance(weight, Tensor) else dequantize(weight)
+        self.weight = weight if isinstance(weight, Tensor) else dequantize(weight)
         self._bias = bias
         self._activation = None if activation is None else ACTIVATIONS[activation]
 
     def __call__(self, x: Tensor, added: Tensor | None = None) -> Tensor:
         """Return [T, N] from ``x`` [T, K], plus ``added`` [T, N]."""
-        out = F.linear(x, self._weight, self._bias)
+        out = F.linear(x, self.weight, self._bias)
         if self._activation is not None:
             out = self._activation(out)
         return out if added is None else out + added

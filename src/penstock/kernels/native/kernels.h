@@ -146,12 +146,13 @@ struct NormCall {
 };
 
 struct EmbedCall {
-    const int64_t* token_ids;  // [T]
-    Weight kind;               // float32 or bfloat16
-    const void* table;         // [V, E]
-    int64_t width;             // E
+    const int64_t* token_ids;    // [T]
+    const PackedWeight* packed;  // [V, E], without a gate; or null, and there is a table
+    Weight kind;                 // of the table: float32 or bfloat16
+    const void* table;           // [V, E]
+    int64_t width;               // E
     float scale;
-    float* out;                // [T, E]
+    float* out;                  // [T, E]
 };
 
 struct RopeCall {

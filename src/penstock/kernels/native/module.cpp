@@ -397,6 +397,9 @@ class PackedLinear {
         });
     }
 
+    const PackedWeight& packed() const { return packed_; }
+    const Kernels& kernels() const { return kernels_; }
+
    private:
     void multiply(LinearCall call) const {
         constexpr int64_t kRowsEach = 128;  // kRows of `linear/panels.h`
@@ -616,17 +619,29 @@ void add(Address x, Address y, int64_t num_rows, int64_t width, float scale) {
     });
 }
 
-void embed(Address token_ids, int64_t num_rows, int kind, Address table, int64_t vocab_size, int64_t width, float scale,
-           Address out) {
-    const EmbedCall call{at<const int64_t>(token_ids), static_cast<Weight>(kind), at<const void>(table), width, scale,
-                         at<float>(out)};
-    for_rows(num_rows, [=](int64_t num_rows) {
+void embed(const Kernels& kernels, const EmbedCall& call, int64_t num_rows, int64_t vocab_size) {
+    for_rows(num_rows, [=, &kernels](int64_t num_rows) {
         for (int64_t row = 0; row < num_rows; ++row)
             if (call.token_ids[row] < 0 || call.token_ids[row] >= vocab_size)
                 throw std::out_of_range("token " + std::to_string(call.token_ids[row]) + " is not one of " +
                                         std::to_string(vocab_size));
-        by_rows(num_rows, width, [&](int64_t first, int64_t end) { Machine::get().kernels().embed(call, first, end); });
+        by_rows(num_rows, call.width, [&](int64_t first, int64_t end) { kernels.embed(call, first, end); });
     });
+}
+
+void embed_table(Address token_ids, int64_t num_rows, int kind, Address table, int64_t vocab_size, int64_t width,
+                 float scale, Address out) {
+    const EmbedCall call{at<const int64_t>(token_ids), nullptr, static_cast<Weight>(kind), at<const void>(table),
+                         width,                        scale,   at<float>(out)};
+    embed(Machine::get().kernels(), call, num_rows, vocab_size);
+}
+
+void embed_packed(const PackedLinear& head, Address token_ids, int64_t num_rows, float scale, Address out) {
+    const PackedWeight& packed = head.packed();
+    if (packed.gated) throw std::invalid_argument("two weights have no rows of one");
+    const EmbedCall call{at<const int64_t>(token_ids), &packed, packed.kind, nullptr, packed.num_inputs, scale,
+                         at<float>(out)};
+    embed(head.kernels(), call, num_rows, packed.num_outputs);
 }
 
 // cos, sin [T, head_dim], see rope_angles/reference.py; `inverse` has `num_pairs` of the head_dim / 2 pairs' frequencies,
@@ -765,7 +780,8 @@ NB_MODULE(_native, m) {
         .def("stop", &PackingThreads::stop, Unlocked());
     nb::class_<PackedLinear>(m, "PackedLinear")
         .def(nb::init<std::shared_ptr<PackedMatrix>, Address, Address, int>(), Unlocked())
-        .def("run", &PackedLinear::run, Unlocked());
+        .def("run", &PackedLinear::run, Unlocked())
+        .def("embed", &embed_packed, Unlocked());
     nb::class_<AttentionPlan>(m, "AttentionPlan")
         .def(nb::init<int64_t, Address, Address, Address, int64_t, Address, Address, int64_t, int64_t, int64_t, int64_t,
                       int64_t, float>())
@@ -773,7 +789,7 @@ NB_MODULE(_native, m) {
     m.def("rms_norm", &rms_norm, Unlocked());
     m.def("layer_norm", &layer_norm, Unlocked());
     m.def("add", &add, Unlocked());
-    m.def("embed", &embed, Unlocked());
+    m.def("embed", &embed_table, Unlocked());
     m.def("rope_angles", &rope_angles, Unlocked());
     m.def("rope_write_kv", &rope_write_kv, Unlocked());
     m.def("draw_tokens", &draw_tokens, Unlocked());
