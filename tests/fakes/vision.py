@@ -6,7 +6,8 @@ import numpy as np
 from PIL.Image import Image
 from tokenizers import AddedToken
 
-from penstock.images.processor import Detail, Expansion, Prepared
+from penstock.images.processor import Expansion, Prepared
+from penstock.images.shown import Detail
 from penstock.text import Tokenizer
 from tests.fakes.tokenizer_files import byte_level_tokenizer
 

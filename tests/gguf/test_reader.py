@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from penstock.errors import ModelUnreadable
-from penstock.gguf import GGUFFile, is_gguf, read_gguf
+from penstock.gguf import is_gguf
+from penstock.gguf.reader import GGUFFile, read_gguf
 
 HEADER = struct.pack("<IIQQ", 0x46554747, 3, 0, 0)
 

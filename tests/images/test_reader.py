@@ -9,8 +9,9 @@ from PIL.Image import Image
 
 from penstock.errors import ContextTooLong, InvalidImage, Overloaded
 from penstock.images.config import ImageConfig
-from penstock.images.processor import Detail, Expansion
-from penstock.images.reader import ImageReader, Shown
+from penstock.images.processor import Expansion
+from penstock.images.reader import ImageReader
+from penstock.images.shown import Detail, Shown
 from tests.fakes.vision import FakeProcessor
 from tests.images.files import animated, data_url, drawing, encoded
 

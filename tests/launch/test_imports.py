@@ -17,9 +17,10 @@ def _imported(code: str, names: str) -> list[str]:
 def test_a_server_needs_no_tensors() -> None:
     code = (
         "import penstock.cli.app, penstock.launch.serve, penstock.launch.server, penstock.launch.text\n"
-        "import penstock.server.app, uvicorn"
+        "import penstock.launch.images, penstock.server.app, uvicorn"
     )
-    assert _imported(code, "torch safetensors transformers huggingface_hub matplotlib sqlalchemy cryptography") == []
+    unneeded = "torch safetensors transformers huggingface_hub matplotlib sqlalchemy cryptography numpy PIL aiohttp"
+    assert _imported(code, unneeded) == []
 
 
 def test_an_engine_needs_no_server() -> None:

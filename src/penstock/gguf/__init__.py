@@ -1,5 +1,11 @@
-"""GGUF files: a model's metadata, tokenizer and tensors in one file."""
+"""GGUF files: a model's metadata, tokenizer and tensors in one file.
 
-from penstock.gguf.reader import GGUFFile, TensorInfo, is_gguf, read_gguf
+``reader.read_gguf`` is the way in. It is imported where there is such a file, for numpy takes time and memory.
+"""
 
-__all__ = ["GGUFFile", "TensorInfo", "is_gguf", "read_gguf"]
+from pathlib import Path
+
+
+def is_gguf(path: Path) -> bool:
+    """Return whether ``path`` is named like a GGUF file."""
+    return path.suffix.lower() == ".gguf"

@@ -26,11 +26,6 @@ _MAX_DEPTH = 2
 """Arrays of arrays are allowed by the format and used by nobody; deeper ones only by those who mean harm."""
 
 
-def is_gguf(path: Path) -> bool:
-    """Return whether ``path`` is named like a GGUF file."""
-    return path.suffix.lower() == ".gguf"
-
-
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
     """Where a tensor lies and how it is written."""

@@ -5,8 +5,8 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from penstock.images.processor import Detail
 from penstock.images.reading import Remark
+from penstock.images.shown import Detail
 from penstock.protocol import Picture
 
 

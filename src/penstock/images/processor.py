@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 from PIL.Image import Image
 
-Detail = Literal["auto", "low", "high"]
-"""How closely a caller wants an image looked at, in OpenAI's words"""
+from penstock.images.shown import Detail
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

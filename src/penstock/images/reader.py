@@ -11,25 +11,15 @@ from penstock.images.config import ImageConfig
 from penstock.images.data_url import decode_base64, split_data_url
 from penstock.images.fetching import Fetcher
 from penstock.images.kept import Became, KeptImages, name_of
-from penstock.images.processor import Detail, Expansion, Prepared, Processor
+from penstock.images.processor import Expansion, Prepared, Processor
 from penstock.images.reading import Frames, Limits, Remark, check_sizes, read_frames, read_image, remarks_on
+from penstock.images.shown import Shown
 from penstock.protocol import Picture
 
 _MOST_WAITING = 256
 """Images that wait for a worker."""
 _LISTED_FRAMES_PER_S = 2.0
 """Of a video that is a list of frames, which does not say; it is what families that sample by time take."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shown:
-    """An image or a video of a request."""
-
-    place: str
-    """The parameter it is, for complaints"""
-    url: str
-    is_video: bool = False
-    detail: Detail = "auto"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,6 @@ from penstock.gguf import is_gguf
 from penstock.json_objects import read_json_object, reading
 from penstock.models.config import Experts, LayerConfig, ModelConfig, Norms, VisionConfig
 from penstock.models.config_json import ConfigJson
-from penstock.models.gguf_config import gguf_config
 
 _SANDWICH = Norms(
     after_attention="post_attention_layernorm",
@@ -266,6 +265,9 @@ def read_config(path: Path) -> ModelConfig:
     file = path if is_gguf(path) else path / "config.json"
     with reading(file):
         if is_gguf(path):
+            # Brings numpy.
+            from penstock.models.gguf_config import gguf_config
+
             config = _config_of(gguf_config(path))
             return replace(config, norms=replace(config.norms, offset=0.0))  # added already
         generation = read_json_object(path / "generation_config.json")

@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 
 from penstock.errors import ModelUnreadable
-from penstock.gguf import is_gguf, read_gguf
+from penstock.gguf import is_gguf
 from penstock.json_objects import read_json_object
 from penstock.protocol import SamplingDefaults
 
@@ -26,6 +26,9 @@ def read_sampling_defaults(path: Path) -> SamplingDefaults:
     Raises ``ModelUnreadable``.
     """
     if is_gguf(path):
+        # Brings numpy.
+        from penstock.gguf.reader import read_gguf
+
         file, metadata = path, read_gguf(path).metadata
         given = {ours: metadata.get(f"general.sampling.{theirs}") for ours, theirs in _GGUF_NAMES.items()}
     else:

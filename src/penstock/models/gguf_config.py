@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from penstock.errors import ModelUnreadable
-from penstock.gguf import GGUFFile, read_gguf
 from penstock.gguf.dequantize import FORMATS
+from penstock.gguf.reader import GGUFFile, read_gguf
 from penstock.models.config_json import ConfigJson
 
 _ARCHITECTURES = {

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from penstock.errors import ModelUnreadable
-from penstock.gguf import TensorInfo, read_gguf
 from penstock.gguf.dequantize import FORMATS
+from penstock.gguf.reader import TensorInfo, read_gguf
 from penstock.quant import QuantizedWeight, Scheme
 
 _NAMES = {

@@ -4,13 +4,13 @@ import contextlib
 import sys
 import uuid
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from fastapi import Request
 from starlette.responses import Response
 
 from penstock.errors import InvalidRequest
 from penstock.http.sse import EventStream, until_client_leaves
-from penstock.images.reader import ImageReader
 from penstock.protocol import EngineClient, GenerateRequest, Picture
 from penstock.server.answers import Answer, ShownPrompts
 from penstock.server.choosing import likeliest
@@ -25,6 +25,9 @@ from penstock.server.structure import GrammarChecker, structure_of
 from penstock.server.tools import Conventions, ToolUse, answers_to, reading_of, tool_use
 from penstock.text import Tokenizer
 from penstock.text.chat_template import ChatTemplate
+
+if TYPE_CHECKING:
+    from penstock.images.reader import ImageReader
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,7 @@ class API:
         tokenizer: Tokenizer,
         template: ChatTemplate | None,
         config: ServerConfig,
-        images: ImageReader | None = None,
+        images: "ImageReader | None" = None,
     ) -> None:
         """``images`` reads them for a model that sees."""
         self.client = client

@@ -1,6 +1,6 @@
 """The application: its routes, what surrounds them, and its errors."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -12,7 +12,6 @@ import penstock
 from penstock.errors import InvalidRequest, PenstockError
 from penstock.http import errors as http_errors
 from penstock.http.middleware import BodyLimit, HTTPMetrics, RequestMiddleware
-from penstock.images.reader import ImageReader
 from penstock.protocol import EngineClient
 from penstock.server.api import API
 from penstock.server.complaints import explain
@@ -29,6 +28,9 @@ from penstock.server.routes.tokenizing import add_tokenizing
 from penstock.text import Tokenizer
 from penstock.text.chat_template import ChatTemplate
 
+if TYPE_CHECKING:
+    from penstock.images.reader import ImageReader
+
 
 def create_app(
     *,
@@ -37,7 +39,7 @@ def create_app(
     template: ChatTemplate | None,
     config: ServerConfig,
     registry: CollectorRegistry,
-    images: ImageReader | None = None,
+    images: "ImageReader | None" = None,
 ) -> FastAPI:
     """Return the server as an ASGI application. Whoever runs it starts, drains and stops ``client``.
 

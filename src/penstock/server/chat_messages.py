@@ -8,7 +8,7 @@ import msgspec
 from pydantic import Field, PrivateAttr, Tag
 
 from penstock.errors import InvalidRequest
-from penstock.images.reader import Shown
+from penstock.images.shown import Shown
 from penstock.server.strict import Strict, Text, Unreadable, kind_among
 
 

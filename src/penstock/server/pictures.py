@@ -3,15 +3,17 @@
 import re
 from collections import deque
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
 from penstock.errors import InvalidRequest, ModelUnreadable
-from penstock.images.processor import Processor
-from penstock.images.reader import Seen
 from penstock.protocol import Picture
 from penstock.text import Tokenizer
+
+if TYPE_CHECKING:
+    from penstock.images.processor import Processor
+    from penstock.images.reader import Seen
 
 T = TypeVar("T")
 
@@ -19,7 +21,7 @@ T = TypeVar("T")
 class PicturePlaces:
     """How a family's images stand in text and tokens. Immutable; used from several threads."""
 
-    def __init__(self, processor: Processor, tokenizer: Tokenizer) -> None:
+    def __init__(self, processor: "Processor", tokenizer: Tokenizer) -> None:
         """Raises ``ModelUnreadable`` where a placeholder is no token of ``tokenizer``."""
         self.image_marker = processor.image_marker
         self.video_marker = processor.video_marker
@@ -45,7 +47,7 @@ class PicturePlaces:
         return value
 
     def tokens(
-        self, text: str, seen: Sequence[Seen], *, add_special_tokens: bool
+        self, text: str, seen: "Sequence[Seen]", *, add_special_tokens: bool
     ) -> tuple[list[int], tuple[Picture, ...]]:
         """Return the tokens of a rendered conversation, with its images in the places of their markers.
 
@@ -80,7 +82,7 @@ class PicturePlaces:
             raise self._other_images(len(seen))
         return token_ids, tuple(pictures)
 
-    def _folded(self, seen: Seen) -> str:
+    def _folded(self, seen: "Seen") -> str:
         """Return an expansion's text with one placeholder for each picture's.
 
         A picture may take thousands, and each is a dozen characters to the tokenizer.

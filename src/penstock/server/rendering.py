@@ -3,15 +3,17 @@
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from penstock.errors import InvalidRequest
-from penstock.images.reader import ImageReader, Seen
 from penstock.protocol import Picture
 from penstock.server.pictures import PicturePlaces
 from penstock.server.schemas import ChatCompletionRequest, TokenizeChatRequest
 from penstock.text import Tokenizer
 from penstock.text.chat_template import ChatTemplate
+
+if TYPE_CHECKING:
+    from penstock.images.reader import ImageReader, Seen
 
 T = TypeVar("T")
 
@@ -58,7 +60,7 @@ class Rendered:
 class Renderer:
     """Renders conversations with a model's template, tokenizer and eyes, if it has any."""
 
-    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None, images: ImageReader | None) -> None:
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None, images: "ImageReader | None") -> None:
         """Raises ``ModelUnreadable`` where the images' placeholders are not tokens."""
         self._tokenizer = tokenizer
         self._template = template
@@ -128,7 +130,7 @@ def _num_chars(content: str | list[dict[str, Any]]) -> int:
     return len(content) if isinstance(content, str) else sum(len(part.get("text", "")) for part in content)
 
 
-def _sights(seen: Sequence[Seen]) -> Sights:
+def _sights(seen: "Sequence[Seen]") -> Sights:
     return Sights(
         len(seen),
         sum(one.num_tokens for one in seen),

@@ -17,7 +17,6 @@ import jinja2.sandbox
 from penstock.errors import InvalidRequest, ModelUnreadable, OverLimit, RequestError
 from penstock.gguf import is_gguf
 from penstock.json_objects import read_json_object
-from penstock.text.gguf_tokenizer import gguf_chat_templates, gguf_special_tokens
 from penstock.text.special_tokens import read_special_tokens
 
 _RESERVED = frozenset({"messages", "tools", "documents", "add_generation_prompt", "self"})
@@ -75,6 +74,9 @@ class ChatTemplate:
         Raises ``ModelUnreadable`` if a file is broken.
         """
         if is_gguf(path):
+            # Brings numpy.
+            from penstock.text.gguf_tokenizer import gguf_chat_templates, gguf_special_tokens
+
             templates, special_tokens = gguf_chat_templates(path), gguf_special_tokens(path)
         else:
             templates, special_tokens = _read_templates(path) or _built_in(path), read_special_tokens(path)

@@ -12,7 +12,7 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from penstock.errors import ModelUnreadable
-from penstock.gguf import GGUFFile, read_gguf
+from penstock.gguf.reader import GGUFFile, read_gguf
 
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
 """Of ``tokenizer.ggml.token_type``"""

@@ -20,7 +20,6 @@ from penstock.text.detokenizer import (
     is_byte_level,
     piece_table,
 )
-from penstock.text.gguf_tokenizer import gguf_special_tokens, gguf_tokenizer
 from penstock.text.special_tokens import read_special_tokens
 
 
@@ -52,6 +51,9 @@ class Tokenizer:
         Raises ``ModelUnreadable`` if it is missing or broken.
         """
         if is_gguf(path):
+            # Brings numpy.
+            from penstock.text.gguf_tokenizer import gguf_special_tokens, gguf_tokenizer
+
             return cls(gguf_tokenizer(path), gguf_special_tokens(path))
         file = path / "tokenizer.json"
         if not file.is_file():

@@ -15,8 +15,8 @@ from PIL import Image
 
 from penstock.images.config import ImageConfig
 from penstock.images.families import load_processor
-from penstock.images.processor import Detail
 from penstock.images.reader import _picture
+from penstock.images.shown import Detail
 from penstock.kernels.native import NATIVE
 
 _TEXT = {

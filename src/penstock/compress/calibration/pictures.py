@@ -16,7 +16,8 @@ from torch import Tensor
 from penstock.errors import CalibrationUnfit, RequestError
 from penstock.images.config import ImageConfig
 from penstock.images.families import load_processor
-from penstock.images.reader import ImageReader, Shown
+from penstock.images.reader import ImageReader
+from penstock.images.shown import Shown
 from penstock.models import ModelConfig
 from penstock.models.config import VisionConfig
 from penstock.models.parts import Loader

@@ -10,8 +10,9 @@ from itertools import product
 import numpy as np
 from PIL.Image import Image
 
-from penstock.images.processor import Detail, Expansion, Prepared
+from penstock.images.processor import Expansion, Prepared
 from penstock.images.settings import SeeingFiles
+from penstock.images.shown import Detail
 
 _LONGEST = 4096
 """No image becomes longer, whatever the settings say."""

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from PIL.Image import Image
 
 from penstock.images.pixels import ToOneSize
-from penstock.images.processor import Detail, Expansion, Prepared
+from penstock.images.processor import Expansion, Prepared
 from penstock.images.settings import SeeingFiles
+from penstock.images.shown import Detail
 
 
 class LlavaProcessor:

@@ -13,8 +13,9 @@ import numpy as np
 from PIL.Image import Image
 
 from penstock.images.families.llava import num_features
-from penstock.images.processor import Detail, Expansion, Prepared
+from penstock.images.processor import Expansion, Prepared
 from penstock.images.settings import ImageSettings, SeeingFiles
+from penstock.images.shown import Detail
 
 _PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 

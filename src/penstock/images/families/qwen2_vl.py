@@ -11,8 +11,9 @@ import numpy as np
 from PIL.Image import Image
 
 from penstock.errors import InvalidImage
-from penstock.images.processor import Detail, Expansion, Prepared
+from penstock.images.processor import Expansion, Prepared
 from penstock.images.settings import ImageSettings, SeeingFiles
+from penstock.images.shown import Detail
 
 _IMAGE, _VIDEO = "<|image_pad|>", "<|video_pad|>"
 """What the chat template writes between tokens that say where vision begins and ends, and placeholders"""

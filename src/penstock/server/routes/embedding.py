@@ -2,11 +2,9 @@
 
 import base64
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 from fastapi import FastAPI, Request
 from pydantic import Field
 from starlette.responses import Response
@@ -19,6 +17,10 @@ from penstock.server.prompts import PromptsRequest, read_prompts
 from penstock.server.rendering import off_loop
 from penstock.server.replies import ERRORS, json_response
 from penstock.server.schemas import Prompt
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 
 class EmbeddingsRequest(PromptsRequest):
@@ -76,16 +78,21 @@ def _truncated(token_ids: list[int], wanted: int | None, most: int) -> list[int]
 
 def _encoded(pooled: Sequence[bytes], size: int, body: EmbeddingsRequest) -> list[Any]:
     """Return each vector as it goes into the answer."""
+    # A server that nobody asks for vectors does without.
+    import numpy as np
+
     vectors = [_shaped(np.frombuffer(one, dtype="<f4"), size, normalize=body.normalize) for one in pooled]
     if body.encoding_format == "base64":
         return [base64.b64encode(vector.tobytes()).decode() for vector in vectors]
     return [msgspec.Raw(msgspec.json.encode(vector.tolist())) for vector in vectors]
 
 
-def _shaped(vector: npt.NDArray[np.float32], size: int, *, normalize: bool) -> npt.NDArray[np.float32]:
+def _shaped(vector: "npt.NDArray[np.float32]", size: int, *, normalize: bool) -> "npt.NDArray[np.float32]":
     """Return the first ``size`` numbers, at length 1 if they are to be."""
     part = vector[:size]
     if not normalize:
         return part
+    import numpy as np
+
     length = float(np.linalg.norm(part.astype(np.float64)))
     return (part / max(length, 1e-12)).astype("<f4")
