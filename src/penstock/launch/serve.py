@@ -25,6 +25,10 @@ def serve(settings: Settings, say: Callable[[str], None]) -> int:
         engine = process.start(worker.payload(settings))
         try:
             with uncollected():
+                # First, for it leaves out a half of structlog.
+                from penstock.telemetry import configure_logging
+
+                configure_logging(settings.log.level, settings.log.format)
                 from penstock.launch.server import run_server
             return run_server(settings, listener, engine, say)
         finally:

@@ -18,7 +18,6 @@ from penstock.estimate.memory import format_memory_plan
 from penstock.launch import process, worker
 from penstock.launch.settings import Settings
 from penstock.protocol import ModelInfo
-from penstock.telemetry import configure_logging
 from penstock.uncollected import uncollected
 
 if TYPE_CHECKING:
@@ -30,7 +29,6 @@ def run_server(settings: Settings, listener: socket.socket, engine: Spawned, say
 
     Raises ``ConfigError`` if it cannot.
     """
-    configure_logging(settings.log.level, settings.log.format)
     status: int = uvloop.run(_Server(settings, listener, engine, say).run())
     return status
 
