@@ -19,7 +19,6 @@ def test_a_recipe_is_shown_followed_and_reported(checkpoint: Callable[[str], Pat
     planned = run_here(*command, "--dry-run")
     assert planned.returncode == 0, planned.stderr
     assert "gptq 4 bits, g32" in planned.stdout
-    assert "embeddings and head" in planned.stdout
     assert "estimate" in planned.stdout
     assert not (tmp_path / "out").exists()
     result = run(*command, "--json")
@@ -86,6 +85,13 @@ def test_goals_that_cannot_be_reached_are_refused(
     assert result.returncode == status
     assert complaint in " ".join(result.stderr.replace("│", " ").split())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_no_name_is_cut_in_a_file(seeing_checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    out, model = str(tmp_path / "out"), str(seeing_checkpoint("smolvlm"))
+    planned = run_here("compress", model, "-o", out, *FEW, "--dry-run").stdout
+    parts = [line.split("  ")[0] for line in planned.splitlines()]
+    assert {"vision_encoder", "norms and biases"} <= set(parts)
 
 
 def test_help_names_every_recipe() -> None:
