@@ -3,6 +3,9 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+# Processes that share the tests; 0: none, for a debugger. A file's tests stay together, and one that dies fails the run.
+WORKERS ?= $(shell n=$$(nproc); echo $$((n < 4 ? n : 4)))
+SHARED := -n $(WORKERS) --dist loadfile --max-worker-restart 0
 
 .PHONY: serve chat test test-quick sanitize emulate check format clean
 
@@ -13,10 +16,10 @@ chat: $(VENV)/.installed
 	$(BIN)/penstock chat $(ARGS)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(SHARED) $(ARGS)
 
 test-quick: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest $(SHARED) -m "not slow" $(ARGS)
 
 # The kernels' tests with kernels built another way. The interpreter outside the virtual environment runs them, because
 # inside it the editable install's kernels would be found first.
