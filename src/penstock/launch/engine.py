@@ -232,12 +232,7 @@ def _choose(model: ModelSettings, settings: Settings, num_threads: int) -> _Chos
         activation_element_bytes=ops.activation_dtype(dtype).itemsize,
         kv_element_bytes=kv_dtype.itemsize,
         attention_scratch_bytes=_attention_scratch_bytes(
-            ops,
-            dtype,
-            (config.num_heads, config.num_kv_heads, config.head_dim),
-            settings.scheduler.step_tokens,
-            max_tokens,
-            num_threads,
+            ops, (config.num_heads, config.num_kv_heads, config.head_dim), max_tokens, num_threads
         ),
         sampling_scratch_bytes=scratch_bytes(config.vocab_size, num_threads),
         kv_scale_bytes=torch.float32.itemsize if kv_dtype is torch.int8 else 0,
@@ -371,39 +366,24 @@ def encoding_bytes(settings: Settings, path: Path, dtype: torch.dtype) -> int:
         element_bytes=ops.activation_dtype(dtype).itemsize,
     ) + _attention_scratch_bytes(
         ops,
-        dtype,
         (tower.num_heads, tower.num_heads, tower.head_dim),
-        ROWS_AT_ONCE,
         processor.most_pixels // tower.patch_size**2 + 1,
         worker_threads or own_threads,
     )
 
 
-def _attention_scratch_bytes(
-    ops: Ops,
-    dtype: torch.dtype,
-    heads: tuple[int, int, int],
-    step_tokens: int,
-    max_model_tokens: int,
-    num_threads: int,
-) -> int:
+def _attention_scratch_bytes(ops: Ops, heads: tuple[int, int, int], max_model_tokens: int, num_threads: int) -> int:
     """Return what attention works in; ``heads`` are query heads, KV heads and a head's width."""
     num_heads, num_kv_heads, head_dim = heads
+    sizes = {
+        "max_model_tokens": max_model_tokens,
+        "num_heads": num_heads,
+        "num_kv_heads": num_kv_heads,
+        "head_dim": head_dim,
+    }
     if isinstance(ops, ReferenceOps):
-        return reference_attention.scratch_bytes(
-            step_tokens=step_tokens,
-            max_model_tokens=max_model_tokens,
-            num_heads=num_heads,
-            head_dim=head_dim,
-            element_bytes=ops.activation_dtype(dtype).itemsize,
-        )
-    return cpu_attention.scratch_bytes(
-        max_model_tokens=max_model_tokens,
-        num_heads=num_heads,
-        num_kv_heads=num_kv_heads,
-        head_dim=head_dim,
-        num_threads=num_threads,
-    )
+        return reference_attention.scratch_bytes(**sizes)
+    return cpu_attention.scratch_bytes(**sizes, num_threads=num_threads)
 
 
 def _encoder_bytes(path: Path, dtype: torch.dtype, num_workers: int) -> int:

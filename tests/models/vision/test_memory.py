@@ -1,6 +1,7 @@
 """What encoding the largest image takes, in a process of its own, beside what the memory plan has for it."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from penstock.images.config import ImageConfig
 from penstock.images.families import load_processor
 from penstock.images.reader import _picture
 from penstock.images.shown import Detail
-from penstock.kernels.native import NATIVE
+from tests.kernels.backends import needs_native
 
 _TEXT = {
     "hidden_size": 64,
@@ -112,9 +113,9 @@ def _write_picture(path: Path, file: Path, side: int, detail: Detail) -> None:
     file.write_bytes(msgspec.msgpack.encode(_picture(picture, "")))
 
 
-@pytest.mark.skipif(NATIVE is None, reason="plain torch takes what it likes for scores")
+@pytest.mark.parametrize("kernels", [pytest.param("auto", marks=needs_native), "reference"])
 @pytest.mark.parametrize("write", [_write_qwen, _write_siglip, _write_llava_next])
-def test_encoding_the_largest_image_stays_within_the_plan(write: Any, tmp_path: Path) -> None:
+def test_encoding_the_largest_image_stays_within_the_plan(write: Any, kernels: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     write(tmp_path)
     most = ImageConfig().max_seen_pixels
@@ -123,7 +124,8 @@ def test_encoding_the_largest_image_stays_within_the_plan(write: Any, tmp_path: 
     _write_picture(tmp_path, files[0], 56, "low")
     _write_picture(tmp_path, files[1], 2 * side, "high")
     command = [sys.executable, "-c", _MEASURE, str(tmp_path), *map(str, files)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    chosen = {} if kernels == "auto" else {"PENSTOCK_KERNELS": kernels}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | chosen)
     assert done.returncode == 0, done.stderr
     measured, planned, features = json.loads(done.stdout.splitlines()[-1])
     assert measured <= planned + features
