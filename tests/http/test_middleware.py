@@ -30,8 +30,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return turned
 
 
-def layered(app: ASGIApp, registry: CollectorRegistry | None = None) -> RequestMiddleware:
-    return RequestMiddleware(BodyLimit(app, max_body_bytes=10), HTTPMetrics(registry or CollectorRegistry()))
+def layered(app: ASGIApp, registry: CollectorRegistry | None = None, max_bodies_bytes: int = 100) -> RequestMiddleware:
+    limited = BodyLimit(app, max_body_bytes=10, max_bodies_bytes=max_bodies_bytes)
+    return RequestMiddleware(limited, HTTPMetrics(registry or CollectorRegistry()))
 
 
 async def call(
@@ -185,6 +186,36 @@ async def test_a_refused_client_may_finish_sending_but_not_for_ever(monkeypatch:
     # The whole answer leaves before the rest of the body is read, and its end, which closes the connection, after.
     assert [message.get("more_body") for message in sent] == [None, True, None]
     assert json.loads(sent[1]["body"])["error"]["code"] == "request_too_large"
+
+
+async def test_bodies_in_flight_are_bounded_together() -> None:
+    arrived, release = asyncio.Event(), asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        arrived.set()
+        await release.wait()
+        await answer(scope, receive, send)
+
+    served = layered(app, max_bodies_bytes=15)
+    first = asyncio.create_task(call(served, [b"1234", b"56789"]))
+    await arrived.wait()
+    for pieces, headers in (([b"1234", b"567"], {}), ([], {"content-length": "7"})):
+        sent = await call(served, pieces, headers)
+        assert sent[0]["status"] == 503
+        assert headers_of(sent)["retry-after"] == "1"
+        assert headers_of(sent)["connection"] == "close"
+        error = json.loads(sent[1]["body"])["error"]
+        assert error["code"] == "overloaded"
+        assert "server.max_bodies_bytes" in error["message"]
+    second = asyncio.create_task(call(served, [b"123456"], {"content-length": "6"}))
+    await call(served, [b"1234567", None])  # who leaves gives back what came
+    release.set()
+    assert [(await one)[0]["status"] for one in (first, second)] == [200, 200]
+    assert (await call(served, [b"1" * 10]))[0]["status"] == 200
+
+
+async def test_a_body_that_may_come_alone_has_room() -> None:
+    assert (await call(layered(answer, max_bodies_bytes=1), [b"1" * 10]))[0]["status"] == 200
 
 
 async def unreachable(scope: Scope, receive: Receive, send: Send) -> None:

@@ -15,8 +15,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from penstock.errors import InternalError, OverLimit, PenstockError
-from penstock.http.errors import CLIENT_LEFT, error_body_at, is_anthropics, status_of
+from penstock.errors import InternalError, OverLimit, Overloaded, PenstockError
+from penstock.http.errors import CLIENT_LEFT, error_body_at, error_headers, is_anthropics, status_of
 from penstock.http.sse import ClientLeft
 from penstock.http.trace import continue_trace
 from penstock.telemetry import BoundedLabels
@@ -154,11 +154,18 @@ class RequestMiddleware:
 
 
 class BodyLimit:
-    """Reads the whole body first and answers 413 to one that is larger than allowed, whatever its headers say."""
+    """Reads the whole body first and answers 413 to one that is larger than allowed, whatever its headers say.
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
+    What all requests in flight have sent is bounded as well, for each is kept until it is answered: 503 to one for
+    which there is no room. Only what has arrived counts, so that nobody takes room by announcing much.
+    """
+
+    def __init__(self, app: ASGIApp, max_body_bytes: int, max_bodies_bytes: int) -> None:
+        """``max_bodies_bytes`` are those of all bodies, of which the largest has room in any case."""
         self._app = app
         self._max_body_bytes = max_body_bytes
+        self._max_bodies_bytes = max(max_body_bytes, max_bodies_bytes)
+        self._held_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -166,40 +173,50 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         declared = Headers(scope=scope).get("content-length", "")
+        # No other digits than ASCII's, and no more of them than an integer may have; what is no number is not believed.
+        announced = int(declared[:20]) if declared.isascii() and declared.isdigit() else 0
         pieces: list[bytes] = []
         size = 0
         more = True
-        # No other digits than ASCII's, and no more of them than an integer may have; what is no number is not believed.
-        too_large = declared.isascii() and declared.isdigit() and int(declared[:20]) > self._max_body_bytes
+        error = self._refusal(announced, self._held_bytes + announced)
         waited = scope["state"]["waited"]
-        while more and not too_large:
-            with waited.waiting():
-                message = await receive()
-            if message["type"] == "http.disconnect":
-                raise ClientLeft
-            pieces.append(message.get("body", b""))
-            size += len(pieces[-1])
-            more = message.get("more_body", False)
-            too_large = size > self._max_body_bytes
-        if too_large:
-            await self._refuse(scope, receive, send, more)
-            return
-        whole: Message | None = {"type": "http.request", "body": b"".join(pieces), "more_body": False}
+        try:
+            while more and error is None:
+                with waited.waiting():
+                    message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientLeft
+                pieces.append(message.get("body", b""))
+                size += len(pieces[-1])
+                self._held_bytes += len(pieces[-1])
+                more = message.get("more_body", False)
+                error = self._refusal(size, self._held_bytes)
+            if error is None:
+                whole = b"".join(pieces)
+                pieces.clear()
+                await self._app(scope, _replaying(whole, receive), send)
+        finally:
+            self._held_bytes -= size
+        if error is not None:
+            pieces.clear()
+            await self._refuse(error, scope, receive, send, more)
 
-        async def replay() -> Message:
-            nonlocal whole
-            if whole is None:
-                return await receive()
-            message, whole = whole, None
-            return message
+    def _refusal(self, size: int, held_bytes: int) -> PenstockError | None:
+        """Return what is wrong with a body of ``size``, with which there are ``held_bytes`` of all; None: nothing."""
+        if size > self._max_body_bytes:
+            return OverLimit(f"the body is larger than the {self._max_body_bytes} bytes this server reads; send less")
+        if held_bytes > self._max_bodies_bytes:
+            return Overloaded(
+                f"the bodies of all requests that are being answered would take more than the "
+                f"{self._max_bodies_bytes} bytes this server keeps (server.max_bodies_bytes): retry in a moment",
+                retry_after_s=1.0,
+            )
+        return None
 
-        await self._app(scope, replay, send)
-
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send, more: bool) -> None:
-        """Answer 413, and go on reading for a while: a connection that is closed on unread bytes is reset, and its
-        client, still sending, would never see the answer.
+    async def _refuse(self, error: PenstockError, scope: Scope, receive: Receive, send: Send, more: bool) -> None:
+        """Answer with an error, and go on reading for a while: a connection that is closed on unread bytes is reset,
+        and its client, still sending, would never see the answer.
         """
-        error = OverLimit(f"the body is larger than the {self._max_body_bytes} bytes this server reads; send less")
         scope["state"]["summary"]["error"] = error.code
         await send_error(scope, send, error, (b"connection", b"close"), is_end=False)
         with contextlib.suppress(TimeoutError):
@@ -209,11 +226,26 @@ class BodyLimit:
         await send({"type": "http.response.body", "body": b""})
 
 
+def _replaying(body: bytes, receive: Receive) -> Receive:
+    """Return what hands out ``body``, and then what comes after it."""
+    whole: Message | None = {"type": "http.request", "body": body, "more_body": False}
+
+    async def replay() -> Message:
+        nonlocal whole
+        if whole is None:
+            return await receive()
+        message, whole = whole, None
+        return message
+
+    return replay
+
+
 async def send_error(
     scope: Scope, send: Send, error: PenstockError, *headers: tuple[bytes, bytes], is_end: bool = True
 ) -> None:
     """Answer with an error where no framework is at hand to do it."""
     body = msgspec.json.encode(error_body_at(scope["path"], error))
     own = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    own += [(name.encode(), value.encode()) for name, value in error_headers(error).items()]
     await send({"type": "http.response.start", "status": status_of(error), "headers": [*own, *headers]})
     await send({"type": "http.response.body", "body": body, "more_body": not is_end})

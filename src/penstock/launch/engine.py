@@ -335,13 +335,14 @@ def find_model(model: ModelSettings) -> tuple[ModelConfig, Path | None]:
 def _with_seeing(shape: ModelShape, settings: Settings, path: Path, dtype: torch.dtype) -> ModelShape:
     """Return ``shape`` with what it takes to see, in all processes. Raises ``ModelUnreadable``."""
     decoded = settings.images.workers * settings.images.max_pixels * DECODED_PIXEL_BYTES
+    # In the API's process: in base64 as a body and as text, and as what they became.
+    in_api = 2 * settings.server.max_bodies_bytes + settings.images.kept_bytes + settings.scheduler.max_image_bytes
     return replace(
         shape,
         encoder_weights_bytes=_encoder_bytes(path, dtype, settings.runner.encoder_workers),
         encoder_cache_bytes=settings.cache.encoder_memory_bytes,
         encoder_peak_bytes=max(1, settings.runner.encoder_workers) * encoding_bytes(settings, path, dtype),
-        # The API's process has them as well as the engine's.
-        image_bytes=decoded + settings.images.kept_bytes + 2 * settings.scheduler.max_image_bytes,
+        image_bytes=decoded + in_api + settings.scheduler.max_image_bytes,
     )
 
 

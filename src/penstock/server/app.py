@@ -58,7 +58,7 @@ def create_app(
     add_health(app, client, registry)
     _add_error_handlers(app)
     most = config.max_body_bytes if images is None else max(config.max_body_bytes, images.config.max_body_bytes)
-    app.add_middleware(BodyLimit, max_body_bytes=most)
+    app.add_middleware(BodyLimit, max_body_bytes=most, max_bodies_bytes=config.max_bodies_bytes)
     app.add_middleware(RequestMiddleware, metrics=HTTPMetrics(registry))
     _describe_as_it_is(app)
     return app

@@ -24,6 +24,9 @@ class ServerConfig:
     max_body_bytes: Count = 8 * 1024 * 1024
     """Largest request body; for a model that sees, `images.max_body_bytes` if that is more. Up: longer prompts in one
     request. Down: less memory a stranger can claim."""
+    max_bodies_bytes: Count = 128 * 1024 * 1024
+    """Bytes of the bodies of all requests that are read or answered; each is in memory twice, as it came and as what it
+    says. Up: more images in base64 at a time. Down: earlier refusals, less memory strangers can claim."""
     max_prompt_tokens: Count | None = None
     """Longest prompt; None: as long as the model's context."""
     max_prompts: Count = 64
