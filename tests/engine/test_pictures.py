@@ -327,6 +327,42 @@ def test_nobody_who_decodes_waits_for_more_than_a_steps_budget(
     assert is_seen(engine)
 
 
+@pytest.mark.parametrize(("step_patches", "num_steps_of_small"), [(20, 1), (4, 5)])
+def test_a_small_image_is_seen_before_a_large_one_is_done(
+    step_patches: int,
+    num_steps_of_small: int,
+    seeing_checkpoint: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("penstock.models.vision.attention.ROWS_AT_ONCE", 8)
+    path = seeing_checkpoint("qwen2-vl")
+    processor = load_processor(path)
+    assert processor is not None
+    requests = []
+    for name, side in (("large", 112), ("small", 56)):
+        token_ids, pictures = with_images(path, processor, "@what is this?", [drawing(side, side, side)])
+        requests.append(msgspec.structs.replace(greedy(name, token_ids, 2, logprobs=0), pictures=tuple(pictures)))
+    encoder = load_vision(path, torch.float32)
+    assert encoder is not None
+    source = LocalEncoder(encoder, step_patches=step_patches)
+    large, small = (source.cost(request.pictures[0]) for request in requests)
+    assert num_steps_of_small - 1 < small <= num_steps_of_small < large
+    engine = build_engine(path, num_blocks=1024, source=source)
+    for request in requests:
+        engine.add(request)
+    finished: list[str] = []
+    deltas: dict[str, list[TokenDelta]] = {request.request_id: [] for request in requests}
+    while engine.has_work:
+        for delta in engine.step():
+            deltas[delta.request_id].append(delta)
+            if delta.finish_reason is not None:
+                finished.append(delta.request_id)
+    assert finished == ["small", "large"]
+    for request in requests:
+        assert said(deltas[request.request_id])[0] == alone(path, request)[0]
+    assert is_seen(engine)
+
+
 def test_a_long_image_that_nobody_waits_for_is_given_up(path: Path, ask: Asking) -> None:
     encoder = load_vision(path, torch.float32)
     assert encoder is not None

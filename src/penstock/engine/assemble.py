@@ -55,7 +55,7 @@ def assemble_engine(
             FeatureCache(most_bytes=plan.encoder_cache_bytes, token_bytes=FEATURE_ELEMENT_BYTES * info.hidden_size),
             cost=source.cost,
             step_tokens=config.scheduler.step_tokens,
-            in_step=not source.counters.num_workers,
+            num_workers=source.counters.num_workers,
             sees_both_ways=model.config.vision.sees_both_ways,
             reads_prompts_whole=model.config.vision.reads_prompts_whole,
         )

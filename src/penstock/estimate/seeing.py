@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 _FLOAT32_BYTES = 4
+MOST_BESIDE = 0.25
+"""Of what is held of a picture that takes several steps, what may be held of others that are begun before it is done"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +49,8 @@ def encoding_peak_bytes(
     - pixels, as they are cut into patches: twice, and by frames that are missing;
     - rows, their queries, keys and values, angles, and results of layers that are kept, of the largest;
     - what a part makes of its rows in the widest moment: in attention, in the feed-forward, or on the way in and out;
-    - the tower's result for all tiles, and what the projector reads and writes.
+    - the tower's result for all tiles, and what the projector reads and writes;
+    - as much again, but for a part, as ``MOST_BESIDE`` allows.
     """
     num_patches = image_bytes // shape.patch_bytes
     num_rows = max(num_patches + 1, rows_at_once)
@@ -60,4 +63,4 @@ def encoding_peak_bytes(
     results = max(num_tiles * (num_patches + 1), rows_at_once)
     projected = shape.num_results * shape.width + 2 * shape.projector_width
     after = results * projected // shape.merged * max(element_bytes, _FLOAT32_BYTES)
-    return patches + held + part + after
+    return int((1 + MOST_BESIDE) * (patches + held + after)) + part

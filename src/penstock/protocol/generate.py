@@ -123,6 +123,11 @@ class Picture(msgspec.Struct, frozen=True, kw_only=True):
     time_step: float = 1.0
     """What one step of the grid's time adds to positions."""
 
+    @property
+    def frame_tokens(self) -> int:
+        """Placeholder tokens of what an encoder sees at a time: one of a video's frames, or all."""
+        return self.num_tokens // (1 if self.grid is None else self.grid[0])
+
 
 class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A tokenized prompt and how to go on from it."""

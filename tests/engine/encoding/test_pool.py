@@ -122,6 +122,34 @@ def test_text_does_not_wait_for_a_picture(path: Path, pool: EncoderPool) -> None
     assert engine.status().counters.num_generation_tokens == 16
 
 
+def test_queued_pictures_that_nobody_waits_for_are_given_up(path: Path, pool: EncoderPool) -> None:
+    (pid,) = pool.pids
+    engine, news = engine_over(path, pool)
+    features = engine._scheduler.encoding.features
+    num_before = pool.counters.num_pictures
+    requests = [ask(path, f"r{i}", [20 + i]) for i in range(5)]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        for request in requests:
+            engine.add(request)
+        engine.step()
+        for name in ("r0", "r2", "r3", "r4"):
+            engine.abort(name)
+        while len(features.unwanted()) > 1:  # the encoder has one of those
+            engine.step()
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    answer: list[TokenDelta] = []
+    while engine._requests:
+        while not engine.has_work:
+            assert news.wait(120)
+        news.clear()
+        answer += engine.step()
+    assert tokens_of(answer) == alone(path, requests[1])
+    assert pool.counters.num_pictures == num_before + 2
+    assert is_whole(engine)
+
+
 def test_a_picture_that_an_encoder_died_of_is_encoded_by_the_next(path: Path, pool: EncoderPool) -> None:
     engine, news = engine_over(path, pool)
     before = pool.counters.num_restarts

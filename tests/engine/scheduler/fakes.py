@@ -57,7 +57,8 @@ class Driver:
     feature_tokens: int = 40
     """Of pictures, whose features fit"""
     encoder_tokens: int = 10
-    encodes_in_step: bool = True
+    num_workers: int = 0
+    """Processes that encode; 0: steps do"""
     sees_both_ways: bool = False
     reads_prompts_whole: bool = False
 
@@ -69,7 +70,7 @@ class Driver:
             self.features,
             cost=lambda picture: picture.num_tokens / self.encoder_tokens,
             step_tokens=self.config.step_tokens,
-            in_step=self.encodes_in_step,
+            num_workers=self.num_workers,
             sees_both_ways=self.sees_both_ways,
             reads_prompts_whole=self.reads_prompts_whole,
         )
@@ -87,6 +88,8 @@ class Driver:
         self.scheduler._plan_sequence = plan_and_check  # type: ignore[method-assign]
         self.under_way: list[int] = []
         """Ids of features that encoders elsewhere are at work on"""
+        self.begun: dict[int, tuple[int, int]] = {}
+        """Pictures that take several steps, by features' id: their tokens, and how many are yet to be encoded"""
         self.there: set[int] = set()
         """Ids of features that could be inserted"""
         self.now_s = 0.0
@@ -158,20 +161,34 @@ class Driver:
         return batch
 
     def _encode(self, batch: ScheduledBatch) -> None:
-        num_tokens = [picture.num_tokens for _, picture in batch.encode]
-        if self.encodes_in_step:
-            assert sum(num_tokens) <= self.encoder_tokens or len(num_tokens) == 1
         self.there -= set(self.features.take_evicted())
-        self.under_way += [feature_id for feature_id, _ in batch.encode]
-        if self.encodes_in_step:
-            self.encoded(len(self.under_way))
+        work = {feature_id: picture.num_tokens for feature_id, picture in batch.encode}
+        if self.num_workers:
+            self.under_way += work
+            return
+        small = [feature_id for feature_id, size in work.items() if size <= self.encoder_tokens]
+        num_left = self.encoder_tokens - sum(work.pop(feature_id) for feature_id in small)
+        assert num_left >= 0
+        self._bring(small)
+        for feature_id, size in work.items():
+            first, *others = [tokens for tokens, _ in self.begun.values()] or [size]
+            assert not self.begun or 4 * (sum(others) + size) <= first, "what is begun is held"
+            self.begun[feature_id] = size, size
+        for feature_id, (size, left) in list(self.begun.items())[:1]:
+            self.begun[feature_id] = size, left - num_left
+            if left <= num_left:
+                del self.begun[feature_id]
+                self._bring([feature_id])
 
     def encoded(self, count: int) -> None:
-        """Bring the first so many of the features that are under way."""
+        """Bring the first so many of the features that encoders elsewhere are at work on."""
         done, self.under_way = self.under_way[:count], self.under_way[count:]
-        for feature_id in done:
+        self._bring(done)
+
+    def _bring(self, feature_ids: list[int]) -> None:
+        for feature_id in feature_ids:
             self.features.encoded(feature_id)
-        self.there |= set(done)
+        self.there |= set(feature_ids)
 
     def _check_pictures(self, batch: ScheduledBatch) -> None:
         """Assert that every token of a picture in the batch shows its own feature, and no other token any."""

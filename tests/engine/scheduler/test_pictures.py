@@ -43,15 +43,50 @@ def test_pictures_of_several_requests_are_encoded_together_within_the_budget() -
     driver.run_to_end(5)
 
 
-def test_a_picture_above_the_budget_is_encoded_alone_beside_those_who_decode() -> None:
+def test_a_picture_above_the_budget_is_encoded_beside_small_ones_and_those_who_decode() -> None:
     driver = driver_of(encoder_tokens=10)
     driver.add(request_of("decoding", prompt=4, max_tokens=20))
     driver.step()
     for name, size in (("small", 4), ("large", 25), ("later", 4)):
         driver.add(asking(name, (name, size)))
-    batches = [driver.step() for _ in range(4)]
-    assert [encoded(batch) for batch in batches] == [["small", "later"], ["large"], [], []]
+    batches = [driver.step() for _ in range(5)]
+    assert [encoded(batch) for batch in batches] == [["small", "large", "later"], [], [], [], []]
     assert all(batch.query_lens[0] == 1 for batch in batches), "nobody's next token waits for a second step"
+    assert "large" not in driver.requests
+
+
+def test_small_pictures_and_large_ones_wait_for_each_other_no_longer_than_twice_their_own_time() -> None:
+    driver = driver_of(encoder_tokens=10, feature_tokens=1000, config=SchedulerConfig(step_tokens=200, max_running=200))
+    driver.add(asking("large", ("large", 100)))
+    finished_in: dict[str, int] = {}
+    num_steps = 0
+    while "large" in driver.requests:
+        name = f"small {num_steps}"
+        driver.add(asking(name, (name, 9 if num_steps % 3 == 0 else 2)))
+        driver.step()
+        num_steps += 1
+        finished_in |= {one: num_steps for one in [name] if one not in driver.requests}
+    assert num_steps <= 2 * 10 + 2
+    assert len(finished_in) > num_steps / 2
+
+
+def test_pictures_that_cost_little_leave_room_for_one_that_costs_a_whole_step() -> None:
+    driver = driver_of(encoder_tokens=10, feature_tokens=1000, config=SchedulerConfig(step_tokens=200, max_running=200))
+    driver.add(asking("large", ("large", 100)))
+    driver.add(asking("whole", ("whole", 10)))
+    for i in range(4):
+        driver.add(asking(f"little {i}", (f"little {i}", 4)))
+        driver.step()
+    assert "whole" not in driver.requests
+    assert "large" in driver.requests
+
+
+def test_a_picture_is_begun_beside_a_much_larger_one_alone() -> None:
+    driver = driver_of(encoder_tokens=10, feature_tokens=1000, config=SchedulerConfig(step_tokens=200, max_running=200))
+    for name, size in (("first", 80), ("as large", 80), ("small beside it", 12), ("no more room", 12)):
+        driver.add(asking(name, (name, size)))
+    assert encoded(driver.step()) == ["first", "small beside it"]
+    driver.run_to_end(60)
 
 
 def test_a_picture_in_two_prompts_is_encoded_once() -> None:
@@ -130,7 +165,7 @@ def test_a_preempted_prompt_takes_its_features_again() -> None:
 
 
 def test_text_goes_on_while_others_encode() -> None:
-    driver = driver_of(encodes_in_step=False, encoder_tokens=10)
+    driver = driver_of(num_workers=1, encoder_tokens=10)
     driver.add(asking("seeing", ("a", 8), ("b", 8), ("c", 8)))
     first = driver.step()
     assert encoded(first) == ["a", "b"], "two steps' budgets may be under way"
@@ -141,6 +176,17 @@ def test_text_goes_on_while_others_encode() -> None:
     driver.encoded(1)
     assert driver.step().query_lens == [1, 8]
     driver.run_to_end(20)
+
+
+def test_each_encoder_elsewhere_has_one_large_picture_at_most_and_small_ones_beside() -> None:
+    config = SchedulerConfig(step_tokens=200, max_running=6)
+    driver = driver_of(num_workers=2, encoder_tokens=10, feature_tokens=1000, config=config)
+    for name in ("large 1", "large 2", "large 3", "small"):
+        driver.add(asking(name, (name, 4 if name == "small" else 30)))
+    assert encoded(driver.step()) == ["large 1", "large 2", "small"]
+    driver.encoded(1)
+    assert encoded(driver.step()) == ["large 3"]
+    driver.run_to_end(60)
 
 
 def test_a_picture_that_is_read_whole_goes_first_every_other_step() -> None:

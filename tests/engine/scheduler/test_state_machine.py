@@ -21,7 +21,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     window: ClassVar[int | None] = None
     admission: ClassVar[AdmissionPolicy | None] = None
-    encodes_in_step: ClassVar[bool] = True
+    num_workers: ClassVar[int] = 0
     sees_both_ways: ClassVar[bool] = False
     reads_prompts_whole: ClassVar[bool] = False
     requests = Bundle("requests")
@@ -32,7 +32,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             config=SchedulerConfig(step_tokens=16, max_running=6, max_waiting=12, starvation_s=30),
             window=self.window,
             admission=self.admission,
-            encodes_in_step=self.encodes_in_step,
+            num_workers=self.num_workers,
             sees_both_ways=self.sees_both_ways,
             reads_prompts_whole=self.reads_prompts_whole,
         )
@@ -138,7 +138,7 @@ class WindowMachine(SchedulerMachine):
 class ElsewhereMachine(SchedulerMachine):
     """The same where encoders in other processes take their time."""
 
-    encodes_in_step = False
+    num_workers = 2
 
 
 class BothWaysMachine(SchedulerMachine):

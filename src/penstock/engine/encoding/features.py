@@ -16,6 +16,8 @@ class Features:
     num_bytes: int
     cost: float
     """Of a step's budget for encoding"""
+    frame_tokens: int
+    """What an encoder holds of it at a time grows with these"""
     is_ready: bool = False
     num_holders: int = 0
     """Sequences that have tokens of it to compute"""
@@ -57,9 +59,9 @@ class FeatureCache:
         return bool(self._awaited)
 
     @property
-    def awaited_cost(self) -> float:
-        """What those cost."""
-        return sum(features.cost for features in self._awaited.values())
+    def awaited(self) -> list[Features]:
+        """What is being encoded, in the order in which it was asked for."""
+        return list(self._awaited.values())
 
     def find(self, salt: str, picture: Picture) -> Features | None:
         """Return a picture's features, ready or awaited."""
@@ -73,7 +75,7 @@ class FeatureCache:
             return None
         while self.num_bytes + num_bytes > self.most_bytes:
             self._evict(next(iter(self._idle.values())))
-        features = Features(self._next_id, (salt, picture.key), num_bytes, cost)
+        features = Features(self._next_id, (salt, picture.key), num_bytes, cost, picture.frame_tokens)
         self._next_id += 1
         self.num_bytes += num_bytes
         self._by_name[features.name] = features

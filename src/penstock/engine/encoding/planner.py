@@ -5,18 +5,23 @@ from collections.abc import Callable
 from penstock.engine.encoding.cursor import PictureCursor
 from penstock.engine.encoding.features import FeatureCache, Features
 from penstock.errors import InvalidRequest
+from penstock.estimate.seeing import MOST_BESIDE
 from penstock.protocol import Picture
 from penstock.units import format_bytes
 
 _MOST_AWAITED_STEPS = 2
-"""Steps' budgets that may be on their way to encoders in other processes, so that none waits for the next step"""
+"""Steps' budgets that may be on their way to each encoder in another process, so that none waits for the next step"""
+_SMALL_SHARE = 0.5
+"""Of a step's budget, what pictures of one step get on average while larger ones are begun and not done"""
 
 
 class EncodePlanner:
     """Gives features to sequences in the order of their pictures, so that whoever holds any can go on.
 
-    Where encoding is part of the step (``in_step``), a step has pictures in it that cost its budget at most, or goes
-    that far on with one that costs more. Elsewhere the budget bounds what is under way.
+    Where encoding is part of the step, pictures that cost a step's budget at most are encoded in one. Those that cost
+    more are begun, and have what the others leave of each step, a half on average at least: so neither waits for the
+    other to be done. Of those begun the first is any, and others are small beside it, for each is held in part.
+    Elsewhere the budget bounds what is under way, and one that costs more is at most under way for each encoder.
     """
 
     def __init__(
@@ -25,11 +30,11 @@ class EncodePlanner:
         *,
         cost: Callable[[Picture], float],
         step_tokens: int,
-        in_step: bool = True,
+        num_workers: int = 0,
         sees_both_ways: bool = False,
         reads_prompts_whole: bool = False,
     ) -> None:
-        """``cost`` is that of encoding a picture, 1 the budget of a step.
+        """``cost`` is that of encoding a picture, 1 a step's budget. ``num_workers`` processes encode; 0: steps do.
 
         ``sees_both_ways``: a picture's tokens see those behind them too, so all are computed in one step.
         ``reads_prompts_whole``: so do all tokens of a prompt that shows one.
@@ -38,14 +43,17 @@ class EncodePlanner:
         self.reads_prompts_whole = reads_prompts_whole
         self._cost = cost
         self._step_tokens = step_tokens
-        self._in_step = in_step
+        self._num_workers = num_workers
         self._sees_both_ways = sees_both_ways
         self._work: list[tuple[int, Picture]] = []
         self._coming: set[int] = set()
         """Features that this step will have before its forward pass"""
         self._left = 0.0
-        """Of the budget"""
-        self._may_exceed = False
+        """Of the budget, for pictures that cost no more"""
+        self._is_spent = False
+        """Whether somebody waits for more than is left"""
+        self._begun: list[Features] = []
+        """Of pictures that cost more, in order"""
 
     @classmethod
     def blind(cls) -> "EncodePlanner":
@@ -98,8 +106,14 @@ class EncodePlanner:
     def begin_step(self) -> None:
         """Renew the budget."""
         self._coming.clear()
-        self._left = (1 if self._in_step else _MOST_AWAITED_STEPS) - self.features.awaited_cost
-        self._may_exceed = not self.features.is_awaiting
+        self._is_spent = False
+        awaited = self.features.awaited
+        self._begun = [features for features in awaited if features.cost > 1]
+        if not self._num_workers:
+            self._left = min(1.0, self._left + (_SMALL_SHARE if awaited else 1.0))
+        else:
+            most = _MOST_AWAITED_STEPS * self._num_workers
+            self._left = most - sum(features.cost for features in awaited if features.cost <= 1)
 
     def take_work(self) -> list[tuple[int, Picture]]:
         """Return the pictures to encode, with the ids of their features, in the order in which they are needed."""
@@ -112,7 +126,7 @@ class EncodePlanner:
         Where other processes encode, features behind the chunk are asked for as well.
         """
         coming = cursor.pictures[cursor.num_passed :]
-        num_wanted = sum(cursor.extent(picture)[0] < end for picture in coming) if self._in_step else len(coming)
+        num_wanted = len(coming) if self._num_workers else sum(cursor.extent(one)[0] < end for one in coming)
         while len(cursor.held) < num_wanted and self._hold_next(cursor):
             pass
         for place, picture in enumerate(coming):
@@ -156,18 +170,39 @@ class EncodePlanner:
         is_hit = features is not None
         if features is None:
             cost = self._cost(picture)
-            if cost > self._left and not self._may_exceed:
+            if not (self._take(cost) if cost <= 1 else self._fits_beside(picture)):
                 return False
             features = self.features.add(cursor.salt, picture, cost)
             if features is None:
                 return False
-            self._left -= cost
-            self._may_exceed = False
             self._work.append((features.id, picture))
-            if self._in_step and cost <= 1:
+            if cost > 1:
+                self._begun.append(features)
+            elif not self._num_workers:
                 self._coming.add(features.id)
         self.features.counters.num_queries += 1
         self.features.counters.num_hits += is_hit
         self.features.hold(features)
         cursor.held.append(features)
         return True
+
+    def _take(self, cost: float) -> bool:
+        """Take so much of the budget; False where that is not left, and then nobody takes less before the next step.
+
+        Otherwise those that cost little would never leave enough for one that costs more.
+        """
+        if self._is_spent or cost > self._left:
+            self._is_spent = True
+            return False
+        self._left -= cost
+        return True
+
+    def _fits_beside(self, picture: Picture) -> bool:
+        """Whether a picture may be begun before those that are begun are done."""
+        if len(self._begun) < max(1, self._num_workers):
+            return True
+        if self._num_workers:
+            return False
+        first, *others = self._begun
+        beside = picture.frame_tokens + sum(features.frame_tokens for features in others)
+        return beside <= MOST_BESIDE * first.frame_tokens

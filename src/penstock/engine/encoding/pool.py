@@ -25,6 +25,8 @@ T = TypeVar("T")
 
 _log = structlog.get_logger(__name__)
 
+_MOST_OVERTAKEN = 4
+"""Times that smaller pictures may be handed out before one that waits longer"""
 _MOST_DEATHS = 3
 """Encoders that may die at work on a picture before it is taken to be the cause"""
 _MOST_FAILED_STARTS = 5
@@ -33,19 +35,27 @@ _FIRST_DELAY_S = 0.1
 _LONGEST_DELAY_S = 10.0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Job:
     feature_id: int
     picture: Picture
+    cost: float
+    num_overtaken: int = 0
+    """Times that smaller ones were handed out before it"""
     num_deaths: int = 0
     """Of encoders at work on it"""
+
+    @property
+    def rank(self) -> tuple[float, ...]:
+        """What is handed out first is least."""
+        return -self.num_deaths, -(self.num_overtaken // _MOST_OVERTAKEN), self.cost
 
 
 class EncoderPool:
     """A ``FeatureSource`` of several processes. They are looked after on a thread, which the engine never waits for.
 
-    Each is handed as many pictures at a time as a step's budget has room for, or one that has more. What a dead one was
-    at work on is encoded again, each picture by itself, so that one that kills encoders fails alone.
+    Each is handed as many pictures at a time as a step's budget has room for, the smallest first, or one that has
+    more. What a dead one was at work on is encoded again, each by itself, so that one that kills encoders fails alone.
     """
 
     def __init__(
@@ -63,7 +73,9 @@ class EncoderPool:
         self._timeout_s = timeout_s
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder: msgspec.msgpack.Decoder[FromEncoder] = msgspec.msgpack.Decoder(FromEncoder)
-        self._jobs: deque[_Job] = deque()
+        self._jobs: list[_Job] = []
+        """In order; under the lock, for they are cancelled on the engine's thread"""
+        self._lock = threading.Lock()
         self._done: deque[Encoded] = deque()
         self._wake: Callable[[], object] = lambda: None
         self._children: set[ChildProcess] = set()
@@ -96,8 +108,12 @@ class EncoderPool:
         return len(picture.pixels) / self._step_bytes
 
     def cancel(self, feature_id: int) -> bool:
-        """Never: an encoder may be at work on it."""
-        return False
+        """Take a picture out of the queue; one that an encoder has goes on, for it may come to use yet."""
+        with self._lock:
+            found = next((job for job in self._jobs if job.feature_id == feature_id), None)
+            if found is not None:
+                self._jobs.remove(found)
+        return found is not None
 
     def start(self) -> None:
         """Start all processes and wait until they have loaded.
@@ -120,7 +136,8 @@ class EncoderPool:
     def submit(self, work: Sequence[tuple[int, Picture]]) -> None:
         """Queue pictures."""
         assert self._loop is not None, "the pool was started"
-        self._loop.call_soon_threadsafe(self._enqueue, [_Job(feature_id, picture) for feature_id, picture in work])
+        jobs = [_Job(feature_id, picture, self.cost(picture)) for feature_id, picture in work]
+        self._loop.call_soon_threadsafe(self._enqueue, jobs)
 
     def take(self) -> list[Encoded]:
         """Return what was encoded since."""
@@ -239,24 +256,31 @@ class EncoderPool:
             self._deliver(jobs, message)
 
     def _enqueue(self, jobs: list[_Job]) -> None:
-        self._jobs.extend(jobs)
         if self._num_living:
+            with self._lock:
+                self._jobs.extend(jobs)
             self._has_jobs.set()
         else:
             self._fail(jobs, f"no encoder process could be started: {self._reason}")
 
     def _next_jobs(self) -> list[_Job]:
-        """Take a step's budget of pictures from the queue; one that an encoder has died of goes by itself."""
-        jobs: list[_Job] = []
-        cost = 0.0
-        while self._jobs:
-            job = self._jobs[0]
-            cost += self.cost(job.picture)
-            if jobs and (cost > 1 or job.num_deaths or jobs[0].num_deaths):
-                break
-            jobs.append(self._jobs.popleft())
-        if not self._jobs:
-            self._has_jobs.clear()
+        """Take a step's budget of pictures from the queue, or one that is more.
+
+        One that an encoder has died of goes first, by itself; then one that was overtaken too often, then small ones.
+        """
+        with self._lock:
+            order = sorted(self._jobs, key=lambda job: job.rank)
+            jobs, cost = order[:1], sum(job.cost for job in order[:1])
+            for job in order[1:]:
+                if jobs[0].num_deaths or cost + job.cost > 1:
+                    break
+                jobs.append(job)
+                cost += job.cost
+            self._jobs = [job for job in self._jobs if job not in jobs]
+            for job in self._jobs:
+                job.num_overtaken += 1
+            if not self._jobs:
+                self._has_jobs.clear()
         return jobs
 
     def _deliver(self, jobs: list[_Job], message: EncodedPictures) -> None:
@@ -273,21 +297,21 @@ class EncoderPool:
         self._wake()
 
     def _retry(self, jobs: list[_Job], how: str) -> None:
-        """Queue what a dead encoder was at work on before all others, but what too many have died of."""
+        """Queue again what a dead encoder was at work on, but what too many have died of."""
         for job in jobs:
             job.num_deaths += 1
         blamed = [job for job in jobs if job.num_deaths >= _MOST_DEATHS]
         self._fail(blamed, f"{_MOST_DEATHS} encoder processes died at work on an image of this request; the last {how}")
-        self._jobs.extendleft(reversed([job for job in jobs if job.num_deaths < _MOST_DEATHS]))
-        if self._jobs:
-            self._has_jobs.set()
+        with self._lock:
+            self._jobs.extend(job for job in jobs if job.num_deaths < _MOST_DEATHS)
+        self._has_jobs.set()
 
     def _give_up(self, error: PenstockError) -> None:
         self._num_living -= 1
         self._reason = error.message
         if not self._num_living:
-            jobs = list(self._jobs)
-            self._jobs.clear()
+            with self._lock:
+                jobs, self._jobs = self._jobs, []
             self._fail(jobs, f"no encoder process could be started: {self._reason}")
 
     def _fail(self, jobs: Sequence[_Job], reason: str) -> None:

@@ -48,8 +48,8 @@ class FeatureSource(Protocol):
     def submit(self, work: Sequence[tuple[int, Picture]]) -> None:
         """Take pictures, with the ids of their features.
 
-        Where it is here that they are encoded, returns when those are that cost no more than 1. One that costs more
-        goes a step's budget further with each call.
+        Where it is here that they are encoded, returns when those are that cost no more than 1. Of those that cost
+        more, each call does what these leave of a step's budget.
         """
 
     @property

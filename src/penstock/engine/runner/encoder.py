@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import structlog
 import torch
@@ -16,8 +17,19 @@ from penstock.protocol import Picture
 _log = structlog.get_logger(__name__)
 
 
+@dataclass(slots=True, eq=False)
+class _Begun:
+    """A picture that takes several steps."""
+
+    feature_id: int
+    picture: Picture
+    parts: Parts[list[Tensor]]
+    work_left: int
+    """About what is still to be done"""
+
+
 class LocalEncoder:
-    """A ``FeatureSource`` that encodes while the caller waits, for a bounded time: one long picture over many calls."""
+    """A ``FeatureSource`` that encodes while the caller waits, for a bounded time: long pictures over many calls."""
 
     def __init__(
         self,
@@ -35,8 +47,10 @@ class LocalEncoder:
         self._step_work = None if step_patches is None else max(1, step_patches * encoder.patch_work)
         self._clock = clock
         self._done: list[Encoded] = []
-        self._long: tuple[int, Picture, Parts[list[Tensor]]] | None = None
-        """What takes several steps, and how far that is"""
+        self._begun: list[_Begun] = []
+        """In order"""
+        self._first_lead = 0
+        """Work on the first of them, less that on others, since there are any"""
 
     @property
     def has_news(self) -> bool:
@@ -46,7 +60,7 @@ class LocalEncoder:
     @property
     def is_behind(self) -> bool:
         """Whether a picture is encoded in part."""
-        return self._long is not None
+        return bool(self._begun)
 
     def cost(self, picture: Picture) -> float:
         """See ``FeatureSource.cost``."""
@@ -54,28 +68,32 @@ class LocalEncoder:
 
     def cancel(self, feature_id: int) -> bool:
         """Stop with a picture that is encoded in part."""
-        if self._long is None or self._long[0] != feature_id:
-            return False
-        self._long = None
-        return True
+        before = len(self._begun)
+        self._begun = [one for one in self._begun if one.feature_id != feature_id]
+        self._first_lead = 0
+        return len(self._begun) < before
 
     @torch.inference_mode()
     def submit(self, work: Sequence[tuple[int, Picture]]) -> None:
-        """Encode all together; if that raises, one by one, so that each fails alone."""
+        """Encode all short ones together; if that raises, one by one, so that each fails alone. Then go on."""
         began_s = self._clock()
-        short = [(feature_id, picture) for feature_id, picture in work if self.cost(picture) <= 1]
+        short, cost = [], 0.0
         for feature_id, picture in work:
-            if self.cost(picture) > 1:
-                assert self._long is None, "a picture of several steps is begun when nothing else is under way"
-                self._long = (feature_id, picture, self._encoder.encoding([picture]))
+            own = self.cost(picture)
+            if own <= 1:
+                short.append((feature_id, picture))
+                cost += own
+            else:
+                parts = self._encoder.encoding([picture])
+                self._begun.append(_Begun(feature_id, picture, parts, self._encoder.work(picture)))
         if short:
             try:
                 self._finish(short, self._encoder.encode([picture for _, picture in short]))
             except Exception:  # whatever a picture can do to an encoder is its request's failure, never the engine's
                 for one in short:
                     self._encode_alone(*one)
-        elif self._long is not None:
-            self._go_on(*self._long)
+        if self._begun:
+            self._go_on(cost)
         self.counters.seconds += self._clock() - began_s
 
     def take(self) -> list[Encoded]:
@@ -89,19 +107,35 @@ class LocalEncoder:
     def close(self) -> None:
         """Nothing has to be ended."""
 
-    def _go_on(self, feature_id: int, picture: Picture, parts: Parts[list[Tensor]]) -> None:
-        """Go a step's budget further with a picture."""
+    def _go_on(self, cost: float) -> None:
+        """Spend what a step's budget has left after ``cost`` on pictures that are begun.
+
+        A half of it goes to the first, so that it does not wait for ever; the rest to whichever is done soonest.
+        """
         assert self._step_work is not None, "without a budget no picture is long"
-        num_done = 0
+        budget, num_done = self._step_work * (1 - cost), 0
+        while num_done < budget and self._begun:
+            first, *others = self._begun
+            if others and self._first_lead > 0:
+                work = self._advance(min(others, key=lambda one: one.work_left))
+                self._first_lead -= work
+            else:
+                work = self._advance(first)
+                self._first_lead = self._first_lead + work if others and first in self._begun else 0
+            num_done += work
+
+    def _advance(self, begun: _Begun) -> int:
+        """Go a part further with a picture and return how much work it was."""
         try:
-            while num_done < self._step_work:
-                num_done += next(parts)
-            return
+            work = next(begun.parts)
+            begun.work_left -= work
+            return work
         except StopIteration as end:
-            self._finish([(feature_id, picture)], end.value)
+            self._finish([(begun.feature_id, begun.picture)], end.value)
         except Exception as error:
-            self._fail(feature_id, picture, error)
-        self._long = None
+            self._fail(begun.feature_id, begun.picture, error)
+        self._begun.remove(begun)
+        return 0
 
     def _encode_alone(self, feature_id: int, picture: Picture) -> None:
         try:
