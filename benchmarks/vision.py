@@ -1,10 +1,11 @@
 """Images in the engine: `python -m benchmarks.vision`.
 
-Three measurements on a LLaVA with random weights, float32, the same threads throughout:
+Measurements on a LLaVA with random weights, the same threads throughout, in float32 but for what --dtype says:
 
-- a second question about an image, beside a first one: seconds to the first token, by turns;
-- 32 requests, 16 at a time, each with an image of its own, questions and answers uniform in 16..128 tokens, beside
-  transformers' `generate` in padded batches of 16, each as long as its longest member, by turns;
+- a second question about an image, beside a first one, in the engine: seconds to the first token, by turns;
+- --requests, 16 at a time, each with an image of its own, beside transformers' `generate` in padded batches of 16, each
+  as long as its longest member, by turns: questions and answers uniform in 16..128 tokens, and all of 72. --dtype is
+  what both run in; with --quantize, ours rounds the decoder's weights and activations so;
 - how long those who decode wait when images come, in the engine's process and with an encoder in another.
 
 Images are prepared beforehand for both. `tiny` has a few million parameters; `0.5b` a decoder of Qwen2.5-0.5B's shape
@@ -15,6 +16,7 @@ import argparse
 import hashlib
 import json
 import random
+import shutil
 import statistics
 import subprocess
 import sys
@@ -42,7 +44,7 @@ from penstock.engine.encoding.source import FeatureSource
 from penstock.engine.engine import Engine
 from penstock.engine.runner.encoder import LocalEncoder
 from penstock.images.families import load_processor
-from penstock.kernels import describe, use_threads
+from penstock.kernels import describe, ops_for, use_threads
 from penstock.launch import encoder
 from penstock.launch.settings import ModelSettings, Settings
 from penstock.launch.threads import share_threads
@@ -56,7 +58,7 @@ CONCURRENCY = 16
 SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "tiny": (
         {
-            "vocab_size": 4096,
+            "vocab_size": 6144,
             "hidden_size": 192,
             "intermediate_size": 512,
             "num_hidden_layers": 4,
@@ -92,10 +94,12 @@ SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         },
     ),
 }
-IMAGE_ID = 1
-NUM_REQUESTS = 32
+IMAGE_ID = 3
+"""penstock-mini's, whose tokenizer and template the models have"""
 NUM_STALLS = 4
-PARTS = ["repeated", "stall", "throughput"]
+LENGTHS = {"mixed": (16, 128), "equal": (72, 72)}
+"""Fewest and most tokens of questions, and of answers"""
+PARTS = ["repeated", "stall", *LENGTHS]
 
 
 def make_llava(path: Path, shape: str) -> Path:
@@ -112,6 +116,9 @@ def make_llava(path: Path, shape: str) -> Path:
     transformers.LlavaForConditionalGeneration(config).save_pretrained(path)
     side = vision["image_size"]
     transformers.SiglipImageProcessorPil(size={"height": side, "width": side}).save_pretrained(path)
+    demo = resolve_model("penstock-mini")
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "processor_config.json"):
+        shutil.copy(demo / name, path)
     return path
 
 
@@ -157,17 +164,20 @@ def ask(name: str, shown: Shown | None, seed: int, num_tokens: int, question_tok
     image = [IMAGE_ID] * sum(picture.num_tokens for picture in pictures)
     return GenerateRequest(
         request_id=name,
-        prompt_token_ids=[2, 3, 4, 5, *image, *question],
+        prompt_token_ids=[2, 4, 5, 6, *image, *question],
         sampling=SamplingParams(max_tokens=num_tokens, temperature=0.0, ignore_eos=True),
         pictures=pictures,
     )
 
 
-def make_engine(path: Path, source: FeatureSource | None = None) -> Engine:
+def make_engine(
+    path: Path, source: FeatureSource | None = None, dtype: str = "float32", quantize: str | None = None
+) -> Engine:
     """Return an engine with the defaults but for 16 running sequences."""
-    model = load_model(path, dtype="float32")
+    weights_dtype: torch.dtype = getattr(torch, dtype)
+    model = load_model(path, dtype=dtype, ops=ops_for(weights_dtype, quantize))
     if source is None:
-        found = load_vision(path, torch.float32)
+        found = load_vision(path, weights_dtype)
         assert found is not None
         source = LocalEncoder(found, step_patches=SchedulerConfig().encoder_patches)
     info = engine_info(path, model, max_model_tokens=4096, encoder_cache_bytes=256 << 20)
@@ -235,19 +245,21 @@ def run_transformers(model: Any, requests: Sequence[GenerateRequest], shown: Seq
     return sum(request.sampling.max_tokens for request in requests) / (time.perf_counter() - began)
 
 
-def measure_throughput(engine: Engine, path: Path, images: Images, pairs: int, threads: int) -> dict[str, Any]:
+def measure_throughput(
+    engine: Engine, model: Any, images: Images, lengths: str, settings: argparse.Namespace
+) -> dict[str, Any]:
     """Return tokens per second of both, by turns; the first pair is a warm-up."""
-    model = transformers.AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32).eval()
     ours, theirs = [], []
-    for pair in range(pairs + 1):
+    first_seed = 10_000 * (1 + list(LENGTHS).index(lengths))
+    for pair in range(settings.pairs + 1):
         draw = random.Random(pair)
-        shown = [images.draw(1000 + NUM_REQUESTS * pair + i) for i in range(NUM_REQUESTS)]
+        shown = [images.draw(first_seed + settings.requests * pair + i) for i in range(settings.requests)]
         requests = [
-            ask(f"throughput-{pair}-{i}", one, 50 + i, draw.randint(16, 128), draw.randint(16, 128))
+            ask(f"{lengths}-{pair}-{i}", one, 50 + i, draw.randint(*LENGTHS[lengths]), draw.randint(*LENGTHS[lengths]))
             for i, one in enumerate(shown)
         ]
-        ours.append(run_penstock(engine, requests, threads))
-        theirs.append(run_transformers(model, requests, shown, threads))
+        ours.append(run_penstock(engine, requests, settings.threads))
+        theirs.append(run_transformers(model, requests, shown, settings.threads))
     return {"penstock": ours[1:], "transformers": theirs[1:], "ratios": _ratios(ours[1:], theirs[1:])}
 
 
@@ -304,22 +316,28 @@ def open_pool(path: Path) -> Iterator[EncoderPool]:
         pool.close()
 
 
-def measure(shape: str, path: Path, parts: Sequence[str], pairs: int, threads: int) -> dict[str, Any]:
+def measure(shape: str, path: Path, settings: argparse.Namespace) -> dict[str, Any]:
     """Return what is asked for of a shape."""
     images = Images(make_llava(path, shape))
-    use_threads(threads)
-    engine = make_engine(path)
+    use_threads(settings.threads)
+    engine = make_engine(path, dtype=settings.dtype, quantize=settings.quantize)
     result: dict[str, Any] = {"model": shape, "image_tokens": images.draw(0).picture.num_tokens}
-    if "repeated" in parts:
-        result["repeated question"] = measure_repeated(engine, images, max(pairs, 5))
-    if "stall" in parts:
+    if "repeated" in settings.parts:
+        result["repeated question"] = measure_repeated(engine, images, max(settings.pairs, 5))
+    if "stall" in settings.parts:
         result["stall, encoded in the step"] = measure_stall(engine, images, NUM_STALLS)
         with open_pool(path) as pool:
             own, _ = share_threads(Settings(runner=RunnerConfig(encoder_workers=1)))
             use_threads(own)
             result["stall, one encoder process"] = measure_stall(make_engine(path, pool), images, NUM_STALLS)
-    if "throughput" in parts:
-        result["16 at a time, tokens per s"] = measure_throughput(engine, path, images, pairs, threads)
+    compared = [lengths for lengths in LENGTHS if lengths in settings.parts]
+    if compared:
+        dtype = getattr(torch, settings.dtype)
+        model = transformers.AutoModelForImageTextToText.from_pretrained(path, dtype=dtype).eval()
+        for lengths in compared:
+            result[f"16 at a time, {lengths} lengths, tokens per s"] = measure_throughput(
+                engine, model, images, lengths, settings
+            )
     return result
 
 
@@ -334,13 +352,16 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=list(SHAPES), default=list(SHAPES))
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--requests", type=int, default=32)
     parser.add_argument("--threads", type=int, default=3)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--quantize", choices=["int8", "int4"])
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     results = []
     for shape in arguments.models:
         with tempfile.TemporaryDirectory() as directory:
-            results.append(measure(shape, Path(directory), arguments.parts, arguments.pairs, arguments.threads))
+            results.append(measure(shape, Path(directory), arguments))
         print(json.dumps(results[-1], indent=2), flush=True)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     report = {
