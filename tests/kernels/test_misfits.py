@@ -213,4 +213,4 @@ def test_no_threads_are_refused(num_threads: int) -> None:
 @pytest.mark.parametrize("token_id", [-1, 5, 2**62, -(2**63)])
 def test_tokens_that_are_none_are_refused(token_id: int) -> None:
     with pytest.raises(IndexError, match=f"token {token_id} is not one of 5"):
-        CPUOps().embed(torch.tensor([0, token_id]), floats(5, E), torch.float32)
+        CPUOps().prepare_embedding(lambda: floats(5, E), torch.float32)(torch.tensor([0, token_id]))

@@ -87,7 +87,7 @@ def _attend(
     num_at_once = max(1, _MOST_SCORES // (H * len(sequence.slots)))
     for first in range(0, Q, num_at_once):
         some = slice(first, first + num_at_once)
-        q_QGRD = q_QHD[some].float().unflatten(1, (k_LGD.shape[1], -1))
+        q_QGRD = q_QHD[some].float().unflatten(1, (k_LGD.shape[1], -1))  # type: ignore[no-untyped-call]
         scores_GRQL = torch.einsum("qgrd,lgd->grql", q_QGRD, k_LGD).mul_(scale)
         if score_cap is not None:
             scores_GRQL = scores_GRQL.div_(score_cap).tanh_().mul_(score_cap)
