@@ -87,7 +87,7 @@ OPS: dict[str, tuple[Call, Callable[[Ops], Tensors]]] = {
         },
     ),
     "embed": (
-        lambda ops, token_ids, table: ops.embed(token_ids, table, torch.float32),
+        lambda ops, token_ids, table: ops.prepare_embedding(lambda: table, torch.float32)(token_ids),
         lambda _: {"token_ids": torch.tensor([2, 0, 4]), "table": floats(5, E)},
     ),
     "add": (lambda ops, x, y: ops.add(x, y), lambda _: {"x": floats(T, E), "y": floats(T, E)}),
