@@ -30,7 +30,6 @@ class Begun:
     """Of memory, before anything was packed"""
     weights: Ahead | None
     """None where the model is not here, or is no directory"""
-
     tokenizer: Future[Tokenizer]
 
     def close(self) -> None:
@@ -50,14 +49,8 @@ def prefetch(name: str) -> int:
 
 
 def begin_tokenizer(model: ModelSettings) -> Future[Tokenizer]:
-    """Begin to load a tokenizer, its tables included, for which the first answer would have to wait."""
-
-    def load() -> Tokenizer:
-        tokenizer = load_tokenizer(model)
-        tokenizer.detokenizer(skip_special_tokens=True)
-        return tokenizer
-
-    return WorkThread("tokenizer").submit(load)
+    """Begin to load a tokenizer."""
+    return WorkThread("tokenizer").submit(load_tokenizer, model)
 
 
 def begin(payload: Future[bytes]) -> Begun:

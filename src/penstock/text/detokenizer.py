@@ -8,9 +8,11 @@ vocabulary has no character; any other decoder is asked again about a short wind
 
 import re
 from codecs import utf_8_decode
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
+
+T = TypeVar("T")
 
 REPLACEMENT = "\ufffd"
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -29,18 +31,32 @@ class Detokenizer(Protocol):
         """Return the rest after the last token: replacement characters for half a character, usually nothing."""
 
 
+class TokenTable(dict[int, T]):
+    """What is made of each token, when it is first asked for: a vocabulary has hundreds of thousands.
+
+    Models pad their vocabulary past the tokenizer's: an id that names no token is an empty one.
+    """
+
+    def __init__(self, spell: Callable[[int], str], convert: Callable[[str], T]) -> None:
+        """``spell`` gives the token of an id as the vocabulary writes it, and ``convert`` what it becomes."""
+        self._spell = spell
+        self._convert = convert
+
+    def __missing__(self, token_id: int) -> T:
+        value = self[token_id] = self._convert(self._spell(token_id))
+        return value
+
+
 class ByteLevelDetokenizer:
     """Detokenizer for decoders that map every token to bytes and read all bytes as UTF-8."""
 
-    def __init__(self, table: Sequence[bytes]) -> None:
-        """``table`` holds each token id's bytes and is shared by all sequences."""
+    def __init__(self, table: "TokenTable[bytes]") -> None:
+        """``table`` gives each token id's bytes and is shared by all sequences."""
         self._table = table
         self._pending = b""
 
     def push(self, token_id: int) -> str:
         """Return the whole characters that this token completes."""
-        if token_id >= len(self._table):
-            return ""  # models pad their vocabulary past the tokenizer's
         data = self._pending + self._table[token_id]
         text, num_read = utf_8_decode(data, "replace", False)
         self._pending = data[num_read:]
@@ -57,7 +73,7 @@ class ByteLevelDetokenizer:
 class PieceTable:
     """What a SentencePiece-like decoder makes of each token."""
 
-    pieces: Sequence[str | int]
+    pieces: "TokenTable[str | int]"
     """By token id: its text, or the value of the single byte it stands for."""
     strip: str = ""
     """A character removed from the start of the whole text..."""
@@ -82,8 +98,6 @@ class PieceDetokenizer:
 
     def push(self, token_id: int) -> str:
         """Return the whole characters that this token completes."""
-        if token_id >= len(self._pieces):
-            return ""
         piece = self._pieces[token_id]
         if isinstance(piece, int):
             text = self._push_byte(piece)
@@ -171,19 +185,16 @@ def byte_level_alphabet() -> dict[str, int]:
     return {chr(byte): byte for byte in shown} | {chr(0x100 + rank): byte for rank, byte in enumerate(hidden)}
 
 
-def byte_level_table(tokens: Sequence[str]) -> list[bytes]:
-    """Return the bytes of each token of a byte-level vocabulary."""
-    alphabet = byte_level_alphabet()
-    # One call for each token, for there are hundreds of thousands. What the alphabet lacks becomes what no byte can be.
-    to_bytes: dict[int, int] = dict.fromkeys(range(0x100), 0xFFFF)
-    to_bytes |= {ord(character): byte for character, byte in alphabet.items()}
-    table = []
-    for token in tokens:
-        try:
-            table.append(token.translate(to_bytes).encode("latin-1"))
-        except UnicodeEncodeError:  # an added token is plain text
-            table.append(token.encode())
-    return table
+# What the alphabet lacks becomes what no byte can be.
+_TO_BYTES = dict.fromkeys(range(0x100), 0xFFFF) | {ord(char): byte for char, byte in byte_level_alphabet().items()}
+
+
+def bytes_of(token: str) -> bytes:
+    """Return the bytes of a token of a byte-level vocabulary."""
+    try:
+        return token.translate(_TO_BYTES).encode("latin-1")
+    except UnicodeEncodeError:  # an added token is plain text
+        return token.encode()
 
 
 def is_byte_level(decoder: Mapping[str, Any]) -> bool:
@@ -193,7 +204,7 @@ def is_byte_level(decoder: Mapping[str, Any]) -> bool:
     return bool(decoder["type"] == "ByteLevel")
 
 
-def piece_table(decoder: Mapping[str, Any], tokens: Sequence[str]) -> PieceTable | None:
+def piece_table(decoder: Mapping[str, Any], spell: Callable[[int], str]) -> PieceTable | None:
     """Return what a decoder, as written in tokenizer.json, makes of each token; None if it is of another kind.
 
     Recognized: any number of plain replacements, byte fallback, fuse, and then perhaps a strip at the start.
@@ -209,10 +220,11 @@ def piece_table(decoder: Mapping[str, Any], tokens: Sequence[str]) -> PieceTable
         strip, num_strip = step["content"], step["start"]
     if [step["type"] for step in steps] != ["ByteFallback", "Fuse"]:
         return None
-    pieces: list[str | int] = []
-    for token in tokens:
+
+    def piece(token: str) -> str | int:
         for old, new in replacements:
             token = token.replace(old, new)
         byte = _BYTE_TOKEN.fullmatch(token)
-        pieces.append(int(byte[1], 16) if byte else token)
-    return PieceTable(pieces=pieces, strip=strip, num_strip=num_strip)
+        return int(byte[1], 16) if byte else token
+
+    return PieceTable(pieces=TokenTable(spell, piece), strip=strip, num_strip=num_strip)

@@ -15,8 +15,9 @@ from penstock.text.detokenizer import (
     Detokenizer,
     PieceDetokenizer,
     PieceTable,
+    TokenTable,
     WindowDetokenizer,
-    byte_level_table,
+    bytes_of,
     is_byte_level,
     piece_table,
 )
@@ -71,10 +72,10 @@ class Tokenizer:
             ) from error
         return cls(backend, read_special_tokens(path))
 
-    @property
+    @cached_property
     def vocab_size(self) -> int:
         """One more than the largest token id."""
-        return len(self._tokens)
+        return 1 + max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1)
 
     @cached_property
     def special_token_ids(self) -> frozenset[int]:
@@ -124,7 +125,7 @@ class Tokenizer:
 
     def vocab_entry(self, token_id: int) -> str:
         """Return the token as the vocabulary spells it, such as ``Ġhello``; empty if there is none."""
-        return self._tokens[token_id] if token_id < len(self._tokens) else ""
+        return self._backend.id_to_token(token_id) or ""
 
     def token_text(self, token_id: int) -> str:
         """Return the token's own text, with replacement characters where it is part of a character."""
@@ -132,15 +133,13 @@ class Tokenizer:
 
     def token_bytes(self, token_id: int) -> bytes:
         """Return the UTF-8 bytes the token stands for, which may be part of a character."""
-        if token_id >= len(self._tokens):
-            return b""
         if self._bytes is not None:
             return self._bytes[token_id]
         if self._pieces is not None:
             piece = self._pieces.pieces[token_id]
             return bytes((piece,)) if isinstance(piece, int) else piece.encode()
         text = self.decode([token_id])
-        return (self._tokens[token_id] if text == REPLACEMENT else text).encode()
+        return (self.vocab_entry(token_id) if text == REPLACEMENT else text).encode()
 
     def has_tokens_of(self, other: "Tokenizer") -> bool:
         """Whether every id stands for the same bytes in both."""
@@ -167,38 +166,29 @@ class Tokenizer:
         token = self.special_tokens.get(role)
         return None if token is None else self._backend.token_to_id(token)
 
-    @cached_property
-    def _tokens(self) -> list[str]:
-        """Tokens by id, as the vocabulary spells them. A server needs them only for log probabilities."""
-        by_id = {token_id: token for token, token_id in self._backend.get_vocab(with_added_tokens=False).items()}
-        by_id |= {token_id: token.content for token_id, token in self._backend.get_added_tokens_decoder().items()}
-        return [by_id.get(token_id, "") for token_id in range(max(by_id, default=-1) + 1)]
+    def _spell_plain(self, token_id: int) -> str:
+        """Return ``vocab_entry``, empty for a special token."""
+        return "" if token_id in self.special_token_ids else self.vocab_entry(token_id)
 
     @cached_property
-    def _bytes(self) -> list[bytes] | None:
+    def _bytes(self) -> TokenTable[bytes] | None:
         if self._decoder is None or not is_byte_level(self._decoder):
             return None
-        return byte_level_table(self._tokens)
+        return TokenTable(self.vocab_entry, bytes_of)
 
     @cached_property
-    def _plain_bytes(self) -> list[bytes]:
+    def _plain_bytes(self) -> TokenTable[bytes]:
         """The byte table with special tokens blank."""
-        assert self._bytes is not None
-        special = self.special_token_ids
-        return [b"" if token_id in special else data for token_id, data in enumerate(self._bytes)]
+        return TokenTable(self._spell_plain, bytes_of)
 
     @cached_property
     def _pieces(self) -> PieceTable | None:
-        return piece_table(self._decoder, self._tokens) if self._decoder is not None else None
+        return piece_table(self._decoder, self.vocab_entry) if self._decoder is not None else None
 
     @cached_property
     def _plain_pieces(self) -> PieceTable | None:
         """The piece table with special tokens blank."""
-        if self._decoder is None:
-            return None
-        special = self.special_token_ids
-        tokens = ["" if token_id in special else token for token_id, token in enumerate(self._tokens)]
-        return piece_table(self._decoder, tokens)
+        return piece_table(self._decoder, self._spell_plain) if self._decoder is not None else None
 
 
 def _padded(content: str, num_ids: int) -> str:

@@ -360,6 +360,7 @@ class PackingThreads {
         stop_ = true;
         for (std::thread& thread : threads_) thread.join();
         threads_.clear();
+        matrices_.clear();  // what nobody took
     }
 
    private:
