@@ -304,6 +304,19 @@ def test_neighbours_change_no_bit(isa: str, dtype: torch.dtype, form: Quantizati
             assert torch.equal(together, alone)
 
 
+@pytest.mark.parametrize("form", [form for form in FORMS if not form.int8_activations], ids=named)
+@pytest.mark.parametrize("isa", instruction_sets())
+def test_neighbours_change_no_bit_beside_zeros(isa: str, form: Quantization) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(140, 701)
+    with using(isa, 3):
+        packed = PackedLinear(draw_codes(70, 701, form, has_zeros=True), None)
+        alone = torch.cat([packed(row.unsqueeze(0)) for row in x])
+        for size in NUM_TOKENS:
+            together = torch.cat([packed(part.contiguous()) for part in torch.split(x, size)])
+            assert torch.equal(together, alone)
+
+
 @pytest.mark.parametrize("form", [None, *QUANTIZATIONS.values()], ids=lambda form: named(form) if form else "as it is")
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.parametrize("isa", instruction_sets())

@@ -41,12 +41,6 @@ inline vi word_at(const void* from) {
     return vi{} + word;
 }
 
-inline vi zeros_at(const uint8_t* from) {
-    vi zeros;
-    for (int i = 0; i < W; ++i) zeros[i] = from[i];
-    return zeros;
-}
-
 #if defined(PENSTOCK_PAIRS)
 // Two vectors of sums for each row, beside four of codes, two of inputs and two of what is multiplied.
 constexpr int kWordRows = (NUM_REGISTERS - 8) / 2;

@@ -1,4 +1,4 @@
-// Products of packed weights with rows of activations.
+// Products of weights that are floats.
 //
 // A vector holds W outputs, and every output is one chain of multiply-adds over the inputs in their order. So a row's
 // result is the same whatever other rows are computed beside it, and in whichever tile.
@@ -7,7 +7,6 @@
 namespace penstock::PENSTOCK_ISA {
 namespace {
 
-constexpr int64_t kInputs = kPanelBytes / 4 / kPanel;
 // From here on, widening bfloat16 once for all rows is cheaper than once for each tile of them.
 constexpr int64_t kWidenFrom = 2 * kMaxRows;
 
@@ -143,17 +142,14 @@ void many_rows(const LinearCall& call, int64_t first_row, int64_t num_rows, int6
     float* const sums = scratch;
     float* const widened = scratch + kRows * kPanel;
     for (int64_t p = first_panel; p < end_panel; ++p) {
-        for (int64_t k = 0; k < K; k += kInputs) {
-            const int64_t num_inputs = min(kInputs, K - k);
+        for (int64_t k = 0; k < K; k += kFloatInputs) {
+            const int64_t num_inputs = min(kFloatInputs, K - k);
             const float* const x = call.x + first_row * call.x_stride + k;
             const auto with = [&](auto panel) {
                 all_rows(panel, x, call.x_stride, num_rows, num_inputs, k == 0, sums);
             };
             if (weight.kind == Weight::kFloat32) {
                 with(panel_of<F32Panel>(weight, p).at(k));
-            } else if (weight.has_codes()) {
-                widen_codes(weight, p, k, num_inputs, widened);
-                with(F32Panel{widened});
             } else if (is_in_pairs(weight)) {
                 with(panel_of<PairPanel>(weight, p).at(k));
             } else if (num_rows < kWidenFrom) {
@@ -167,42 +163,14 @@ void many_rows(const LinearCall& call, int64_t first_row, int64_t num_rows, int6
     }
 }
 
-// The same of codes, widened a part of several panels at a time.
-template <int ROWS, int PANELS>
-void few_rows_of_codes(const LinearCall& call, int64_t first_row, int64_t first_panel, int64_t end_panel,
-                       float* scratch) {
-    constexpr int64_t kPart = kInputs / PANELS;
-    static_assert(kPart % kCodeInputs == 0);
-    const PackedWeight& weight = *call.weight;
-    float* const sums = scratch;
-    float* const widened = scratch + kRows * kPanel;
-    int64_t p = first_panel;
-    for (; p + PANELS <= end_panel; p += PANELS) {
-        for (int64_t k = 0; k < weight.num_inputs; k += kPart) {
-            const int64_t num_inputs = min(kPart, weight.num_inputs - k);
-            F32Panel panels[PANELS];
-            for (int i = 0; i < PANELS; ++i) {
-                panels[i] = {widened + i * kPart * kPanel};
-                widen_codes(weight, p + i, k, num_inputs, widened + i * kPart * kPanel);
-            }
-            tile<ROWS, PANELS>(call.x + first_row * call.x_stride + k, call.x_stride, panels, num_inputs, k == 0, sums,
-                               ROWS * kPanel);
-        }
-        for (int i = 0; i < PANELS; ++i) finish(call, p + i, first_row, ROWS, sums + i * ROWS * kPanel, nullptr);
-    }
-    if (p < end_panel) many_rows(call, first_row, ROWS, p, end_panel, scratch);
-}
-
 template <int ROWS, int PANELS>
 void few_rows(const LinearCall& call, int64_t first_row, int64_t first_panel, int64_t end_panel, float* scratch) {
     if (call.weight->kind == Weight::kFloat32) {
         few_rows_of<ROWS, PANELS, F32Panel>(call, first_row, first_panel, end_panel, scratch);
     } else if (is_in_pairs(*call.weight)) {
         few_rows_of<ROWS, PANELS, PairPanel>(call, first_row, first_panel, end_panel, scratch);
-    } else if (call.weight->kind == Weight::kBFloat16) {
-        few_rows_of<ROWS, PANELS, BF16Panel>(call, first_row, first_panel, end_panel, scratch);
     } else {
-        few_rows_of_codes<ROWS, PANELS>(call, first_row, first_panel, end_panel, scratch);
+        few_rows_of<ROWS, PANELS, BF16Panel>(call, first_row, first_panel, end_panel, scratch);
     }
 }
 
@@ -243,7 +211,7 @@ vf activated(Activation activation, vf x) {
 
 }  // namespace
 
-int64_t linear_scratch_floats() { return (kPanelsAtOnce * kRows + kInputs) * kPanel; }
+int64_t linear_scratch_floats() { return kScratchFloats; }
 
 void finish(const LinearCall& call, int64_t panel, int64_t first_row, int64_t num_rows, const float* sums,
             const float* row_scales) {
@@ -293,6 +261,8 @@ void linear(const LinearCall& given, int64_t first_row, int64_t end_row, int64_t
             float* scratch) {
     if (given.weight->int8_activations)
         return linear_of_codes(given, first_row, end_row, first_panel, end_panel, scratch);
+    if (given.weight->has_codes())
+        return linear_of_widened_codes(given, first_row, end_row, first_panel, end_panel, scratch);
     LinearCall call = given;
     if (is_in_pairs(*call.weight)) {
         call.x = reinterpret_cast<const float*>(call.rounded);

@@ -1,4 +1,4 @@
-// From matrices as they come to panels, once at load; and back from codes to floats.
+// From matrices as they come to panels, once at load.
 #include "panels.h"
 
 namespace penstock::PENSTOCK_ISA {
@@ -223,32 +223,6 @@ void pack_panel(const PackedWeight& to, const WeightSource& from, int64_t panel)
             const vi low = (vi)load(lower), high = (vi)load(lower + (in_pairs ? kPanel : W));
             const vi words = ((low >> 16) & 0xffff) | (high & (int32_t)0xffff0000u);
             __builtin_memcpy(panel_at(to, panel) + (first + i) * W * 4, &words, sizeof words);
-        }
-    }
-}
-
-void widen_codes(const PackedWeight& weight, int64_t panel, int64_t first, int64_t num_inputs, float* to) {
-    const bool is_int8 = weight.kind == Weight::kInt8;
-    const int64_t inputs_per_word = is_int8 ? 4 : 8, end = first + num_inputs;
-    const vi mask = vi{} + (is_int8 ? 255 : 15);
-    for (int64_t k = first; k < end;) {
-        const int64_t at = group_at(weight, panel, k), group_end = (k / weight.group + 1) * weight.group;
-        vi zeros[2];
-        vf scales[2];
-        for (int h = 0; h < 2; ++h) {
-            zeros[h] = vi{} + zero_of(weight.kind);
-            if (weight.zeros)
-                for (int i = 0; i < W; ++i) zeros[h][i] = weight.zeros[at + h * W + i];
-            scales[h] = load(weight.scales + at + h * W);
-        }
-        for (const int64_t until = min(group_end, end); k < until; k += inputs_per_word) {
-            const char* const from = panel_at(weight, panel) + k / inputs_per_word * kPanel * 4;
-            const vi words[2] = {load_bits(from), load_bits(from + W * 4)};
-            for (int j = 0; j < inputs_per_word; ++j) {
-                const int shift = j % 4 * 8 + j / 4 * 4;
-                for (int h = 0; h < 2; ++h, to += W)
-                    store(to, __builtin_convertvector(((words[h] >> shift) & mask) - zeros[h], vf) * scales[h]);
-            }
         }
     }
 }

@@ -16,6 +16,9 @@ constexpr int64_t kRows = 128;
 constexpr int64_t kPanelsAtOnce = 4;
 // Bytes of a panel at a time, which stay in the first-level cache while all rows pass.
 constexpr int64_t kPanelBytes = 16384;
+// So many inputs, widened to floats.
+constexpr int64_t kFloatInputs = kPanelBytes / 4 / kPanel;
+constexpr int64_t kScratchFloats = (kPanelsAtOnce * kRows + kFloatInputs) * kPanel;
 
 // Weights of bfloat16 lie in pairs of inputs, and activations are rounded to bfloat16, because that is what there is an
 // instruction for.
@@ -44,22 +47,27 @@ inline int64_t group_at(const PackedWeight& weight, int64_t panel, int64_t input
     return (panel * weight.num_groups() + input / weight.group) * kPanel;
 }
 
+inline vi zeros_at(const uint8_t* from) {
+    vi zeros;
+    for (int i = 0; i < W; ++i) zeros[i] = from[i];
+    return zeros;
+}
+
 inline int zero_of(Weight kind) { return kind == Weight::kInt8 ? 128 : 8; }
 
 // What a panel's sums become, with row scale, bias, activation and addition, at their place in `out`. `row_scales` may be null.
 void finish(const LinearCall& call, int64_t panel, int64_t first_row, int64_t num_rows, const float* sums,
             const float* row_scales);
 
-// Inputs [first, first + num_inputs) of a panel of codes as floats [num_inputs, kPanel]; `first` begins a word, and the
-// last word is written whole.
-void widen_codes(const PackedWeight& weight, int64_t panel, int64_t first, int64_t num_inputs, float* to);
-
 // Activations as codes take them: bytes of a row in `LinearCall::rounded`, and how they come there.
 int64_t row_bytes_for_codes(const PackedWeight& weight);
 void round_for_codes(const LinearCall& call, int64_t first_row, int64_t end_row);
 
-// Rows [first_row, end_row) by panels [first_panel, end_panel), activations rounded to 8 bits.
+// Rows [first_row, end_row) by panels [first_panel, end_panel) of codes, activations rounded to 8 bits and as they are;
+// `scratch` has room for kScratchFloats.
 void linear_of_codes(const LinearCall& call, int64_t first_row, int64_t end_row, int64_t first_panel, int64_t end_panel,
                      float* scratch);
+void linear_of_widened_codes(const LinearCall& call, int64_t first_row, int64_t end_row, int64_t first_panel,
+                             int64_t end_panel, float* scratch);
 
 }  // namespace penstock::PENSTOCK_ISA

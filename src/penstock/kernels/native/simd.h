@@ -118,6 +118,22 @@ static inline vf load(const int8_t* from) {
 #endif
 }
 
+// One byte of each word, of which byte 0 is the lowest, as the word's upper one above zeros.
+static inline vi upper_byte(vi words, int byte) {
+#if defined(PENSTOCK_512_BITS) || defined(PENSTOCK_256_BITS)
+    if (byte == 1 || byte == 2) {  // otherwise one instruction is enough anyway
+        vi which;
+        for (int i = 0; i < W; ++i) which[i] = (i % 4 * 4 + byte) << 24 | 0x00808080;
+#if defined(PENSTOCK_512_BITS)
+        return (vi)_mm512_shuffle_epi8((__m512i)words, (__m512i)which);
+#else
+        return (vi)_mm256_shuffle_epi8((__m256i)words, (__m256i)which);
+#endif
+    }
+#endif
+    return (words << (24 - 8 * byte)) & (int32_t)0xff000000u;
+}
+
 // Sums of two neighbouring products of unsigned bytes with signed ones, in 16 bits, which hold no more than 32767.
 static inline vs dot2_bytes(vi codes, vi activations) {
 #if defined(PENSTOCK_512_BITS)
