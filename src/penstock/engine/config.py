@@ -61,8 +61,8 @@ class RunnerConfig:
     and reads long contexts up to 1.5 times as fast, for nearly the same answers."""
     quantize: str | None = None
     """``int8`` or ``int4`` rounds projections to codes of so many bits at load, and activations to 8: the fastest, at a
-    half and a quarter of bfloat16's memory. ``w8a16`` and ``w4a16`` round only the weights: slower, a little closer.
-    Codes that a checkpoint has stay what they are, if they have no more bits."""
+    half and a quarter of bfloat16's memory. ``w8a16`` and ``w4a16`` round only the weights: slower than those, a little
+    closer. Codes that a checkpoint has stay what they are, if they have no more bits."""
     threads: Count | None = None
     """Threads one step uses; None takes all cores but one. A thread without a core of its own stalls the others."""
     max_model_tokens: Count | None = None
