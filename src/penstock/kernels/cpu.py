@@ -152,7 +152,7 @@ class CPUOps:
             raise KernelUnsupported(f"{num_pairs} pairs do not fit in a head of {head_dim}")
         cos, sin = empty(num_tokens, head_dim), empty(num_tokens, head_dim)
         NATIVE.rope_angles(
-            checked(positions, torch.int64, *(() if axes is None else (3,)), num_tokens),
+            checked(positions, torch.int64, *(() if axes is None else (len(positions),)), num_tokens),
             num_tokens,
             0 if axes is None else checked(axes, torch.int64, num_pairs),
             checked(inverse, torch.float32, num_pairs),
