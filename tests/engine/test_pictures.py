@@ -224,38 +224,41 @@ class _Choking:
     num_parameters = 0
     weights_bytes = 0
 
-    def __init__(self, path: Path, poison: bytes) -> None:
+    def __init__(self, path: Path, poison: bytes, *, loses_a_row: bool) -> None:
         encoder = load_vision(path, torch.float32)
         assert encoder is not None
         self._encoder = encoder
         self.work, self.patch_work = encoder.work, encoder.patch_work
         self._poison = poison
+        self._loses_a_row = loses_a_row
 
     def encode(self, pictures: Sequence[Picture]) -> list[Tensor]:
-        if any(picture.key == self._poison for picture in pictures):
-            raise RuntimeError("choked")
-        return self._encoder.encode(pictures)
+        return finish(self.encoding(pictures))
 
     def encoding(self, pictures: Sequence[Picture]) -> Parts[list[Tensor]]:
         parts = self._encoder.encoding(pictures)
         yield next(parts)
-        if any(picture.key == self._poison for picture in pictures):
+        is_poisoned = [picture.key == self._poison for picture in pictures]
+        if any(is_poisoned) and not self._loses_a_row:
             raise RuntimeError("choked")
-        return (yield from parts)
+        tensors = yield from parts
+        return [rows[:-1] if is_bad else rows for rows, is_bad in zip(tensors, is_poisoned, strict=True)]
 
 
+@pytest.mark.parametrize("loses_a_row", [False, True])
 @pytest.mark.parametrize("step_patches", [4, None])
 def test_a_picture_that_cannot_be_encoded_fails_its_requests_alone(
-    step_patches: int | None, path: Path, ask: Asking
+    step_patches: int | None, loses_a_row: bool, path: Path, ask: Asking
 ) -> None:
     bad = ask("bad", "hm @", [9])
-    engine = build_engine(path, source=LocalEncoder(_Choking(path, bad.pictures[0].key), step_patches=step_patches))
+    encoder = _Choking(path, bad.pictures[0].key, loses_a_row=loses_a_row)
+    engine = build_engine(path, source=LocalEncoder(encoder, step_patches=step_patches))
     requests = crowd(ask)
     deltas = run_to_end(engine, [*requests[:4], bad, *requests[4:]])
     error = deltas["bad"][-1].error
     assert error is not None
     assert error.code == "encoding_failed"
-    assert "choked" in error.message
+    assert ("a row of features" if loses_a_row else "choked") in error.message
     for request in requests:
         assert tokens_of(deltas[request.request_id]) == alone(path, request)[0]
     assert is_seen(engine)

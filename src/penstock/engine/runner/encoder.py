@@ -127,11 +127,12 @@ class LocalEncoder:
     def _advance(self, begun: _Begun) -> int:
         """Go a part further with a picture and return how much work it was."""
         try:
-            work = next(begun.parts)
-            begun.work_left -= work
-            return work
-        except StopIteration as end:
-            self._finish([(begun.feature_id, begun.picture)], end.value)
+            try:
+                work = next(begun.parts)
+                begun.work_left -= work
+                return work
+            except StopIteration as end:
+                self._finish([(begun.feature_id, begun.picture)], end.value)
         except Exception as error:
             self._fail(begun.feature_id, begun.picture, error)
         self._begun.remove(begun)
@@ -152,11 +153,18 @@ class LocalEncoder:
         self._done.append(Encoded(feature_id, failure))
 
     def _finish(self, work: Sequence[tuple[int, Picture]], tensors: Sequence[Tensor]) -> None:
-        for (feature_id, picture), tensor in zip(work, tensors, strict=True):
-            assert len(tensor) == picture.num_tokens, "a row of features for each placeholder"
-            # Exact, whatever dtype activations have. A part of a tensor would keep all of it alive.
-            is_part = tensor.untyped_storage().nbytes() > tensor.nbytes
-            features: FeatureRows = tensor.to(torch.float32, copy=is_part).numpy()
-            self._done.append(Encoded(feature_id, features))
+        """Enter the features of all pictures; of none if that raises."""
+        self._done += [
+            Encoded(feature_id, _rows(picture, tensor))
+            for (feature_id, picture), tensor in zip(work, tensors, strict=True)
+        ]
         self.counters.num_pictures += len(work)
         self.counters.num_tokens += sum(picture.num_tokens for _, picture in work)
+
+
+def _rows(picture: Picture, tensor: Tensor) -> FeatureRows:
+    assert len(tensor) == picture.num_tokens, "a row of features for each placeholder"
+    # Exact, whatever dtype activations have. A part of a tensor would keep all of it alive.
+    is_part = tensor.untyped_storage().nbytes() > tensor.nbytes
+    rows: FeatureRows = tensor.to(torch.float32, copy=is_part).numpy()
+    return rows
