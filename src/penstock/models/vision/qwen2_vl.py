@@ -22,6 +22,7 @@ from penstock.models.config_json import ConfigJson
 from penstock.models.parts import GatedMLP, Loader
 from penstock.models.vision.attention import ROWS_AT_ONCE, PackedAttention, keys_and_values, runs
 from penstock.models.vision.layers import Layer, Norm, Parts, RowWork, finish, in_parts
+from penstock.models.vision.patches import Normalizer
 from penstock.models.vision.tower import MLP, LayerNorm
 from penstock.protocol import Picture
 from penstock.quant import prepare_gated_linear
@@ -123,9 +124,7 @@ class QwenVisionEncoder:
         kernel = loader.tensor("visual.patch_embed.proj.weight", E, 3, frames, side, side)
         # Its inputs in the order of a picture's bytes.
         self._embed = loader.ops.prepare_linear(kernel.permute(0, 2, 3, 4, 1).flatten(1), None, exact=True)
-        # (v * scale - mean) / std as one product and one sum.
-        mean, std = (torch.tensor(values * (frames * side**2)) for values in (normalization.mean, normalization.std))
-        self._factor, self._shift = normalization.scale / std, -mean / std
+        self._normalize = Normalizer(normalization, frames * side**2, self._dtype)
         self._layers = [_load_layer(loader, config, f"visual.blocks.{i}") for i in range(config.num_layers)]
         self._merge_norm = _load_norm(loader, config, "visual.merger.ln_q")
         self._merged_width = E * config.merge_size**2
@@ -213,11 +212,6 @@ class QwenVisionEncoder:
         squares = pixels[images].reshape(config.frames_each, rows, merge, side, columns, merge, side, 3)
         tokens = squares.transpose(1, 4, 2, 5, 0, 3, 6, 7).reshape(frame.num_tokens, -1)
         return tokens[arrangement.order].reshape(frame.num_tokens * merge**2, -1)
-
-    def _normalize(self, patches: Tensor) -> Tensor:
-        """Return [N, K] as the tower reads it, from as many uint8."""
-        x = patches.to(torch.float32)
-        return torch.addcmul(self._shift, x, self._factor, out=x).to(self._dtype)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from penstock.models.config_json import ConfigJson
 from penstock.models.parts import Loader
 from penstock.models.vision.attention import PackedAttention, keys_and_values, runs
 from penstock.models.vision.layers import Layer, Parts, RowWork, in_parts
-from penstock.models.vision.patches import Patches
+from penstock.models.vision.patches import Normalizer, cut_patches
 from penstock.protocol import Picture
 
 _ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "quick_gelu": "quick_gelu"}
@@ -194,7 +194,7 @@ class VisionTower:
         )
         num_layers = max(self._wanted) if self._wanted else config.num_layers
         self._layers = [_load_layer(loader, config, f"vision_tower.encoder.layers.{i}") for i in range(num_layers)]
-        self._patches = Patches(P, normalization, dtype)
+        self._normalize = Normalizer(normalization, P**2, dtype)
         self.patch_work = num_layers * config.row_work.weights
 
     def work(self, picture: Picture) -> int:
@@ -207,7 +207,7 @@ class VisionTower:
 
         ``n`` counts tiles. As many go together as a part has rows for; one that has more goes alone.
         """
-        N, patches = self.config.num_tokens, self._patches.cut(pictures)
+        N, patches = self.config.num_tokens, cut_patches(pictures, self.config.patch_size)
         num_patches = N - self.config.has_class_token
         n, width = len(patches) // num_patches, self.config.hidden_size * len(self._wanted or [-1])
         features = torch.empty(n, N, width, dtype=self._dtype)
@@ -219,9 +219,7 @@ class VisionTower:
     def _encode(self, patches: Tensor) -> Parts[Tensor]:
         config, C = self.config, self.config.hidden_size
         N = config.num_tokens
-        embedded = yield from in_parts(
-            lambda some: self._embed(self._patches.normalize(some)), patches, self._embed_work
-        )
+        embedded = yield from in_parts(lambda some: self._embed(self._normalize(some)), patches, self._embed_work)
         x_nNC = embedded.view(-1, N - config.has_class_token, C)
         if self._class is not None:
             x_nNC = torch.cat([self._class.expand(len(x_nNC), 1, C), x_nNC], 1)
