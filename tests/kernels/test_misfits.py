@@ -90,6 +90,12 @@ OPS: dict[str, tuple[Call, Callable[[Ops], Tensors]]] = {
         lambda ops, token_ids, table: ops.prepare_embedding(lambda: table, torch.float32)(token_ids),
         lambda _: {"token_ids": torch.tensor([2, 0, 4]), "table": floats(5, E)},
     ),
+    "embed from a head": (
+        lambda ops, token_ids, head: ops.prepare_embedding(
+            lambda: head, torch.float32, tied=ops.prepare_linear(head, None)
+        )(token_ids),
+        lambda _: {"token_ids": torch.tensor([2, 0, 4]), "head": floats(5, E)},
+    ),
     "add": (lambda ops, x, y: ops.add(x, y), lambda _: {"x": floats(T, E), "y": floats(T, E)}),
     "rms_norm": (
         lambda ops, x, weight, out: ops.rms_norm(x, weight, 1e-6, out=out),
