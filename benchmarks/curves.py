@@ -32,11 +32,11 @@ from penstock.protocol import GenerateRequest, SamplingParams
 
 CONCURRENCY = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 CONTEXT = (128, 256, 512, 1024, 2048, 4096, 8192, 16384)
-PROMPT_TOKENS = 32
+PROMPT_TOKENS = 16
 ANSWER_TOKENS = 32
 NUM_STEPS = 12
 """Decode steps timed after each context; their median is the point's."""
-LONG_S = 20.0
+LONG_S = 10.0
 """A round that takes longer is not repeated: what disturbs a second is little beside it."""
 
 Point = tuple[str, int, float]
