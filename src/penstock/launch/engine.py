@@ -21,6 +21,7 @@ from penstock.launch.text import load_tokenizer
 from penstock.launch.threads import share_threads
 from penstock.models import find_shape, read_config, read_pooling, read_sampling_defaults, resolve_model
 from penstock.protocol import ModelInfo, SamplingDefaults
+from penstock.resident import give_back
 from penstock.text import Tokenizer
 
 try:
@@ -106,7 +107,6 @@ def build_engine(settings: Settings, profiler: "Profiler | None" = None, *, ahea
     if drafting is not None:
         longest = min(max_model_tokens, drafting.config.max_positions)
         draft = _load(drafting, settings.runner, drafting.ops, max_tokens=longest, adaptable=False)
-    _keep_freed_memory()
     info = ModelInfo(
         name=settings.model.name,
         source="random weights" if target.path is None else str(target.path),
@@ -128,9 +128,12 @@ def build_engine(settings: Settings, profiler: "Profiler | None" = None, *, ahea
     engine_config = EngineConfig(
         scheduler=settings.scheduler, cache=settings.cache, runner=settings.runner, speculation=settings.speculation
     )
-    return assemble_engine(
+    engine = assemble_engine(
         model, tokenizer.result(), engine_config, info=info, profiler=profiler, draft=draft, source=source
     )
+    give_back()
+    _keep_freed_memory()
+    return engine
 
 
 def _num_seeing(target: "_Chosen") -> int:
@@ -307,16 +310,15 @@ def _load(
 
 
 def _keep_freed_memory() -> None:
-    """Have glibc give back what loading took, and from now on keep what a step frees for the next.
+    """Have glibc keep, from now on, what a step frees for the next.
 
     By itself it returns every tensor above 32 MiB to the system at once, which hands out zeroed pages for it again: the
     logits of 64 rows of a large vocabulary cost 10,000 page faults a step. What it keeps is at most one step's
     activations, which the memory plan has counted. Elsewhere than with glibc nothing is done.
     """
     libc = ctypes.CDLL(None)
-    if not hasattr(libc, "mallopt") or not hasattr(libc, "malloc_trim"):
+    if not hasattr(libc, "mallopt"):
         return
-    libc.malloc_trim(0)
     # Numbers of malloc.h; a threshold that it finds too high is left as it was.
     m_trim_threshold, m_mmap_threshold = -1, -3
     libc.mallopt(m_mmap_threshold, _KEPT_BYTES)

@@ -18,6 +18,7 @@ from penstock.estimate.memory import format_memory_plan
 from penstock.launch import process, worker
 from penstock.launch.settings import Settings
 from penstock.protocol import ModelInfo
+from penstock.resident import give_back
 from penstock.uncollected import uncollected
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class _Server:
             if loading.done():
                 loading.result()
                 self._announce(client.model())
+                give_back()
                 await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
             stopping.cancel()
             if client.model_or_none() is not None:
