@@ -234,6 +234,11 @@ def load_feed_forward(loader: Loader, prefix: str, index: int) -> FeedForward:
     return GatedMLP.load(loader, f"{prefix}.mlp")
 
 
+_ROWS_AT_ONCE = 512
+"""What is between the two products of a feed-forward is several times as wide as the model: 40 MB for 2048 tokens of a
+width of 4864. A result does not depend on how many tokens are computed at once."""
+
+
 @dataclass(frozen=True, slots=True)
 class GatedMLP:
     """down(activation(gate(x)) * up(x))."""
@@ -257,7 +262,13 @@ class GatedMLP:
 
     def __call__(self, x: Tensor, added: Tensor | None, step: Step | None = None) -> Tensor:
         """See ``FeedForward``."""
-        return self.down(self.gate_up(x), added)
+        if len(x) <= _ROWS_AT_ONCE:
+            return self.down(self.gate_up(x), added)
+        out = torch.empty_like(x) if added is None else added
+        for first in range(0, len(x), _ROWS_AT_ONCE):
+            rows = slice(first, first + _ROWS_AT_ONCE)
+            out[rows] = self.down(self.gate_up(x[rows]), None if added is None else added[rows])
+        return out
 
 
 class AdaptableMLP:
