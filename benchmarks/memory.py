@@ -38,6 +38,8 @@ class Measured:
     precision: str
     weights: int
     cache: int
+    activations: int
+    """The most that a step may work in, as the server plans it"""
     first_token_peak: int
     """All processes, when the first token came."""
     peaks: list[int]
@@ -69,6 +71,7 @@ async def measure(precision: str, model: Path, token_ids: range, limits: Limits)
                 precision=precision,
                 weights=plan["weights_bytes"],
                 cache=plan["num_blocks"] * plan["block_bytes"],
+                activations=plan["activation_peak_bytes"],
                 first_token_peak=first_token_peak,
                 peaks=running.peaks_bytes,
             )
@@ -95,12 +98,14 @@ def report(measured: list[Measured], imported: dict[str, int], limits: Limits, c
         "",
         conditions,
         "",
-        "| | weights | cache | peak at the first token | peak, cache full | of it the API's process | the engine's "
-        "| over weights + cache |",
-        "|---|---|---|---|---|---|---|---|",
+        "| | weights | cache | planned with activations | peak at the first token | peak, cache full "
+        "| of it the API's process | the engine's | over weights + cache |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for one in measured:
-        figures = [one.weights, one.cache, one.first_token_peak, sum(one.peaks), one.peaks[0], sum(one.peaks[1:])]
+        planned = one.weights + one.cache + one.activations
+        engine = sum(one.peaks[1:])
+        figures = [one.weights, one.cache, planned, one.first_token_peak, sum(one.peaks), one.peaks[0], engine]
         cells = " | ".join(f"{figure / 1e6:.0f} MB" for figure in figures)
         lines.append(f"| {one.precision} | {cells} | {one.ratio:.2f} |")
     lines += [
@@ -142,7 +147,7 @@ def main() -> None:
     conditions = (
         f"`python -m benchmarks.memory {' '.join(sys.argv[1:])}` at {source_commit()}; {arguments.shape}, "
         f"random weights, {limits.threads} threads; {machine['processor']}. Peak resident memory of each process; "
-        "a page that several of them map is shared out between them."
+        "what several of them have of a file counts once."
     )
     text = report(measured, imported, limits, conditions)
     print(text)

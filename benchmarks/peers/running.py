@@ -91,16 +91,19 @@ class Running:
 
     @property
     def peaks_bytes(self) -> list[int]:
-        """Peak resident memory of each process, the first started first; a page that several map is shared out.
+        """Peak resident memory of each process, the first started first; what several have of a file counts once.
 
-        The system keeps no peak of that; what was shared at the peak is taken to be what is shared now.
+        The system keeps no peak of that; what was shared at the peak is taken to be what is shared now. What strangers
+        have mapped as well counts in full: the more of them run torch, the smaller would be a share of it.
         """
-        return [
-            _memory_bytes(process, "status", "VmHWM")
-            - _memory_bytes(process, "smaps_rollup", "Rss")
-            + _memory_bytes(process, "smaps_rollup", "Pss")
-            for process in self._processes()
-        ]
+        peaks: list[int] = []
+        counted: dict[str, int] = {}
+        for process in self._processes():
+            mapped = _mapped_bytes(process)
+            shared = sum(min(num_bytes, counted.get(name, 0)) for name, num_bytes in mapped.items())
+            peaks.append(_memory_bytes(process, "VmHWM") - shared)
+            counted |= {name: max(num_bytes, counted.get(name, 0)) for name, num_bytes in mapped.items()}
+        return peaks
 
     @property
     def cpu_s(self) -> float:
@@ -226,9 +229,26 @@ class LinesTarget:
                 events.put_nowait(None)
 
 
-def _memory_bytes(process: psutil.Process, file: str, key: str) -> int:
+def _lines(process: psutil.Process, file: str) -> list[str]:
     try:
-        lines = Path(f"/proc/{process.pid}/{file}").read_text().splitlines()
+        return Path(f"/proc/{process.pid}/{file}").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError):
-        return 0
+        return []
+
+
+def _memory_bytes(process: psutil.Process, key: str) -> int:
+    lines = _lines(process, "status")
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:")), 0)
+
+
+def _mapped_bytes(process: psutil.Process) -> dict[str, int]:
+    """Return what is resident of each part of a file that is mapped, as it is in the file."""
+    mapped: dict[str, int] = {}
+    name = ""
+    for line in _lines(process, "smaps"):
+        key, *values = line.split(maxsplit=5)
+        if not key.endswith(":"):  # a mapping's first line: addresses, permissions, offset, device, inode, path
+            name = f"{values[4]} {values[1]}" if values[3] != "0" else ""
+        elif name and key in ("Rss:", "Anonymous:"):
+            mapped[name] = mapped.get(name, 0) + (1 if key == "Rss:" else -1) * int(values[0]) * 1024
+    return mapped
