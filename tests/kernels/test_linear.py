@@ -318,6 +318,18 @@ def test_neighbours_change_no_bit_beside_zeros(isa: str, form: Quantization) -> 
 
 
 @pytest.mark.parametrize("form", [None, *QUANTIZATIONS.values()], ids=lambda form: named(form) if form else "as it is")
+@pytest.mark.parametrize("isa", instruction_sets())
+def test_thousands_of_rows_are_each_what_they_are_alone(isa: str, form: Quantization | None) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4096, 64)
+    with using(isa, 2):
+        packed = PackedLinear(torch.randn(33, 64), None, quantization=form)
+        together = packed(x)
+        for row in (0, 1, 127, 128, 2047, 4095):
+            assert torch.equal(together[row : row + 1], packed(x[row : row + 1]))
+
+
+@pytest.mark.parametrize("form", [None, *QUANTIZATIONS.values()], ids=lambda form: named(form) if form else "as it is")
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.parametrize("isa", instruction_sets())
 def test_what_is_not_a_number_stays_in_its_row(isa: str, value: float, form: Quantization | None) -> None:
