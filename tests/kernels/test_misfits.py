@@ -143,6 +143,17 @@ MISFITS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+TRUSTED = {
+    ("attention", "tables", "a column less"),
+    ("attention", "tables", "no column"),
+    ("attention over codes", "tables", "a column less"),
+    ("attention over codes", "tables", "no column"),
+    ("rope_angles on axes", "positions", "a row less"),
+    ("rope_angles on axes", "positions", "no row"),
+}
+"""What only other tensors' values tell, which are not looked at: contexts' blocks, and pairs' axes"""
+
+
 def spoiled(ops: Ops, op: str, name: str, misfit: str) -> Tensor:
     call, tensors_for = OPS[op]
     tensors = tensors_for(ops)
@@ -161,8 +172,8 @@ def test_what_does_not_fit_is_refused_or_computed(op: str, name: str) -> None:
         torch.testing.assert_close(fits, call(ReferenceOps(), **tensors_for(ReferenceOps())), atol=1e-5, rtol=1e-5)
         num_refused = 0
         for misfit in MISFITS:
-            if name == "tables" and "column" in misfit:
-                continue  # how many blocks a context takes is the scheduler's to know
+            if (op, name, misfit) in TRUSTED:
+                continue
             try:
                 found = spoiled(CPUOps(), op, name, misfit)
             except (KernelUnsupported, ValueError, IndexError):
