@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from penstock.engine.encoding.host import EncoderHost
-from penstock.engine.encoding.messages import Encode
+from penstock.engine.encoding.messages import Encode, EncodedPictures
 from penstock.engine.runner.encoder import LocalEncoder
 from penstock.engine.worker import Host, run_host
 from penstock.errors import ModelUnreadable
@@ -21,8 +21,8 @@ from penstock.models.vision.layers import Parts
 from penstock.models.vision.load import load_vision
 from penstock.protocol import Picture
 
-DEADLY, DEADLY_ONCE, BROKEN = b"deadly", b"deadly once", b"broken"
-"""Keys of pictures that kill who encodes them, or that cannot be encoded"""
+DEADLY, DEADLY_ONCE, BROKEN, TORN = b"deadly", b"deadly once", b"broken", b"torn"
+"""Keys of pictures that kill who encodes them, that cannot be encoded, or of whose features the last number is lost"""
 
 
 class Mortal:
@@ -52,6 +52,20 @@ class Mortal:
         return self._encoder.encode(pictures)
 
 
+class Tearing(EncoderHost):
+    """A host that loses the last bytes of some pictures' features."""
+
+    def step(self) -> EncodedPictures:
+        """Encode the pictures of one message."""
+        torn = {feature_id for feature_id, picture in self._messages[0] if picture.key == TORN}
+        encoded = super().step()
+        pictures = [
+            msgspec.structs.replace(one, rows=one.rows[:-4]) if one.feature_id in torn else one
+            for one in encoded.pictures
+        ]
+        return EncodedPictures(pictures, encoded.seconds)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
 
@@ -60,6 +74,6 @@ if __name__ == "__main__":
         encoder = load_vision(path, torch.float32) if path.is_dir() else None
         if encoder is None:
             raise ModelUnreadable(f"{path} is not there")
-        return EncoderHost(LocalEncoder(Mortal(encoder, path)))
+        return Tearing(LocalEncoder(Mortal(encoder, path)))
 
     sys.exit(run_host(sys.argv[1], msgspec.msgpack.Decoder(Encode), build))

@@ -20,7 +20,7 @@ from penstock.engine.engine import Engine
 from penstock.errors import EncodingFailed, ModelUnreadable
 from penstock.images.families import load_processor
 from penstock.protocol import GenerateRequest, TokenDelta
-from tests.encoder_worker import BROKEN, DEADLY, DEADLY_ONCE
+from tests.encoder_worker import BROKEN, DEADLY, DEADLY_ONCE, TORN
 from tests.engines import build_engine, greedy, is_whole, run_to_end, tokens_of
 from tests.seeing_models import drawing, make_seeing_checkpoint, with_images
 
@@ -172,6 +172,21 @@ def test_a_picture_that_kills_encoders_fails_alone(path: Path, pool: EncoderPool
     assert "SIGKILL" in str(errors[0])
     assert "a broken picture" in str(errors[1])
     assert is_whole(engine)
+
+
+def test_features_that_nobody_can_use_fail_who_waits_for_them(path: Path) -> None:
+    pool = pool_of(path, num_workers=2)
+    pool.start()
+    try:
+        engine, news = engine_over(path, pool)
+        requests = [ask(path, "torn", [8], key=TORN), ask(path, "good", [9])]
+        torn, good = (run(engine, news, [request])[request.request_id] for request in requests)
+        assert torn[-1].error is not None
+        assert torn[-1].error.code == EncodingFailed.code
+        assert tokens_of(good) == alone(path, requests[1])
+        assert is_whole(engine)
+    finally:
+        pool.close()
 
 
 def test_an_encoder_that_hangs_is_replaced(path: Path) -> None:

@@ -121,7 +121,12 @@ class EncoderPool:
         Raises the reason of the first that cannot, and ``CancelledError`` if the pool is closed meanwhile.
         """
         loaded: Future[None] = Future()
-        self._thread = threading.Thread(target=self._run, args=(loaded,), name="penstock-encoders", daemon=True)
+        # Made here, so that the pool can be closed before its thread has come to run. Whatever loop the program has
+        # chosen, only this one can have children on any thread.
+        self._loop = asyncio.SelectorEventLoop()
+        self._thread = threading.Thread(
+            target=self._run, args=(self._loop, loaded), name="penstock-encoders", daemon=True
+        )
         self._thread.start()
         try:
             loaded.result()
@@ -157,14 +162,13 @@ class EncoderPool:
 
     # ---- on the thread
 
-    def _run(self, loaded: "Future[None]") -> None:
-        # Whatever loop the program has chosen, only this one can have children on any thread.
-        with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+    def _run(self, loop: asyncio.AbstractEventLoop, loaded: "Future[None]") -> None:
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:
             runner.run(self._look_after_all(loaded))
 
     async def _look_after_all(self, loaded: "Future[None]") -> None:
-        self._loop = asyncio.get_running_loop()
-        starting = [self._loop.create_future() for _ in range(self.counters.num_workers)]
+        loop = asyncio.get_running_loop()
+        starting = [loop.create_future() for _ in range(self.counters.num_workers)]
         tasks = [asyncio.create_task(self._look_after_or_give_up(one)) for one in starting]
         starts, closed = asyncio.gather(*starting), asyncio.create_task(self._is_closed.wait())
         await asyncio.wait((starts, closed), return_when=asyncio.FIRST_COMPLETED)
@@ -245,15 +249,19 @@ class EncoderPool:
             jobs = self._next_jobs()
             if not jobs:
                 continue
-            child.send(self._encoder.encode(Encode([(job.feature_id, job.picture) for job in jobs])))
-            data = await _until_dead(child, child.receive(), self._timeout_s)
-            if data is None:
-                self._retry(jobs, exit_reason(child.returncode))
-                child.kill()  # one that hangs hears nothing else
-                return
-            message = self._decoder.decode(data)
-            assert isinstance(message, EncodedPictures), "an encoder answers what it is handed"
-            self._deliver(jobs, message)
+            try:
+                child.send(self._encoder.encode(Encode([(job.feature_id, job.picture) for job in jobs])))
+                data = await _until_dead(child, child.receive(), self._timeout_s)
+                if data is None:
+                    self._retry(jobs, exit_reason(child.returncode))
+                    child.kill()  # one that hangs hears nothing else
+                    return
+                message = self._decoder.decode(data)
+                assert isinstance(message, EncodedPictures), "an encoder answers what it is handed"
+                self._deliver(jobs, message)
+            except Exception as error:  # sequences wait for an answer
+                self._fail(jobs, f"what an encoder process said could not be used: {error!r}")
+                raise
 
     def _enqueue(self, jobs: list[_Job]) -> None:
         if self._num_living:
@@ -285,14 +293,16 @@ class EncoderPool:
 
     def _deliver(self, jobs: list[_Job], message: EncodedPictures) -> None:
         num_tokens = {job.feature_id: job.picture.num_tokens for job in jobs}
+        encoded = []
         for one in message.pictures:
             if one.error is not None:
-                self._done.append(Encoded(one.feature_id, error_from_code(one.error.code, one.error.message)))
+                encoded.append(Encoded(one.feature_id, error_from_code(one.error.code, one.error.message)))
                 continue
             rows = np.frombuffer(one.rows, dtype=np.float32).reshape(num_tokens[one.feature_id], -1)
-            self._done.append(Encoded(one.feature_id, rows))
+            encoded.append(Encoded(one.feature_id, rows))
             self.counters.num_pictures += 1
             self.counters.num_tokens += num_tokens[one.feature_id]
+        self._done.extend(encoded)
         self.counters.seconds += message.seconds
         self._wake()
 
