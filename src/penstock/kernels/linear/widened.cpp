@@ -29,10 +29,11 @@ struct Codes {
 
     // Those of 4 bits; `at` is the group's place among all zeros.
     void begin_group(const PackedWeight& weight, int64_t at) {
+        if constexpr (KIND == Weight::kInt8) return;
 #pragma GCC unroll 2
         for (int h = 0; h < 2; ++h) {
             vi zero = vi{} + zero_of(KIND);
-            if (KIND == Weight::kInt4 && weight.zeros) zero = zeros_at(weight.zeros + at + h * W);
+            if (weight.zeros) zero = zeros_at(weight.zeros + at + h * W);
             zeros[h] = (vb)(zero * 0x01010101);
         }
     }
