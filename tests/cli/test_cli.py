@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from penstock.cli.main import main
 from tests.commands import PENSTOCK, run, run_here, serving
 
 
@@ -192,3 +193,12 @@ def test_a_server_that_is_not_there_is_one_line() -> None:
     result = run("chat", "http://127.0.0.1:9", "--prompt", "x")
     assert result.returncode == 1
     assert result.stderr.startswith("error: no OpenAI-compatible server answers")
+
+
+def test_an_interrupt_before_a_command_has_begun_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def app() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("penstock.cli.app.app", app)
+    with pytest.raises(SystemExit, match="130"):
+        main()

@@ -9,11 +9,13 @@ from penstock.launch.process import started_early
 def main() -> None:
     """Run the command line; what the user can fix is one line and status 1."""
     arguments = sys.argv[1:]
-    with started_early(is_wanted=arguments[:1] == ["serve"] and "--help" not in arguments):
-        from penstock.cli.app import app
+    try:
+        with started_early(is_wanted=arguments[:1] == ["serve"] and "--help" not in arguments):
+            from penstock.cli.app import app
 
-        try:
             app()
-        except PenstockError as error:
-            sys.stderr.write(f"error: {error.message}\n")
-            sys.exit(1)
+    except PenstockError as error:
+        sys.stderr.write(f"error: {error.message}\n")
+        sys.exit(1)
+    except KeyboardInterrupt:  # before a command has begun
+        sys.exit(130)
