@@ -1,4 +1,4 @@
-"""Export a run in Hugging Face layout: `python -m training.export runs/sees`.
+"""Export a run in Hugging Face layout: `python -m training.export runs/finds`.
 
 Writes config.json, model.safetensors (bfloat16), the tokenizer with its chat template, generation_config.json, what
 prepares images and the model card (README.md), whose numbers are measured here on the rounded weights.
@@ -48,7 +48,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class SeeingRun:
-    """The model in a run directory of `training.see` and how far it came."""
+    """The model in a run directory of `training.see` or `training.find` and how far it came."""
 
     model: SeeingModel
     tokenizer: Tokenizer
@@ -68,7 +68,7 @@ def load_run(directory: Path) -> Run:
 
 
 def load_seeing_run(directory: Path) -> SeeingRun:
-    """The checkpoint in a run directory of `training.see`, weights rounded to bfloat16 but held in float32."""
+    """The checkpoint of `training.see` or `training.find`, weights rounded to bfloat16 but held in float32."""
     settings, state = _read(directory)
     decoder = MiniModel(ModelConfig(**settings["model"]))
     model = SeeingModel(TowerConfig(**settings["tower"]), decoder)
@@ -252,7 +252,7 @@ def _scores_before(run: Run, directory: Path) -> dict[str, Any]:
 def main() -> None:
     """Parse the command line and export."""
     parser = argparse.ArgumentParser(description="Export a run in Hugging Face layout.")
-    parser.add_argument("run", type=Path, help="the directory given to training.see as --out")
+    parser.add_argument("run", type=Path, help="the directory given to training.find as --out")
     parser.add_argument("--out", type=Path, default=ASSETS)
     parser.add_argument("--threads", type=int, default=3)
     parser.add_argument("--language", type=Path, help="the decoder's run, for measurements and README.md; else neither")
@@ -262,12 +262,14 @@ def main() -> None:
     write_model(run.model, run.tokenizer, arguments.out)
     if arguments.language is not None:
         language = load_run(arguments.language)
-        seed = language.settings["train"]["seed"]
+        seed, settings, came = language.settings["train"]["seed"], run.settings, run.settings["came"]
+        found_s = run.elapsed_s - came["elapsed_s"]
         numbers = CardNumbers(
             parameters=sum(p.numel() for p in run.model.parameters()),
             new_parameters=sum(p.numel() for _, p in run.model.new_parameters()),
             language=Part(language.step, language.num_tokens, language.elapsed_s / 60, language.settings),
-            seeing=Part(run.step, run.num_drawings, run.elapsed_s / 60, run.settings),
+            seeing=Part(came["step"], came["num_drawings"], came["elapsed_s"] / 60, settings),
+            finding=Part(run.step - came["step"], run.num_drawings - came["num_drawings"], found_s / 60, settings),
             before=_scores_before(language, arguments.language),
             scores=asdict(score(run.model.language_model, run.tokenizer, seed)),
             drawings=asdict(score_seeing(run.model, run.tokenizer)),

@@ -26,6 +26,16 @@ class ModelConfig:
     norm_eps: float = 1e-5
 
 
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Rows that are not one text from left to right: where each token counts as standing, and what it can see."""
+
+    positions: Tensor
+    """[B, T]"""
+    mask: Tensor
+    """Whether the token of the third dimension sees that of the fourth [B, 1, T, T]"""
+
+
 class RMSNorm(nn.Module):
     """Scale by the reciprocal root mean square of the last dimension."""
 
@@ -52,8 +62,8 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, kv_width, bias=False)
         self.o_proj = nn.Linear(q_width, config.hidden_size, bias=False)
 
-    def forward(self, x_BTE: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
-        """What each token gathers from itself and the tokens before it [B, T, E]."""
+    def forward(self, x_BTE: Tensor, cos_TD: Tensor, sin_TD: Tensor, mask_B1TT: Tensor | None = None) -> Tensor:
+        """What each token gathers from itself and the tokens before it, or from those its mask names [B, T, E]."""
         config = self.config
         B, T, _ = x_BTE.shape
         q_BHTD = self.q_proj(x_BTE).view(B, T, config.num_heads, config.head_dim).transpose(1, 2)
@@ -63,7 +73,7 @@ class Attention(nn.Module):
         repeats = config.num_heads // config.num_kv_heads
         k_BHTD = rotate(k_BGTD, cos_TD, sin_TD).repeat_interleave(repeats, dim=1)
         v_BHTD = v_BGTD.repeat_interleave(repeats, dim=1)
-        mixed_BHTD = F.scaled_dot_product_attention(q_BHTD, k_BHTD, v_BHTD, is_causal=True)
+        mixed_BHTD = F.scaled_dot_product_attention(q_BHTD, k_BHTD, v_BHTD, mask_B1TT, is_causal=mask_B1TT is None)
         out_BTE: Tensor = self.o_proj(mixed_BHTD.transpose(1, 2).reshape(B, T, -1))
         return out_BTE
 
@@ -93,9 +103,9 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x_BTE: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
+    def forward(self, x_BTE: Tensor, cos_TD: Tensor, sin_TD: Tensor, mask_B1TT: Tensor | None = None) -> Tensor:
         """The residual stream after this layer [B, T, E]."""
-        x_BTE = x_BTE + self.self_attn(self.input_layernorm(x_BTE), cos_TD, sin_TD)
+        x_BTE = x_BTE + self.self_attn(self.input_layernorm(x_BTE), cos_TD, sin_TD, mask_B1TT)
         out_BTE: Tensor = x_BTE + self.mlp(self.post_attention_layernorm(x_BTE))
         return out_BTE
 
@@ -134,16 +144,22 @@ class MiniModel(nn.Module):
 
     def hidden(self, ids_BT: Tensor) -> Tensor:
         """The final normed hidden states [B, T, E]."""
-        return self.hidden_of(self.model.embed_tokens(ids_BT))
-
-    def hidden_of(self, x_BTE: Tensor) -> Tensor:
-        """The final normed hidden states [B, T, E] of embeddings."""
-        T = x_BTE.shape[1]
-        cos_TD, sin_TD = self.cos_TD[:T], self.sin_TD[:T]
-        for layer in self.model.layers:
-            x_BTE = layer(x_BTE, cos_TD, sin_TD)
-        out_BTE: Tensor = self.model.norm(x_BTE)
+        out_BTE: Tensor = self.model.norm(self.streams(self.model.embed_tokens(ids_BT))[-1])
         return out_BTE
+
+    def streams(self, x_BTE: Tensor, layout: Layout | None = None) -> list[Tensor]:
+        """The residual stream of embeddings before each layer and after the last, [B, T, E] each, not yet normed."""
+        cos_TD, sin_TD = self.turns(x_BTE.shape[1], layout)
+        streams = [x_BTE]
+        for layer in self.model.layers:
+            streams.append(layer(streams[-1], cos_TD, sin_TD, layout and layout.mask))
+        return streams
+
+    def turns(self, num_tokens: int, layout: Layout | None = None) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the tokens' places: [T, D], or [B, 1, T, D] in a layout."""
+        if layout is None:
+            return self.cos_TD[:num_tokens], self.sin_TD[:num_tokens]
+        return self.cos_TD[layout.positions].unsqueeze(1), self.sin_TD[layout.positions].unsqueeze(1)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores over the vocabulary for hidden states of any leading shape."""

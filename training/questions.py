@@ -156,6 +156,19 @@ TRAINING_PHRASINGS = (
     "help({x})",
     "{x}",
 )
+NEARBY_PHRASINGS = (
+    "Do you know what {x} does?",
+    "Please describe {x}.",
+    "What would I use {x} for?",
+    "I want to understand {x}.",
+    "Give me a short description of {x}.",
+    "In one sentence, what is {x}?",
+    "I came across {x}. What does it do?",
+    "Explain to me what {x} is.",
+    "Why would somebody use {x}?",
+    "What is {x} good for?",
+)
+"""Words in which the decoder was not trained to answer, and in which it is held to what it said before it saw."""
 SIGNATURE_PHRASINGS = (
     "What is the signature of {x}?",
     "What arguments does {x} take?",

@@ -169,7 +169,7 @@ class SeeTrainer:
     def _text_loss(self, seed: int) -> Tensor:
         """Divergence from the decoder as it was, in nats per token, on rows of its own training text."""
         rng = np.random.default_rng((self.config.seed, seed))
-        ids = self.text.text_rows(rng, self.config.text_rows, self.config.text_length)
+        ids, _ = self.text.text_rows(rng, self.config.text_rows, self.config.text_length)
         with torch.no_grad():
             former = self.former(ids).log_softmax(dim=-1)
         now = self.model.language_model(ids).log_softmax(dim=-1)

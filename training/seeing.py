@@ -186,9 +186,15 @@ class SeeingModel(nn.Module):
 
     def hidden(self, ids_BT: Tensor, image_id: int, embeddings_BPE: Tensor) -> Tensor:
         """The decoder's final hidden states [B, T, E]; each row of ids has P placeholders for its image."""
+        streams = self.language_model.streams(self.inserted(ids_BT, image_id, embeddings_BPE))
+        out_BTE: Tensor = self.language_model.model.norm(streams[-1])
+        return out_BTE
+
+    def inserted(self, ids_BT: Tensor, image_id: int, embeddings_BPE: Tensor) -> Tensor:
+        """What enters the decoder [B, T, E]."""
         text_BTE = self.language_model.model.embed_tokens(ids_BT)
-        inserted_BTE = text_BTE.masked_scatter((ids_BT == image_id).unsqueeze(-1), embeddings_BPE)
-        return self.language_model.hidden_of(inserted_BTE)
+        inserted_BTE: Tensor = text_BTE.masked_scatter((ids_BT == image_id).unsqueeze(-1), embeddings_BPE)
+        return inserted_BTE
 
 
 def sines(config: TowerConfig) -> Tensor:

@@ -122,13 +122,21 @@ class Data:
             weights.append(weight)
         return torch.from_numpy(np.stack(rows)).long(), torch.from_numpy(np.stack(weights))
 
-    def text_rows(self, rng: np.random.Generator, num_rows: int, length: int) -> Tensor:
-        """Rows of ids [num_rows, length], half of them source and half chats."""
+    def text_rows(
+        self, rng: np.random.Generator, num_rows: int, length: int, *, chat_share: float = 0.5, late: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Rows of ids, such a share of them chats, and which ids are of answers [num_rows, length] each.
+
+        ``late``: chats are drawn by the weights of the run's last part.
+        """
         rows = [
-            self._source_row(rng, length) if rng.random() < 0.5 else self._chat_row(rng, length, late=True)[0]
+            self._chat_row(rng, length, late)
+            if rng.random() < chat_share
+            else (self._source_row(rng, length), np.zeros(length, dtype=np.bool_))
             for _ in range(num_rows)
         ]
-        return torch.from_numpy(np.stack(rows)).long()
+        ids, learned = zip(*rows, strict=True)
+        return torch.from_numpy(np.stack(ids)).long(), torch.from_numpy(np.stack(learned))
 
     def _source_row(self, rng: np.random.Generator, size: int) -> Ids:
         start = int(rng.integers(0, len(self.source) - size))

@@ -9,12 +9,14 @@ from tokenizers import Tokenizer
 from penstock.eval.sets.library import library_root, read_documents
 from training.model import MiniModel, ModelConfig
 from training.questions import Entry
+from training.seeing import SeeingModel, TowerConfig
 from training.tokenizer import train_tokenizer
 
 ENTRIES = [
     Entry("textwrap.dedent", "function", "textwrap", "Remove margins.", "textwrap.dedent(text)", None, 3.0),
     Entry("shelve.open", "function", "shelve", "Open a shelf.", "shelve.open(filename)", None, 1.0),
 ]
+TOWER = TowerConfig(image_size=24, patch_size=8, hidden_size=32, num_layers=2, num_heads=2, intermediate_size=48)
 
 
 @pytest.fixture(scope="module")
@@ -48,3 +50,7 @@ def tiny_model(tokenizer: Tokenizer) -> MiniModel:
             max_positions=256,
         )
     )
+
+
+def tiny_seeing_model(tokenizer: Tokenizer) -> SeeingModel:
+    return SeeingModel(TOWER, tiny_model(tokenizer)).eval()

@@ -12,21 +12,15 @@ from tokenizers import Tokenizer
 
 from penstock.eval.sets.drawings import ANSWERS, draw
 from penstock.eval.sets.library import split_documents
-from tests.training.conftest import ENTRIES, tiny_model
+from tests.training.conftest import ENTRIES, TOWER, tiny_seeing_model
 from training.evaluate import exact_by_kind
 from training.export import load_seeing_run, rounded, write_model
 from training.looking import PATCH_CLASSES, UNKNOWN, answer_labels, patch_labels
 from training.questions import training_questions
 from training.see import SeeConfig, SeeTrainer, chat_rows
-from training.seeing import SeeingModel, TowerConfig, pixels_of
+from training.seeing import SeeingModel, pixels_of
 from training.tokenizer import ChatEncoder
 from training.train import Corpus, Data
-
-TOWER = TowerConfig(image_size=24, patch_size=8, hidden_size=32, num_layers=2, num_heads=2, intermediate_size=48)
-
-
-def tiny_seeing_model(tokenizer: Tokenizer) -> SeeingModel:
-    return SeeingModel(TOWER, tiny_model(tokenizer)).eval()
 
 
 def test_patches_are_labelled_with_what_has_their_centre() -> None:
@@ -126,6 +120,10 @@ def test_export_loads_in_transformers_with_equal_logits(tokenizer: Tokenizer, tm
     text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     inputs = processor(images=[drawing.image], text=text, return_tensors="pt")
     assert inputs["input_ids"][0].tolist() == encoder.prompt(asked, TOWER.num_patches)
+    # The decoder only ever saw an image before its question, so the template puts it there.
+    assert text == processor.apply_chat_template(
+        [{"role": "user", "content": content[::-1]}], add_generation_prompt=True
+    )
     ours = pixels_of([drawing.image], TOWER.image_size)
     torch.testing.assert_close(inputs["pixel_values"], ours, atol=0.02, rtol=0)
     with torch.no_grad():

@@ -12,7 +12,7 @@ from penstock.eval.sets.library import HELD_OUT_MODULES, is_held_out, library_ro
 from tests.training.conftest import ENTRIES, tiny_model
 from training.evaluate import exact_match, generate
 from training.muon import orthogonalize
-from training.questions import Question, phrased, training_questions
+from training.questions import NEARBY_PHRASINGS, TRAINING_PHRASINGS, Question, phrased, training_questions
 from training.tokenizer import SPECIAL_TOKENS, ChatEncoder
 from training.train import Corpus, Data, TrainConfig, Trainer
 
@@ -36,6 +36,7 @@ def test_questions_leave_out_held_out_modules_and_phrasings() -> None:
     assert "What does textwrap.dedent do?" in prompts
     assert not any("shelve" in question.prompt or "shelf" in question.answer for question in questions)
     assert prompts.isdisjoint(question.prompt for question in phrased(ENTRIES, HELD_OUT_PHRASINGS))
+    assert set(NEARBY_PHRASINGS).isdisjoint((*HELD_OUT_PHRASINGS, *TRAINING_PHRASINGS))
     assert is_held_out("xmlrpc.client.dumps")
     assert not is_held_out("xml.dom")
 

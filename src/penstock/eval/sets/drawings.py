@@ -8,7 +8,7 @@ thing was seen in every colour and in every place. One phrasing of each kind is 
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -114,12 +114,20 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A question about a drawing, its one right answer, and the same question in held-out words."""
+    """A question about a drawing and its one right answer."""
 
     kind: Kind
+    phrasing: str
+    """The key of its wordings in ``PHRASINGS``"""
+    about: Mapping[str, str]
+    """What fills the gaps of a wording"""
     text: str
-    held_out_text: str
     answer: str
+
+    @property
+    def held_out_text(self) -> str:
+        """The question in held-out words."""
+        return HELD_OUT_PHRASINGS[self.phrasing].format(**self.about)
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,8 +259,7 @@ _OFTEN: tuple[Picture, ...] = ("scene", "scene", "count", "digit", "word", "word
 
 
 def _ask(phrasing: str, kind: Kind, answer: str, about: dict[str, str], draws: random.Random) -> Asked:
-    text = draws.choice(PHRASINGS[phrasing])
-    return Asked(kind, text.format(**about), HELD_OUT_PHRASINGS[phrasing].format(**about), answer)
+    return Asked(kind, phrasing, about, draws.choice(PHRASINGS[phrasing]).format(**about), answer)
 
 
 class _Paint:
