@@ -76,7 +76,7 @@ def large_tokenizer(size: int) -> Tokenizer:
     backend = Backend(models.BPE(vocab=vocab, merges=[]))
     backend.pre_tokenizer, backend.decoder = split, decoders.ByteLevel()
     backend.add_special_tokens(["<|end|>"])
-    return Tokenizer(backend, {"eos_token": "<|end|>"})
+    return Tokenizer.of(backend, {"eos_token": "<|end|>"})
 
 
 def parts(name: str, tokenizer: Tokenizer) -> None:

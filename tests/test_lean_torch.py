@@ -67,9 +67,27 @@ def test_functions_of_what_is_left_out_bring_it() -> None:
 
 def test_of_another_version_only_registrations_are_left_out() -> None:
     _run(
-        "import importlib.metadata; importlib.metadata.version = lambda name: '2.12.0'\n"
+        "from penstock import lean_torch; lean_torch._LEAVES_KNOWN_IN = ('2.12.',)\n"
         + _LEAN
         + "assert 'torch._export' in sys.modules and 'torch._decomp' not in sys.modules\n"
+    )
+
+
+def test_types_come_when_more_of_them_is_asked_for_than_annotations_need() -> None:
+    _run(
+        _LEAN + "import numpy, numpy.typing; assert 'numpy._typing._char_codes' not in sys.modules\n"
+        "numpy.typing.NDArray[numpy.int64] | None\n"
+        "from numpy.typing import ArrayLike\n"
+        "assert 'numpy._typing._char_codes' in sys.modules and numpy.typing.NDArray is not list\n"
+        "assert 'torch._decomp' not in sys.modules\n"
+    )
+
+
+def test_a_test_runner_finds_what_it_needs() -> None:
+    _run(
+        _LEAN + "assert 'unittest.case' not in sys.modules\n"
+        "from unittest import TestCase, mock; mock.patch.object\n"
+        "assert 'torch._decomp' not in sys.modules\n"
     )
 
 

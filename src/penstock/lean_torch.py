@@ -6,19 +6,16 @@ cannot be made without). Here those modules come empty, and are executed, all of
 somebody reaches into one of them, or begins to trace.
 """
 
-import ctypes
 import importlib.machinery
-import importlib.metadata
 import importlib.util
 import os
+import re
 import sys
 import threading
 import types
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from pathlib import Path
-
-from penstock.threads import WorkThread
 
 _REGISTRATIONS = frozenset({"torch._meta_registrations", "torch.distributed._meta_registrations"})
 """Of every version that we run with."""
@@ -46,14 +43,27 @@ _LEAVES = frozenset(
         "torch.profiler",
         "torch.quantization",
         "torch.utils.data",
+        "torchgen.model",
+        "unittest",
+        "unittest.mock",
     }
 )
 """What nothing else reaches into while torch is imported."""
 _LEAVES_KNOWN_IN = ("2.13.",)
 """Versions of torch in which that is so. Which modules they are, and in what order they may be executed, is nobody's
 promise: another version is to run the tests of this module first, and leaves out the registrations alone until then."""
-_ALONE = frozenset({"torch.fx._compatibility", "torch.fx.experimental.sym_node", "torch.fx.operator_schemas"})
+_ALONE = frozenset(
+    {
+        "torch.fx._compatibility",
+        "torch.fx.experimental.sym_node",
+        "torch.fx.operator_schemas",
+        "torch.package._mangling",
+        "unittest.mock",
+    }
+)
 """Parts of a package above that are needed, and do not need it."""
+_TYPES = frozenset({"numpy._typing", "numpy.typing"})
+"""For type checkers, and as long to import as all the rest of numpy, which torch and the engine's modules bring."""
 _FUNCTIONS = {"torch._higher_order_ops": ("cond", "while_loop"), "torch.func": ("vmap",)}
 """What torch takes into its own namespace from the modules above."""
 _TRACERS = ("torch._dynamo", "torch._inductor")
@@ -70,20 +80,9 @@ def defer_tracing() -> None:
         return
     # Looking through every installed package for torch backends, of which the engine uses none.
     os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
-    sys.meta_path.insert(0, _Finder(_REGISTRATIONS | (_LEAVES if _are_leaves_known() else frozenset())))
-
-
-def preload() -> None:
-    """Have the system load torch's libraries meanwhile, a third of the import, for which nobody needs the interpreter.
-
-    No other library can be loaded until that is done.
-    """
-    spec = importlib.util.find_spec("torch")
-    library = None if spec is None or spec.origin is None else Path(spec.origin).parent / "lib" / "libtorch_cpu.so"
-    if library is not None and library.is_file():
-        dlopen = ctypes.CDLL(None).dlopen
-        dlopen.restype = ctypes.c_void_p
-        WorkThread("libtorch").submit(dlopen, str(library).encode(), os.RTLD_NOW)
+    # Threads for numpy's products of matrices, of which the engine makes none, that spin while they start.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    sys.meta_path.insert(0, _Finder(_TYPES | _REGISTRATIONS | (_LEAVES if _are_leaves_known() else frozenset())))
 
 
 def load_deferred() -> None:
@@ -98,10 +97,11 @@ def load_deferred() -> None:
 
 
 def _are_leaves_known() -> bool:
-    try:
-        return importlib.metadata.version("torch").startswith(_LEAVES_KNOWN_IN)
-    except importlib.metadata.PackageNotFoundError:
-        return False
+    spec = importlib.util.find_spec("torch")
+    file = None if spec is None or spec.origin is None else Path(spec.origin).with_name("version.py")
+    # What is installed could be asked for it, in ten times the time.
+    said = re.search(r"^__version__ = '(.+)'", file.read_text(), re.MULTILINE) if file and file.is_file() else None
+    return said is not None and said[1].startswith(_LEAVES_KNOWN_IN)
 
 
 def _is_torch_imported() -> bool:
@@ -134,7 +134,8 @@ class _EmptyLoader(Loader):
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
         module = _Deferred(spec.name)
-        _deferred.append(module)
+        if spec.name not in _TYPES:
+            _deferred.append(module)
         return module
 
     def exec_module(self, module: types.ModuleType) -> None:
@@ -151,6 +152,8 @@ class _Deferred(types.ModuleType):
     def __getattr__(self, name: str) -> object:
         if name.startswith("__"):
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        if self.__name__ in _TYPES and name == "NDArray":
+            return list  # numpy's own modules, and ours, annotate with it
         if name in _FUNCTIONS.get(self.__name__, ()) and not _is_torch_imported():
             return lambda *args, **kwargs: getattr(self, name)(*args, **kwargs)
         _reach(self)
@@ -158,8 +161,8 @@ class _Deferred(types.ModuleType):
 
 
 def _reach(module: types.ModuleType) -> None:
-    """Execute what was left empty, and with it, once torch is there, all others."""
-    if _is_torch_imported():
+    """Execute what was left empty, and with one of torch's modules, once torch is there, all others."""
+    if module.__name__.startswith("torch") and _is_torch_imported():
         load_deferred()
     _load(module)
 

@@ -59,4 +59,4 @@ def seeing_tokenizer() -> Tokenizer:
     """Return a tokenizer with the fake family's placeholders."""
     backend = byte_level_tokenizer()
     backend.add_special_tokens([AddedToken(token, special=True) for token in ("<image>", "<frame>")])
-    return Tokenizer(backend)
+    return Tokenizer.of(backend)

@@ -18,7 +18,7 @@ from penstock.images.families import load_processor
 from penstock.kernels import use_threads
 from penstock.launch.engine import build_engine
 from penstock.launch.settings import ModelSettings, Settings
-from penstock.launch.threads import share_threads
+from penstock.launch.threads import share_threads, tied_cpus
 from penstock.models.decoder import load_model
 from penstock.protocol import TokenDelta
 from penstock.quant import Scheme
@@ -152,3 +152,11 @@ def test_every_thread_has_a_core(
     monkeypatch.setattr("penstock.launch.threads.usable_cores", lambda: num_cores)
     runner = RunnerConfig(threads=threads, encoder_workers=num_workers)
     assert share_threads(Settings(runner=runner)) == expected
+
+
+@pytest.mark.parametrize(("pin", "expected"), [(False, []), (True, [4, 6])])
+def test_threads_are_tied_to_cores_if_that_is_asked_for(
+    pin: bool, expected: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("penstock.launch.threads.core_cpus", lambda: [2, 4, 6, 8])
+    assert tied_cpus(Settings(runner=RunnerConfig(pin_threads=pin)), 3) == expected

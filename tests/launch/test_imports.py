@@ -30,7 +30,7 @@ def test_an_engine_needs_no_server() -> None:
         "import penstock.launch.engine, penstock.engine.host"
     )
     server = "fastapi starlette pydantic uvicorn aiohttp prometheus_client typer"
-    never = "transformers huggingface_hub matplotlib"
+    never = "transformers huggingface_hub matplotlib tokenizers"
     assert _imported(code, f"{server} {never}") == []
 
 

@@ -30,7 +30,7 @@ from penstock.text.chat_template import ChatTemplate
 from tests.fakes.tokenizer_files import CHAT_TEMPLATE, byte_level_tokenizer
 from tests.fakes.vision import seeing_tokenizer
 
-TOKENIZER = Tokenizer(byte_level_tokenizer())
+TOKENIZER = Tokenizer.of(byte_level_tokenizer())
 HERMES = (
     "{% if tools %}<|im_start|>system\n<tools>{% for tool in tools %}\n{{ tool | tojson }}{% endfor %}\n</tools>"
     "<tool_call>{name, arguments}</tool_call><|im_end|>\n{% endif %}"

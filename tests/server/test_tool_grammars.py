@@ -12,7 +12,7 @@ from penstock.text.grammar import GrammarCompiler, json_schema_grammar
 from penstock.text.tool_formats import FORMATS, Tool
 from tests.fakes.tokenizer_files import byte_level_tokenizer
 
-TOKENIZER = Tokenizer(byte_level_tokenizer())
+TOKENIZER = Tokenizer.of(byte_level_tokenizer())
 COMPILER = GrammarCompiler(TOKENIZER, vocab_size=TOKENIZER.vocab_size, eos_token_ids=(TOKENIZER.vocab_size - 2,))
 TOOLS = (
     Tool(name="clock", schema={"properties": {"zone": {"$ref": "#/$defs/z"}}, "$defs": {"z": {"enum": ["utc"]}},
@@ -113,7 +113,7 @@ def test_voluntary_calls_that_need_no_holding() -> None:
 def test_a_mark_that_is_a_special_token_is_said_as_that_token() -> None:
     backend = byte_level_tokenizer()
     backend.add_special_tokens(["[TOOL_CALLS]"])
-    tokenizer = Tokenizer(backend)
+    tokenizer = Tokenizer.of(backend)
     compiler = GrammarCompiler(tokenizer, vocab_size=tokenizer.vocab_size, eos_token_ids=(0,))
     use = ToolUse(shown=None, tools=TOOLS[1:], params=("a",), is_forced=True, is_strict=False, is_parallel=True)
     held = answers_to(None, use, Reading(tool_format=FORMATS["mistral"], tools=TOOLS[1:]), tokenizer)

@@ -15,8 +15,8 @@ from penstock.text.detokenizer import (
 )
 from tests.fakes.tokenizer_files import CHINESE_PIECES, byte_fallback_tokenizer, byte_level_tokenizer
 
-BYTE_LEVEL = Tokenizer(byte_level_tokenizer())
-BYTE_FALLBACK = Tokenizer(byte_fallback_tokenizer())
+BYTE_LEVEL = Tokenizer.of(byte_level_tokenizer())
+BYTE_FALLBACK = Tokenizer.of(byte_fallback_tokenizer())
 
 
 def words_tokenizer(decoder: decoders.Decoder | None) -> Tokenizer:
@@ -24,7 +24,7 @@ def words_tokenizer(decoder: decoders.Decoder | None) -> Tokenizer:
     backend = Backend(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="the"))
     if decoder is not None:
         backend.decoder = decoder
-    return Tokenizer(backend)
+    return Tokenizer.of(backend)
 
 
 def stream(detokenizer: Detokenizer, ids: list[int]) -> list[str]:
@@ -118,7 +118,7 @@ def test_other_decoders_equal_decode(decoder: decoders.Decoder | None, data: st.
 
 
 def test_a_window_stays_bounded_when_nothing_is_ever_whole() -> None:
-    tokenizer = Tokenizer(byte_level_tokenizer())
+    tokenizer = Tokenizer.of(byte_level_tokenizer())
     sizes = []
 
     def decode(ids: list[int]) -> str:

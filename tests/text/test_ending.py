@@ -11,7 +11,7 @@ from penstock.text import Tokenizer
 from penstock.text.grammar import GrammarCompiler, json_schema_grammar, lark_grammar, regex_grammar
 from tests.fakes.tokenizer_files import byte_level_tokenizer
 
-TOKENIZER = Tokenizer(byte_level_tokenizer())
+TOKENIZER = Tokenizer.of(byte_level_tokenizer())
 SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {

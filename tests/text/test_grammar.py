@@ -25,7 +25,7 @@ from tests.fakes.tokenizer_files import byte_fallback_tokenizer, byte_level_toke
 if TYPE_CHECKING:
     from llguidance import LLMatcher
 
-TOKENIZER = Tokenizer(byte_level_tokenizer())
+TOKENIZER = Tokenizer.of(byte_level_tokenizer())
 EOS = TOKENIZER.encode("<|end|>", add_special_tokens=False)[0]
 MOST_CHARS = 131_072
 """As the server's setting has it"""
@@ -102,7 +102,7 @@ def test_a_model_without_an_end_has_a_grammar_without_one() -> None:
 
 
 def test_vocabularies_of_pieces_and_bytes() -> None:
-    tokenizer = Tokenizer(byte_fallback_tokenizer())
+    tokenizer = Tokenizer.of(byte_fallback_tokenizer())
     compiler = GrammarCompiler(tokenizer, vocab_size=tokenizer.vocab_size, eos_token_ids=(2,))
     assert accepts(compiler.compile(regex_grammar(" hi (你好|z)+")), "hi 你好z你好", tokenizer)
 
@@ -112,7 +112,7 @@ def test_vocabularies_of_pieces_and_bytes() -> None:
     "text", ["hi hi, hello world", " hi 你好", '<tool_call>\n{"name": 👍}', "\x02\x02 ", "▁ ▁", "é"]
 )
 def test_a_text_that_is_forced_can_be_said(backend: Backend, text: str) -> None:
-    tokenizer = Tokenizer(backend)
+    tokenizer = Tokenizer.of(backend)
     compiler = GrammarCompiler(tokenizer, vocab_size=tokenizer.vocab_size, eos_token_ids=(2,))
     matcher = compiler.compile(choice_grammar([text]))
     said = b""

@@ -10,7 +10,7 @@ from penstock.errors import InvalidRequest, ModelUnreadable
 from penstock.text import Tokenizer
 from tests.fakes.tokenizer_files import byte_fallback_tokenizer, byte_level_tokenizer, write_tokenizer
 
-BYTE_LEVEL = Tokenizer(byte_level_tokenizer())
+BYTE_LEVEL = Tokenizer.of(byte_level_tokenizer())
 
 
 def test_load_reads_roles_and_marks_them_special(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_token_bytes_of_a_part_of_a_character() -> None:
 
 
 def test_token_bytes_with_byte_fallback() -> None:
-    tokenizer = Tokenizer(byte_fallback_tokenizer())
+    tokenizer = Tokenizer.of(byte_fallback_tokenizer())
     ids = tokenizer.encode("hi é", add_special_tokens=False)
     assert [tokenizer.token_bytes(token_id) for token_id in ids] == [b" hi", b" ", b"\xc3", b"\xa9"]
 

@@ -117,7 +117,7 @@ class Distillation:
         self._student, self._teacher = Checkpoint(options.student), Checkpoint(options.teacher)
         tokenizer = Tokenizer.load(options.teacher)
         sizes = {checkpoint.config.vocab_size for checkpoint in (self._student, self._teacher)}
-        if len(sizes) > 1 or not tokenizer.has_tokens_of(Tokenizer.load(options.student)):
+        if len(sizes) > 1 or not tokenizer.has_tokens_of(Tokenizer.load(options.student), num_ids=max(sizes)):
             raise InvalidSetting(
                 f"{options.student} has another vocabulary than its teacher {options.teacher}; distributions over "
                 "different tokens cannot be compared. Make the student from the teacher, as by removing layers",

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 import numpy.typing as npt
-import structlog
 
 from penstock.engine.admissible import require_admissible
 from penstock.engine.beam import Beam, BeamSearch, num_proposed, proposing
@@ -44,13 +43,14 @@ from penstock.protocol import (
     TokenLogprobs,
     Usage,
 )
+from penstock.telemetry import get_logger
 from penstock.text import Tokenizer
 from penstock.text.grammar import GrammarCompiler
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 class Engine:

@@ -10,7 +10,6 @@ import time
 from collections.abc import AsyncGenerator, Callable
 
 import msgspec
-import structlog
 
 from penstock.engine.adapters import AdapterCalls
 from penstock.engine.child import ChildProcess, exit_reason
@@ -26,8 +25,9 @@ from penstock.errors import (
     error_from_code,
 )
 from penstock.protocol import EngineState, EngineStatus, ErrorInfo, GenerateRequest, ModelInfo, TokenDelta
+from penstock.telemetry import get_logger
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 _FIRST_DELAY_S = 0.1
 _LONGEST_DELAY_S = 10.0

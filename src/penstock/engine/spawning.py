@@ -1,6 +1,7 @@
 """Starting a process of the engine's, before anything else that takes long: this imports little."""
 
 import contextlib
+import os
 import struct
 import subprocess
 import tempfile
@@ -56,6 +57,8 @@ def spawn(command: list[str], payload: bytes | None = None) -> Spawned:
         stdin=subprocess.PIPE,
         # Ctrl-C in a terminal is for the server, which drains; a child ends when told.
         start_new_session=True,
+        # With glibc all threads share a heap: a step works in what starting freed, whichever thread it was, 20 MB.
+        env={"MALLOC_ARENA_MAX": "1", **os.environ},
     )
     spawned = Spawned(process, directory)
     if payload is not None:

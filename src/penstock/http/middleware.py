@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import msgspec
-import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -19,9 +18,9 @@ from penstock.errors import InternalError, OverLimit, Overloaded, PenstockError
 from penstock.http.errors import CLIENT_LEFT, error_body_at, error_headers, is_anthropics, status_of
 from penstock.http.sse import ClientLeft
 from penstock.http.trace import continue_trace
-from penstock.telemetry import BoundedLabels
+from penstock.telemetry import BoundedLabels, get_logger
 
-_log = structlog.get_logger("penstock.request")
+_log = get_logger("penstock.request")
 
 # Nothing that could end a header or a line of a log, and no more than a log should carry.
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")

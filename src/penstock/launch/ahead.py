@@ -8,17 +8,18 @@ from pathlib import Path
 import msgspec
 
 from penstock.estimate.system import available_memory_bytes
-from penstock.launch.settings import ModelSettings, Settings
-from penstock.launch.text import load_tokenizer
+from penstock.launch.settings import Settings
 from penstock.launch.threads import share_threads
 from penstock.models.ahead import Ahead
 from penstock.models.source import DEMO_MODEL, resolve_model
 from penstock.telemetry import configure_logging
-from penstock.text import Tokenizer
 from penstock.threads import WorkThread
 
 _MOST_SHARE = 0.5
 """Of the available memory, files that are packed before anybody has planned what fits"""
+_PROCESSES_BYTES = 200 << 20
+"""What the engine's process and the API's take from here on beside weights, cache and a step's activations: mostly
+torch's ops, the interpreters' modules and a tokenizer (docs/decisions/0019-cold-start.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +28,9 @@ class Begun:
 
     settings: Settings
     available_bytes: int
-    """Of memory, before anything was packed"""
+    """Of memory, before anything was packed, less what the processes themselves take"""
     weights: Ahead | None
     """None where the model is not here, or is no directory"""
-    tokenizer: Future[Tokenizer]
 
     def close(self) -> None:
         """End what was begun."""
@@ -48,20 +48,16 @@ def prefetch(name: str) -> int:
     return len(files)
 
 
-def begin_tokenizer(model: ModelSettings) -> Future[Tokenizer]:
-    """Begin to load a tokenizer."""
-    return WorkThread("tokenizer").submit(load_tokenizer, model)
-
-
 def begin(payload: Future[bytes]) -> Begun:
     """Begin to pack the weights of the model that the settings name, which come as JSON. Raises ``ConfigError``."""
     settings = msgspec.json.decode(payload.result(), type=Settings)
-    configure_logging(settings.log.level, settings.log.format)
+    configure_logging(settings.log.level, settings.log.format, is_late=True)
     # Both take seconds where files are not in the page cache.
     WorkThread("prefetch").submit(prefetch, settings.model.name)
-    name, runner, available_bytes = settings.model.name, settings.runner, available_memory_bytes()
+    name, runner = settings.model.name, settings.runner
+    available_bytes = max(0, available_memory_bytes() - _PROCESSES_BYTES)
     if name != DEMO_MODEL and not Path(name).expanduser().is_dir():
-        return Begun(settings, available_bytes, None, begin_tokenizer(settings.model))
+        return Begun(settings, available_bytes, None)
     num_threads, _ = share_threads(settings)
     weights = Ahead(
         resolve_model(name),
@@ -71,4 +67,4 @@ def begin(payload: Future[bytes]) -> Begun:
         num_threads=num_threads,
         most_bytes=int(available_bytes * _MOST_SHARE),
     )
-    return Begun(settings, available_bytes, weights, begin_tokenizer(settings.model))
+    return Begun(settings, available_bytes, weights)

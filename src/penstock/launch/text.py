@@ -11,13 +11,14 @@ if TYPE_CHECKING:
     from penstock.text.chat_template import ChatTemplate
 
 
-def load_tokenizer(model: ModelSettings) -> Tokenizer:
-    """Return the tokenizer of ``model``. Raises ``ModelUnreadable``.
+def load_tokenizer(model: ModelSettings, *, is_late: bool = False) -> Tokenizer:
+    """Return the tokenizer of ``model``, ``is_late`` one that is read when it is used. Raises ``ModelUnreadable``.
 
     A shape has none: it reads text by penstock-mini's, and ids beyond that vocabulary are written ``<6200>``.
     """
     shape = find_shape(model.name)
-    return Tokenizer.load(directory_of(model), num_ids=shape.vocab_size if shape else 0)
+    load = Tokenizer.load_late if is_late else Tokenizer.load
+    return load(directory_of(model), num_ids=shape.vocab_size if shape else 0)
 
 
 def load_template(model: ModelSettings) -> "ChatTemplate | None":

@@ -167,10 +167,11 @@ class UpstreamModel:
         cache: list[KVBlocks],
         adapted: Adapted = (),
         inserted: Inserted | None = None,
+        rows: Tensor | None = None,
     ) -> Tensor:
-        """Return the final hidden states [T, E] of ``token_ids`` [T] int64; writes keys and values."""
+        """See ``LanguageModel.forward``; all tokens go through all layers."""
         hidden: Tensor = self._run(token_ids, layout, cache).last_hidden_state[0]
-        return hidden
+        return hidden if rows is None else hidden[rows]
 
     def replay(self, cache: list[KVBlocks], block_size: int) -> None:
         """Return nothing: what transformers' code does between native ops cannot be recorded."""

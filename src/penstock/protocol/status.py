@@ -34,7 +34,7 @@ class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
     block_size: int
     """Tokens per block."""
     available_bytes: int
-    """What the machine had free for this process when the plan was made."""
+    """What the machine had free for all of it when the plan was made."""
     encoder_weights_bytes: int = 0
     """What images are encoded with."""
     encoder_cache_bytes: int = 0

@@ -8,14 +8,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-import structlog
 import torch
 from torch import Tensor
 
 from penstock.kernels import InputCodes, Linear, Ops, Quantization, Stacked, WeightCodes
 from penstock.quant.codes import QuantizedWeight, Scheme, dequantize
+from penstock.telemetry import get_logger
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 Weight = Tensor | QuantizedWeight
 

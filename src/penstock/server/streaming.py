@@ -7,13 +7,13 @@ from collections.abc import AsyncGenerator, Callable, Iterable
 from typing import Any, Protocol
 
 import msgspec
-import structlog
 
 from penstock.errors import InternalError, PenstockError
 from penstock.http.middleware import Waited
 from penstock.protocol import EngineClient, GenerateRequest, TokenDelta
+from penstock.telemetry import get_logger
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 Deltas = AsyncGenerator[tuple[int, TokenDelta], None]
 """(which prompt, delta)"""

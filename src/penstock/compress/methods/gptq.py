@@ -5,15 +5,15 @@ from the one that matters most to the least ("act-order"), each keeping the grou
 grid is fitted beforehand ("static groups"): the order then costs nothing at run time. N outputs, K inputs.
 """
 
-import structlog
 import torch
 from torch import Tensor
 
 from penstock.compress.methods.grid import as_codes, decode, encode, fit_grid, group_size
 from penstock.errors import CalibrationUnfit
 from penstock.quant import QuantizedWeight, Scheme
+from penstock.telemetry import get_logger
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 BLOCK = 128
 """Inputs between two updates of all that follow"""

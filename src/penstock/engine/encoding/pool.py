@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
-import structlog
 
 from penstock.engine.child import ChildProcess, exit_reason
 from penstock.engine.encoding.messages import Encode, EncodedPictures, FromEncoder
@@ -20,10 +19,11 @@ from penstock.engine.messages import LoadFailed
 from penstock.engine.spawning import spawn
 from penstock.errors import EncodingFailed, InternalError, PenstockError, error_from_code
 from penstock.protocol import Picture
+from penstock.telemetry import get_logger
 
 T = TypeVar("T")
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 _MOST_OVERTAKEN = 4
 """Times that smaller pictures may be handed out before one that waits longer"""

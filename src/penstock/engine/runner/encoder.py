@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import structlog
 import torch
 from torch import Tensor
 
@@ -13,8 +12,9 @@ from penstock.errors import EncodingFailed
 from penstock.models.vision import VisionEncoder
 from penstock.models.vision.layers import Parts
 from penstock.protocol import Picture
+from penstock.telemetry import get_logger
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 @dataclass(slots=True, eq=False)

@@ -1,12 +1,11 @@
 """Finding the request that breaks a step, so that it fails alone."""
 
-import structlog
-
 from penstock.engine.runner.base import Runner, StepResult
 from penstock.engine.scheduler import ScheduledBatch
 from penstock.errors import PenstockError, StepFailed
+from penstock.telemetry import get_logger
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 Results = list[tuple[ScheduledBatch, StepResult]]
 """Batches that ran, and what each gave"""
