@@ -187,11 +187,11 @@ def test_a_failure_takes_the_whole_search_and_nobody_else(
     runner = engine._runner
     forward = runner._forward  # type: ignore[attr-defined]
 
-    def broken(batch: ScheduledBatch) -> torch.Tensor:
+    def broken(batch: ScheduledBatch, rows: list[int] | None) -> torch.Tensor:
         # Only the search is ever so long, and only once it has gone four steps.
         if 34 in batch.context_lens:
             raise RuntimeError("broken")
-        states: torch.Tensor = forward(batch)
+        states: torch.Tensor = forward(batch, rows)
         return states
 
     monkeypatch.setattr(runner, "_forward", broken)

@@ -27,12 +27,12 @@ def test_a_request_that_breaks_the_step_fails_alone(
     forward = runner._forward  # type: ignore[attr-defined]
     poison = 255
 
-    def breaking(batch: ScheduledBatch) -> torch.Tensor:
-        hidden: torch.Tensor = forward(batch)
+    def breaking(batch: ScheduledBatch, rows: list[int] | None) -> torch.Tensor:
+        hidden: torch.Tensor = forward(batch, rows)
         poisoned = torch.tensor(batch.token_ids) == poison
         if kind == "raise" and poisoned.any():
             raise RuntimeError("poisoned")
-        hidden[poisoned] = torch.nan
+        hidden[poisoned if rows is None else poisoned[rows]] = torch.nan
         return hidden
 
     monkeypatch.setattr(runner, "_forward", breaking)

@@ -404,9 +404,9 @@ def test_steps_without_a_picture_stay_on_the_tape(path: Path, ask: Asking, monke
     shown: list[int] = []
     forward = runner._model.forward  # type: ignore[attr-defined]
 
-    def counting(token_ids: Tensor, layout: object, cache: object, adapted: object, inserted: object) -> Tensor:
+    def counting(token_ids: Tensor, *others: object) -> Tensor:
         shown.append(len(token_ids))
-        hidden: Tensor = forward(token_ids, layout, cache, adapted, inserted)
+        hidden: Tensor = forward(token_ids, *others)
         return hidden
 
     run_to_end(engine, [ask("before", "what is a penstock?")])

@@ -158,8 +158,8 @@ def test_numbers_that_are_not_finite_fail_their_request_alone(
     runner = engine._runner
     forward = runner._forward  # type: ignore[attr-defined]
 
-    def broken(batch: ScheduledBatch) -> torch.Tensor:
-        states: torch.Tensor = forward(batch)
+    def broken(batch: ScheduledBatch, rows: None) -> torch.Tensor:
+        states: torch.Tensor = forward(batch, rows)
         states[torch.tensor(batch.token_ids) == 7] = torch.nan
         return states
 

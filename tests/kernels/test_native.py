@@ -86,6 +86,44 @@ def test_ops_refuse_rather_than_crash() -> None:
         linear(torch.zeros(2, 4), torch.zeros(2, 5))
 
 
+REFUSED = """
+import resource
+from penstock.errors import InvalidSetting
+from penstock.kernels.native import NATIVE, use_threads
+use_threads(2)
+with open("/proc/self/statm") as statm:
+    mapped = int(statm.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (mapped + (100 << 20), resource.RLIM_INFINITY))  # a stack is 8 MB
+try:
+    use_threads(200)
+except InvalidSetting as error:
+    print(error)
+print(NATIVE.num_threads(), NATIVE.multiply_add_rate(False) > 0)
+"""
+
+
+@needs_native
+def test_threads_that_the_system_refuses_are_an_error_of_the_setting() -> None:
+    result = subprocess.run([sys.executable, "-c", REFUSED], capture_output=True, text=True, check=True)
+    error, state = result.stdout.splitlines()
+    assert error.startswith("the system refuses to start 200 threads (")
+    assert "lower runner.threads (--threads)" in error
+    assert state == "2 True"
+
+
+@needs_native
+def test_threads_but_the_callers_stay_where_they_are_tied() -> None:
+    assert NATIVE is not None
+    own = os.sched_getaffinity(0)
+    cpu = max(own)
+    with using(NATIVE.isa(), 1):
+        others = set(os.listdir("/proc/self/task"))
+        NATIVE.set_num_threads(4, [cpu, 4095])  # there is no such processor, and a third is not said
+        started = [os.sched_getaffinity(int(task)) for task in set(os.listdir("/proc/self/task")) - others]
+        assert sorted(started, key=len) == sorted([{cpu}, own, own], key=len)
+        assert os.sched_getaffinity(0) == own
+
+
 @needs_native
 def test_engines_on_several_threads_share_the_pool() -> None:
     assert NATIVE is not None

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from penstock.kernels import BatchLayout, CPUOps, KVBlocks
+from penstock.kernels import QUANTIZATIONS, BatchLayout, CPUOps, KVBlocks, Replay
 from penstock.kernels.native import NATIVE
 from penstock.kernels.native.replay import MAX_TOKENS, Arena
 from tests.kernels.backends import instruction_sets, needs_native, using
@@ -23,9 +23,10 @@ OPS = CPUOps()
 class Pass:
     """What a decoder does, in two layers, over a cache of its own; counts how often Python ran it."""
 
-    def __init__(self, window: int | None = None, num_blocks: int = 600) -> None:
+    def __init__(self, window: int | None = None, num_blocks: int = 600, quantize: str | None = None) -> None:
         torch.manual_seed(0)
         self._window = window
+        ops = CPUOps(QUANTIZATIONS[quantize] if quantize else None)
         shapes = OPS.cache_shapes(num_blocks, BLOCK, G, D)
         self.cache = KVBlocks(torch.randn(shapes.k), torch.randn(shapes.v))  # what earlier steps may have left
         self.num_runs = 0
@@ -33,20 +34,31 @@ class Pass:
         head = OPS.prepare_linear(table, None)
         self._embedding = OPS.prepare_embedding(lambda: table, torch.float32, scale=3.0, tied=head)
         self._norm, self._inverse = torch.rand(48), 1 / 10 ** torch.rand(D // 2)
-        self._qkv = OPS.prepare_linear(torch.randn(WIDTH, 48) / 7, None)
-        self._o = OPS.prepare_linear(torch.randn(48, H * D) / 8, None)
+        self._qkv = ops.prepare_linear((torch.randn(WIDTH, 48) / 7).bfloat16(), None)
+        self._o = ops.prepare_linear(torch.randn(48, H * D) / 8, None)
 
     def __call__(self, token_ids: Tensor, layout: BatchLayout) -> Tensor:
+        return self.rest(*self.first(token_ids, layout))
+
+    def record(self) -> Replay:
+        return OPS.record(self.first, self.rest, BLOCK)
+
+    def first(self, token_ids: Tensor, layout: BatchLayout) -> tuple[Tensor, Tensor]:
         self.num_runs += 1
         attention = OPS.plan_attention(layout, num_heads=H, num_kv_heads=G, head_dim=D, window=self._window)
         cos, sin = OPS.rope_angles(layout.positions, self._inverse, D)
         x = self._embedding(token_ids)
-        for _ in range(2):
-            qkv = self._qkv(OPS.rms_norm(x, self._norm, 1e-6))
+        for layer in range(2):
+            normed = OPS.rms_norm(x, self._norm, 1e-6)
+            qkv = self._qkv(normed)
             q = OPS.rope_write_kv(qkv, self.cache, layout, cos, sin, num_heads=H, num_kv_heads=G, norms=None)
             mixed = attention(q, self.cache, scale=0.25).flatten(1)
-            x = OPS.add(self._o(mixed, x), OPS.rms_norm(mixed[:, :48], self._norm, 1e-6), scale=0.5)
-        return x
+            if layer == 0:  # the norm is for others besides the product
+                x = OPS.add(self.rest(x, mixed), normed, scale=0.25)
+        return x, mixed
+
+    def rest(self, x: Tensor, mixed: Tensor) -> Tensor:
+        return OPS.add(self._o(mixed, x), OPS.rms_norm(mixed[:, :48], self._norm, 1e-6), scale=0.5)
 
 
 class Step(NamedTuple):
@@ -82,13 +94,15 @@ def random_step(seed: int, query_lens: list[int], earlier: list[int], first_bloc
 
 
 @needs_native
+@pytest.mark.parametrize("quantize", [None, "int8", "int4"])
 @pytest.mark.parametrize("isa", instruction_sets())
 @torch.inference_mode()
-def test_every_step_has_the_bits_of_the_pass_itself(isa: str) -> None:
+def test_every_step_has_the_bits_of_the_pass_itself(isa: str, quantize: str | None) -> None:
     with using(isa, 3):
-        plain, recorded = Pass(), Pass()
-        replay = OPS.record(recorded, BLOCK)
+        plain, recorded = Pass(quantize=quantize), Pass(quantize=quantize)
+        replay = recorded.record()
         steps = [([40, 3], [0, 0]), ([1, 1], [40, 3]), ([1, 4, 1], [41, 4, 0]), ([1], [42]), ([9], [43]), ([1], [700])]
+        steps.insert(1, ([220, 190, 1], [0, 0, 0]))  # rows that several tasks share out
         for seed, (query_lens, earlier) in enumerate(steps):
             step = random_step(seed, query_lens, earlier)
             hidden = replay(*step)
@@ -99,9 +113,24 @@ def test_every_step_has_the_bits_of_the_pass_itself(isa: str) -> None:
 
 
 @needs_native
+@pytest.mark.parametrize("rows", [[], [6], [0, 4, 5, 6], [4, 4, 4, 0], [5] * 40, list(range(7))], ids=len)
+@torch.inference_mode()
+def test_rows_have_the_bits_that_they_have_among_all(rows: list[int]) -> None:
+    step = random_step(0, [5, 1, 1], [0, 9, 30])
+    replay = Pass().record()
+    for _ in range(2):
+        hidden = replay(*step, rows=rows)
+        assert hidden is not None
+        assert torch.equal(hidden, step.of(Pass())[rows])
+        all_rows = replay(*step)
+        assert all_rows is not None
+        assert torch.equal(all_rows, step.of(Pass()))
+
+
+@needs_native
 @torch.inference_mode()
 def test_positions_may_lie_elsewhere_than_tokens_in_their_sequences() -> None:
-    recorded = OPS.record(Pass(), BLOCK)
+    recorded = Pass().record()
     step = random_step(0, [5, 1, 1], [0, 9, 30])
     moved = step._replace(position_offsets=[0, -4, 1000])
     plain, elsewhere = step.of(Pass()), moved.of(Pass())
@@ -117,7 +146,9 @@ def test_positions_may_lie_elsewhere_than_tokens_in_their_sequences() -> None:
 @torch.inference_mode()
 def test_a_step_too_large_is_left_to_the_pass() -> None:
     recorded = Pass()
-    assert OPS.record(recorded, BLOCK)(*random_step(0, [MAX_TOKENS + 1], [0])) is None
+    replay = recorded.record()
+    assert replay(*random_step(0, [MAX_TOKENS + 1], [0])) is None
+    assert replay(*random_step(0, [2], [0]), rows=[1] * (MAX_TOKENS + 1)) is None
     assert recorded.num_runs == 0
 
 
@@ -137,7 +168,7 @@ def test_a_step_too_large_is_left_to_the_pass() -> None:
 def test_what_is_not_native_is_not_recorded(beyond: object) -> None:
     assert callable(beyond)
     plain = Pass()
-    replay = OPS.record(lambda token_ids, layout: beyond(plain(token_ids, layout)), BLOCK)
+    replay = OPS.record(plain.first, lambda x, mixed: beyond(plain.rest(x, mixed)), BLOCK)
     step = random_step(0, [5], [0])
     assert replay(*step) is None
     assert replay(*step) is None
@@ -149,7 +180,7 @@ def test_what_is_not_native_is_not_recorded(beyond: object) -> None:
 @needs_native
 @torch.inference_mode()
 def test_a_token_that_is_none_is_refused() -> None:
-    replay, step = OPS.record(Pass(), BLOCK), random_step(0, [3], [0])
+    replay, step = Pass().record(), random_step(0, [3], [0])
     for wrong in (-1, 50):
         refused = step._replace(token_ids=[7, wrong, 7])
         with pytest.raises(IndexError, match=f"token {wrong} is not one of 50"):
@@ -165,7 +196,7 @@ def test_a_token_that_is_none_is_refused() -> None:
 @torch.inference_mode()
 def test_blocks_that_slid_out_of_a_window_are_not_in_the_table() -> None:
     step = random_step(0, [2, 1], [30, 40], first_blocks=5)
-    hidden = OPS.record(Pass(window=10), BLOCK)(*step)
+    hidden = Pass(window=10).record()(*step)
     assert hidden is not None
     assert torch.equal(hidden, step.of(Pass(window=10)))
 
@@ -191,7 +222,7 @@ def test_blocks_that_slid_out_of_a_window_are_not_in_the_table() -> None:
 @torch.inference_mode()
 def test_lists_that_do_not_fit_together_are_refused(wrong: dict[str, list[int]]) -> None:
     step = Step([1, 2, 3], [2, 1], [2, 1], [array("i", [1]), array("i", [2])], [0, 0])
-    replay = OPS.record(Pass(), BLOCK)
+    replay = Pass().record()
     assert replay(*step) is not None
     with pytest.raises(ValueError, match=r"do not fit together|array of 32-bit integers"):
         replay(*step._replace(**wrong))  # type: ignore[arg-type]
@@ -232,8 +263,9 @@ def test_recording_does_not_import_what_compiles() -> None:
         "from array import array\n"
         "from penstock.kernels import CPUOps\n"
         "embedding = CPUOps().prepare_embedding(lambda: torch.ones(9, 8), torch.float32)\n"
-        "forward = lambda ids, layout: embedding(ids).view(-1, 2, 4).flatten(1)\n"
-        "hidden = CPUOps().record(forward, 4)([1, 2], [2], [2], [array('i', [0])], [0])\n"
+        "first = lambda ids, layout: (embedding(ids).view(-1, 2, 4),)\n"
+        "rest = lambda x: x.flatten(1)\n"
+        "hidden = CPUOps().record(first, rest, 4)([1, 2], [2], [2], [array('i', [0])], [0])\n"
         "assert hidden.shape == (2, 8)\n"
         "assert 'torch._dynamo' not in sys.modules\n"
     )

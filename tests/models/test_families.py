@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from penstock.kernels import ops_for
 from penstock.models.decoder import load_model
 from tests.kernels.backends import needs_native
 from tests.packing import layout_of
@@ -71,6 +72,22 @@ def test_a_recorded_pass_gives_the_same_bits(family: str, checkpoint: Callable[[
         if hidden is not None:
             layout = layout_of([len(some)], [end], [blocks], BLOCK)
             assert torch.equal(hidden, model.forward(torch.tensor(some), layout, other_cache))
+
+
+@needs_native
+@pytest.mark.parametrize("quantize", [None, "int8"])
+@pytest.mark.parametrize("family", EVERY)
+@torch.inference_mode()
+def test_rows_alone_have_the_bits_that_they_have_among_all(
+    family: str, quantize: str | None, checkpoint: Callable[[str], Path]
+) -> None:
+    model = load_model(checkpoint(family), dtype="float32", ops=ops_for(torch.float32, quantize))
+    cache, token_ids = model.new_cache(17, BLOCK), torch.tensor(_prompt(30))
+    layout = layout_of([17, 1, 12], [17, 1, 12], [[0, 1, 2, 3, 4], [5], [6, 7, 8]], BLOCK)
+    hidden = model.forward(token_ids, layout, cache)
+    for rows in ([16, 17, 29], [29, 29, 0], []):
+        some = model.forward(token_ids, layout, cache, rows=torch.tensor(rows, dtype=torch.int64))
+        assert torch.equal(some, hidden[rows])
 
 
 def test_a_window_needs_only_its_own_blocks(checkpoint: Callable[[str], Path]) -> None:

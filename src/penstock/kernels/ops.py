@@ -54,9 +54,11 @@ class Replay(Protocol):
         tables: "list[array[int]]",
         table_starts: list[int],
         position_offsets: list[int] | None = None,
+        rows: list[int] | None = None,
     ) -> Tensor | None:
         """Return the hidden states [T, E] of ``token_ids``, valid until the next call; writes the cache.
 
+        With ``rows`` [R], any of the T, those alone: [R, E].
         ``position_offsets`` are what each sequence's new tokens, all of them text, add to their places in it to get
         their positions, on every axis; None: nothing. The others are what ``BatchLayout.pack`` takes. To the last bit
         they are what the pass itself gives. None, and nothing done, for a step or a pass that cannot be repeated.
@@ -139,8 +141,16 @@ class Ops(Protocol):
         from there, and nobody asks for the table.
         """
 
-    def record(self, forward: Callable[[Tensor, BatchLayout], Tensor], block_size: int) -> Replay | None:
-        """Return a faster way to do what ``forward`` does in this backend's ops; None where there is none."""
+    def record(
+        self,
+        first: Callable[[Tensor, BatchLayout], tuple[Tensor, ...]],
+        rest: Callable[..., Tensor],
+        block_size: int,
+    ) -> Replay | None:
+        """Return a faster way to do what a forward pass does in this backend's ops; None where there is none.
+
+        ``first`` makes tensors [T, ...] of token ids [T] int64, ``rest`` the hidden states of any rows of them.
+        """
 
     def add(self, x: Tensor, y: Tensor, *, scale: float = 1.0) -> Tensor:
         """See ``add/reference.py``."""

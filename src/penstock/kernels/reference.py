@@ -41,7 +41,9 @@ class ReferenceOps:
         return partial(embed, table=weight, dtype=dtype, scale=scale)
 
     @staticmethod
-    def record(forward: Callable[[Tensor, BatchLayout], Tensor], block_size: int) -> None:
+    def record(
+        first: Callable[[Tensor, BatchLayout], tuple[Tensor, ...]], rest: Callable[..., Tensor], block_size: int
+    ) -> None:
         """Return nothing: torch's ops are called one by one."""
 
     @staticmethod

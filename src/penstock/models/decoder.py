@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-import structlog
 import torch
 from torch import Tensor
 
@@ -25,8 +24,9 @@ from penstock.models.parts import Loader
 from penstock.models.vision.encoder import Inserted
 from penstock.models.weights import TensorSource, open_weights
 from penstock.quant import Scheme
+from penstock.telemetry import get_logger
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 _EMBEDDING_NAMES = ("model.embed_tokens.weight", "token_embd.weight")
 
@@ -90,9 +90,14 @@ class DecoderModel:
         cache: list[KVBlocks],
         adapted: Adapted = (),
         inserted: Inserted | None = None,
+        rows: Tensor | None = None,
     ) -> Tensor:
-        """Return the final normed hidden states [T, E] of ``token_ids`` [T] int64; writes keys and values."""
-        return deque(self.hidden_states(token_ids, layout, cache, adapted, inserted), maxlen=1)[0]
+        """Return final normed hidden states of ``token_ids`` [T] int64; see ``LanguageModel.forward``."""
+        if rows is None or adapted:
+            hidden = deque(self.hidden_states(token_ids, layout, cache, adapted, inserted), maxlen=1)[0]
+            return hidden if rows is None else hidden[rows]
+        x_TE, mixed = self._mix(token_ids, layout, cache, inserted)
+        return self._finish(x_TE[rows], mixed[rows]) if len(rows) else x_TE[:0]
 
     def hidden_states(
         self,
@@ -103,18 +108,35 @@ class DecoderModel:
         inserted: Inserted | None = None,
     ) -> Iterator[Tensor]:
         """Yield what ``forward`` computes on its way; see ``LanguageModel.hidden_states``."""
-        step = self._body.begin(layout, adapted)
-        x_TE = self._ends.embed(token_ids)
-        if inserted is not None:
-            x_TE[inserted.rows] = inserted.features.to(x_TE.dtype)
+        step, x_TE = self._body.begin(layout, adapted), self._embed(token_ids, inserted)
         for layer, kv in zip(self._layers, cache, strict=True):
             x_TE = self._body.run_layer(layer, x_TE, kv, step)
             yield x_TE
         yield self._ends.finish(x_TE)
 
+    def _embed(self, token_ids: Tensor, inserted: Inserted | None) -> Tensor:
+        x_TE = self._ends.embed(token_ids)
+        if inserted is not None:
+            x_TE[inserted.rows] = inserted.features.to(x_TE.dtype)
+        return x_TE
+
+    def _mix(
+        self, token_ids: Tensor, layout: BatchLayout, cache: list[KVBlocks], inserted: Inserted | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return what the last layer reads [T, E] and what its heads make of it [T, H * D]: no token needs another's
+        after that."""
+        step, x_TE = self._body.begin(layout), self._embed(token_ids, inserted)
+        for layer, kv in zip(self._layers[:-1], cache, strict=False):
+            x_TE = self._body.run_layer(layer, x_TE, kv, step)
+        return x_TE, self._body.mix(self._layers[-1], x_TE, cache[-1], step)
+
+    def _finish(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """Return the final hidden states [R, E] of rows of what ``_mix`` returns."""
+        return self._ends.finish(self._body.finish_layer(self._layers[-1], x, mixed))
+
     def replay(self, cache: list[KVBlocks], block_size: int) -> Replay | None:
         """Return a faster ``forward`` over ``cache``, for steps without adapters; None where there is none."""
-        return self._ops.record(partial(self.forward, cache=cache), block_size)
+        return self._ops.record(partial(self._mix, cache=cache), self._finish, block_size)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return [R, V] float32 from ``hidden`` [R, E]."""

@@ -4,6 +4,7 @@ Its two ends and its layers are apart, so that layers may be held all at once, o
 T packed tokens, R rows, E hidden width, V vocabulary.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,6 +16,9 @@ from penstock.models.config import ModelConfig
 from penstock.models.lora import Adapted
 from penstock.models.parts import AttentionBlock, FeedForward, Loader, Step, load_feed_forward
 from penstock.models.rope import RotaryEmbedding
+
+Block = Callable[[Tensor, Tensor | None, Adapted], Tensor]
+"""From what it reads, what may be added to, and adapters"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,17 +114,26 @@ class DecoderBody:
 
     def run_layer(self, layer: DecoderLayer, x: Tensor, kv: KVBlocks, step: Step) -> Tensor:
         """Return what the next layer reads [T, E]; writes keys and values, and may overwrite ``x`` [T, E]."""
-        attention = partial(layer.attention, kv=kv)
-        x = self._add(x, layer.before_attention, attention, layer.after_attention, step)
-        return self._add(x, layer.before_mlp, layer.mlp, layer.after_mlp, step)
+        return self.finish_layer(layer, x, self.mix(layer, x, kv, step), step.adapted)
 
-    def _add(self, x: Tensor, before: Tensor | None, block: FeedForward, after: Tensor | None, step: Step) -> Tensor:
-        """Return ``x`` [T, E] plus what ``block`` makes of it, normed before and after; may overwrite ``x``."""
-        eps, scale = self._config.rms_norm_eps, self._config.residual_scale
-        normed = x if before is None else self._ops.rms_norm(x, before, eps)
+    def mix(self, layer: DecoderLayer, x: Tensor, kv: KVBlocks, step: Step) -> Tensor:
+        """Return what a layer's heads make of ``x`` [T, E], which is [T, H * D]; writes keys and values."""
+        return layer.attention.mix(self._norm(x, layer.before_attention), kv, step)
+
+    def finish_layer(self, layer: DecoderLayer, x: Tensor, mixed: Tensor, adapted: Adapted = ()) -> Tensor:
+        """Return what the next layer reads [R, E] of rows that were ``mixed`` [R, H * D]; may overwrite ``x`` [R, E].
+
+        A row's result depends on no other row.
+        """
+        x = self._add(x, mixed, layer.attention.project, layer.after_attention, adapted)
+        return self._add(x, self._norm(x, layer.before_mlp), layer.mlp, layer.after_mlp, adapted)
+
+    def _norm(self, x: Tensor, weight: Tensor | None) -> Tensor:
+        return x if weight is None else self._ops.rms_norm(x, weight, self._config.rms_norm_eps)
+
+    def _add(self, x: Tensor, y: Tensor, block: Block, after: Tensor | None, adapted: Adapted) -> Tensor:
+        """Return ``x`` [R, E] plus what ``block`` makes of ``y``, normed if it has ``after``; may overwrite ``x``."""
+        scale = self._config.residual_scale
         if after is None and scale == 1.0:
-            return block(normed, x, step=step)
-        result = block(normed, None, step=step)
-        if after is not None:
-            result = self._ops.rms_norm(result, after, eps)
-        return self._ops.add(x, result, scale=scale)
+            return block(y, x, adapted)
+        return self._ops.add(x, self._norm(block(y, None, adapted), after), scale=scale)

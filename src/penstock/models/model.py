@@ -45,10 +45,13 @@ class LanguageModel(Protocol):
         cache: list[KVBlocks],
         adapted: Adapted = (),
         inserted: Inserted | None = None,
+        rows: Tensor | None = None,
     ) -> Tensor:
         """Return the final hidden states [T, E] of ``token_ids`` [T] int64; writes keys and values.
 
-        Rows in ``adapted`` run with their adapters; features that are ``inserted`` stand in for tokens' embeddings.
+        With ``rows`` [R] int64, those of these tokens alone, [R, E]: the others need not go through all of the last
+        layer. Rows in ``adapted`` run with their adapters; features that are ``inserted`` stand in for tokens'
+        embeddings.
         """
 
     def replay(self, cache: list[KVBlocks], block_size: int) -> Replay | None:

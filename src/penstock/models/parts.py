@@ -160,8 +160,8 @@ class AttentionBlock:
             )
         self._o = loader.linear(f"{prefix}.o_proj", E, self._q_width, bias=config.o_bias)
 
-    def __call__(self, x: Tensor, added: Tensor | None, kv: KVBlocks, step: Step) -> Tensor:
-        """Return [T, E] from ``x`` [T, E], plus ``added``, which may be overwritten; writes keys and values."""
+    def mix(self, x: Tensor, kv: KVBlocks, step: Step) -> Tensor:
+        """Return what the heads make of ``x`` [T, E], which is [T, H * D]; writes keys and values."""
         config = self._config
         qkv = self._qkv(x)
         adapt(step.adapted, (self._index, "qkv"), x, qkv)
@@ -176,9 +176,12 @@ class AttentionBlock:
             num_kv_heads=config.num_kv_heads,
             norms=self._head_norms,
         )
-        mixed = step.attentions[self._window](q_THD, kv, scale=config.attention_scale).flatten(1)
+        return step.attentions[self._window](q_THD, kv, scale=config.attention_scale).flatten(1)
+
+    def project(self, mixed: Tensor, added: Tensor | None, adapted: Adapted = ()) -> Tensor:
+        """Return [T, E] from ``mixed`` [T, H * D], plus ``added``, which may be overwritten."""
         out = self._o(mixed, added)
-        adapt(step.adapted, (self._index, "o"), mixed, out)
+        adapt(adapted, (self._index, "o"), mixed, out)
         return out
 
     def _normalize_rows(self, qkv: Tensor, q_norm: Tensor, k_norm: Tensor) -> None:
@@ -220,7 +223,7 @@ def _reorder(rows: Tensor, order: Tensor | None) -> Tensor:
 class FeedForward(Protocol):
     """The second block of a layer."""
 
-    def __call__(self, x: Tensor, added: Tensor | None, step: Step) -> Tensor:
+    def __call__(self, x: Tensor, added: Tensor | None, adapted: Adapted = ()) -> Tensor:
         """Return [T, E] from ``x`` [T, E], plus ``added``, which may be overwritten."""
 
 
@@ -260,7 +263,7 @@ class GatedMLP:
             gate_up = loader.gated_linear(f"{name}.gate_proj", f"{name}.up_proj", width, E, bias=bias)
         return cls(gate_up, loader.linear(f"{name}.down_proj", E, width, bias=bias))
 
-    def __call__(self, x: Tensor, added: Tensor | None, step: Step | None = None) -> Tensor:
+    def __call__(self, x: Tensor, added: Tensor | None, adapted: Adapted = ()) -> Tensor:
         """See ``FeedForward``."""
         if len(x) <= _ROWS_AT_ONCE:
             return self.down(self.gate_up(x), added)
@@ -287,14 +290,14 @@ class AdaptableMLP:
         self._down = loader.linear(f"{name}.down_proj", E, width, bias=bias)
         self._is_gelu = config.activation == "gelu_tanh"
 
-    def __call__(self, x: Tensor, added: Tensor | None, step: Step) -> Tensor:
+    def __call__(self, x: Tensor, added: Tensor | None, adapted: Adapted = ()) -> Tensor:
         """See ``FeedForward``."""
         gate_up = self._gate_up(x)
-        adapt(step.adapted, (self._index, "gate_up"), x, gate_up)
+        adapt(adapted, (self._index, "gate_up"), x, gate_up)
         gate, up = gate_up.chunk(2, dim=-1)
         hidden = (F.gelu(gate, approximate="tanh") if self._is_gelu else F.silu(gate)) * up
         out = self._down(hidden, added)
-        adapt(step.adapted, (self._index, "down"), hidden, out)
+        adapt(adapted, (self._index, "down"), hidden, out)
         return out
 
 
@@ -319,7 +322,7 @@ class MixtureOfExperts:
         gate_up = loader.gated_linear(gate, up, num_hidden, num_outputs)
         return GatedMLP(gate_up, loader.linear(down, num_outputs, num_hidden))
 
-    def __call__(self, x: Tensor, added: Tensor | None, step: Step) -> Tensor:
+    def __call__(self, x: Tensor, added: Tensor | None, adapted: Adapted = ()) -> Tensor:
         """See ``FeedForward``."""
         num_active = self._experts.num_active
         shares_TA, chosen_TA = self._gate(x).float().softmax(-1).topk(num_active)

@@ -78,10 +78,11 @@ class _Model:
         cache: list[KVBlocks],
         adapted: Adapted = (),
         inserted: Inserted | None = None,
+        rows: Tensor | None = None,
     ) -> Tensor:
         self._recorder.count(len(token_ids), len(layout.query_lens_list))
         self._recorder.lap("inputs")
-        hidden = self._model.forward(token_ids, layout, cache, adapted, inserted)
+        hidden = self._model.forward(token_ids, layout, cache, adapted, inserted, rows)
         self._recorder.lap("between ops")
         return hidden
 

@@ -39,8 +39,11 @@ class RunnableModel(Protocol):
         cache: list[KVBlocks],
         adapted: Adapted = (),
         inserted: Inserted | None = None,
+        rows: Tensor | None = None,
     ) -> Tensor:
-        """Return the final hidden states [T, E] of ``token_ids`` [T] int64, writing their keys and values."""
+        """Return the final hidden states of ``token_ids`` [T] int64, writing their keys and values: of ``rows`` [R]
+        int64, which is [R, E], or of all, [T, E].
+        """
 
     def replay(self, cache: list[KVBlocks], block_size: int) -> Replay | None:
         """Return a faster ``forward`` over ``cache``, for steps without adapters; None where there is none."""
@@ -123,28 +126,30 @@ class CPURunner:
         # Grammars are followed while the model runs, on the core that it leaves free.
         pending = self._masks.begin(batch.sample_ids, batch.drafts)
         try:
-            hidden = self._forward(batch)
-            scores = self._score(batch, hidden) if batch.score_rows else []
-            pooled = [hidden[first:last].double().sum(0).numpy() for first, last in batch.pool_rows]
-            if not batch.sample_rows:
-                return StepResult([], scores, pooled)
             rows = batch.sample_rows
             # When all decode, every row is sampled, in order: nothing to pick out.
-            if len(rows) != batch.num_tokens or rows != list(range(len(rows))):
-                hidden = hidden[torch.tensor(rows, dtype=torch.int64)]
+            picked = None if len(rows) == batch.num_tokens and rows == list(range(len(rows))) else rows
+            takes_all = bool(batch.score_rows or batch.pool_rows)
+            hidden = self._forward(batch, None if takes_all else picked)
+            scores = self._score(batch, hidden) if batch.score_rows else []
+            pooled = [hidden[first:last].double().sum(0).numpy() for first, last in batch.pool_rows]
+            if not rows:
+                return StepResult([], scores, pooled)
+            if takes_all and picked is not None:
+                hidden = hidden[torch.tensor(picked, dtype=torch.int64)]
             logits = self._model.logits(hidden)
         finally:
             masks = self._masks.finish(pending)
         return StepResult(self._sampler.sample(logits, batch.sample_ids, masks, batch.drafts), scores, pooled)
 
-    def _forward(self, batch: ScheduledBatch) -> Tensor:
-        """Return the hidden states [T, E], valid until the next step."""
+    def _forward(self, batch: ScheduledBatch, rows: list[int] | None) -> Tensor:
+        """Return the hidden states of ``rows`` [R, E], or of all tokens [T, E], valid until the next step."""
         placement = (batch.query_lens, batch.context_lens, batch.block_tables)
         adapted = self._adapted(batch)
         visible = self._shown.visible(batch)
         if self._replay is not None and not adapted and not batch.pictures and visible is None:
             offsets = self._shown.position_offsets(batch)
-            hidden = self._replay(batch.token_ids, *placement, batch.table_starts, offsets)
+            hidden = self._replay(batch.token_ids, *placement, batch.table_starts, offsets, rows)
             if hidden is not None:
                 return hidden
         token_ids = torch.tensor(batch.token_ids, dtype=torch.int64)
@@ -155,7 +160,8 @@ class CPURunner:
             positions=self._shown.positions(batch),
             visible=visible,
         )
-        return self._model.forward(token_ids, layout, self._cache, adapted, self._shown.inserted(batch))
+        places = None if rows is None else torch.tensor(rows, dtype=torch.int64)
+        return self._model.forward(token_ids, layout, self._cache, adapted, self._shown.inserted(batch), places)
 
     def _adapted(self, batch: ScheduledBatch) -> Adapted:
         """Return which rows run with which adapter."""

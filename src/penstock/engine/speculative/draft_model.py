@@ -117,17 +117,19 @@ class DraftModel:
         query_lens = [len(work.inputs) for work in working]
         placement = (query_lens, [work.end for work in working], [work.sequence.table.block_ids for work in working])
         token_ids = [token_id for work in working for token_id in work.inputs]
-        hidden = None if self._replay is None else self._replay(token_ids, *placement, [0] * len(working))
-        if hidden is None:
-            layout = BatchLayout.pack(*placement, self._block_size)
-            hidden = self._model.forward(torch.tensor(token_ids, dtype=torch.int64), layout, self._cache)
         guessing = [i for i, work in enumerate(working) if work.most]
+        ends = list(accumulate(query_lens))
+        rows = [ends[i] - 1 for i in guessing]
+        hidden = None
+        if self._replay is not None:
+            hidden = self._replay(token_ids, *placement, [0] * len(working), rows=rows)
+        if hidden is None:
+            layout, places = BatchLayout.pack(*placement, self._block_size), torch.tensor(rows, dtype=torch.int64)
+            hidden = self._model.forward(torch.tensor(token_ids), layout, self._cache, rows=places)
         if not guessing:
             return
-        last_rows = list(accumulate(query_lens))
-        rows = torch.tensor([last_rows[i] - 1 for i in guessing])
         guesses = self._sampler.guess(
-            self._model.logits(hidden[rows]),
+            self._model.logits(hidden),
             [working[i].sequence.id for i in guessing],
             [working[i].draft for i in guessing],
         )

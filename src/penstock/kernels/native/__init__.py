@@ -5,6 +5,7 @@ this processor runs. torch is not imported here, for packing begins before it is
 """
 
 import os
+from collections.abc import Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -54,17 +55,29 @@ def describe() -> str:
     return "reference" if NATIVE is None else str(NATIVE.isa())
 
 
-def use_threads(num_threads: int, *, torch_works: bool = False) -> None:
+def use_threads(num_threads: int, *, cpus: Sequence[int] = (), torch_works: bool = False) -> None:
     """Let kernels run on ``num_threads``, the caller's included.
+
+    Those besides the caller's are each tied to one of the processors ``cpus``, as far as these go.
 
     torch's own pool gets as many only where it does the work: all of it without compiled kernels, a part of it where
     ``torch_works``. Otherwise it gets one, for two pools that wait for work by spinning fight over the cores.
+
+    Raises ``InvalidSetting`` where the system refuses to start as many; kernels then run on those they had.
     """
     import torch
 
     torch.set_num_threads(num_threads if NATIVE is None or torch_works else 1)
-    if NATIVE is not None:
-        NATIVE.set_num_threads(num_threads)
+    if NATIVE is None:
+        return
+    try:
+        NATIVE.set_num_threads(num_threads, cpus)
+    except RuntimeError as error:
+        raise InvalidSetting(
+            f"the system refuses to start {num_threads} threads ({error}); lower runner.threads (--threads), or raise "
+            "what limits them: ulimit -u, a container's pids limit, or memory for their stacks",
+            param="runner.threads",
+        ) from error
 
 
 def checked(x: "Tensor", dtype: "torch.dtype", *shape: int) -> int:

@@ -22,6 +22,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -109,12 +110,12 @@ class Machine {
 
     int num_threads() const { return num_threads_; }
 
-    void set_num_threads(int num_threads) {
+    void set_num_threads(int num_threads, const std::vector<int>& cpus) {
         if (num_threads < 1) throw std::invalid_argument("at least one thread is needed");
         std::lock_guard lock(mutex_);
-        if (num_threads == pool_->num_threads()) return;
-        pool_.reset();
-        pool_ = std::make_unique<Pool>(num_threads);
+        if (num_threads == pool_->num_threads() && cpus == cpus_) return;
+        pool_ = std::make_unique<Pool>(num_threads, cpus);  // the old one stays where the system refuses a thread
+        cpus_ = cpus;
         scratch_.clear();
         scratch_.resize(num_threads);
         num_threads_ = num_threads;
@@ -151,6 +152,7 @@ class Machine {
 
     const Kernels* kernels_ = nullptr;
     std::unique_ptr<Pool> pool_;
+    std::vector<int> cpus_;
     std::atomic<int> num_threads_{1};  // read without the lock, to cut work into parts
     std::vector<Scratch> scratch_;
     std::mutex mutex_;
@@ -162,6 +164,15 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t rows_each(int64_t num_rows, int64_t width) {
     const int64_t least = std::max<int64_t>(1, 16384 / std::max<int64_t>(width, 1));
     return std::max(least, ceil_div(num_rows, Machine::get().num_threads() * 4));
+}
+
+// body(first row, end row) for parts of `num_rows` rows that each have `width` elements to look at.
+template <class F>
+void by_rows(int64_t num_rows, int64_t width, F&& body) {
+    const int64_t each = rows_each(num_rows, width);
+    Machine::get().each(ceil_div(num_rows, each), 0, [&](int64_t task, float*) {
+        body(task * each, std::min((task + 1) * each, num_rows));
+    });
 }
 
 // Zeroed memory in huge pages: weights are read from front to back once a step, and translating 4 KiB addresses halves
@@ -345,11 +356,15 @@ class PackedMatrix {
 class PackingThreads {
    public:
     PackingThreads(std::vector<std::shared_ptr<PackedMatrix>> matrices, int num_threads) : matrices_(std::move(matrices)) {
-        for (int i = 0; i < num_threads; ++i)
-            threads_.emplace_back([this] {
-                setpriority(PRIO_PROCESS, static_cast<id_t>(syscall(SYS_gettid)), kNice);
-                for (const auto& matrix : matrices_) matrix->pack(stop_);
-            });
+        try {
+            for (int i = 0; i < num_threads; ++i)
+                threads_.emplace_back([this] {
+                    setpriority(PRIO_PROCESS, static_cast<id_t>(syscall(SYS_gettid)), kNice);
+                    for (const auto& matrix : matrices_) matrix->pack(stop_);
+                });
+        } catch (const std::system_error&) {
+            // Fewer pack, or nobody does until a matrix is asked for.
+        }
     }
     ~PackingThreads() { stop(); }
     PackingThreads(const PackingThreads&) = delete;
@@ -392,9 +407,14 @@ class PackedLinear {
     }
 
     void run(Address x, int64_t x_stride, int64_t num_rows, Address out, int64_t out_stride, Address added) const {
+        std::optional<RowsOp> before;
+        Tape* const tape = Tape::recording();
+        if (tape && x_stride == packed_.num_inputs && kernels_.rounded_row_bytes(packed_))
+            before = tape->take_last(at<void>(x), packed_.num_inputs);
         for_rows(num_rows, [=](int64_t num_rows) {
             multiply({&packed_, at<const float>(x), x_stride, num_rows, at<float>(out), out_stride, at<const float>(added),
-                      nullptr});
+                      nullptr},
+                     before);
         });
     }
 
@@ -402,7 +422,8 @@ class PackedLinear {
     const Kernels& kernels() const { return kernels_; }
 
    private:
-    void multiply(LinearCall call) const {
+    // `before` writes the rows that are multiplied, if nobody has: in the same parts, of which each is then rounded.
+    void multiply(LinearCall call, const std::optional<RowsOp>& before) const {
         constexpr int64_t kRowsEach = 128;  // kRows of `linear/panels.h`
         const int64_t num_rows = call.num_rows;
         Machine& machine = Machine::get();
@@ -411,15 +432,10 @@ class PackedLinear {
             const size_t needed = num_rows * row_bytes;
             if (rounded.size() < needed) rounded.resize(needed);
             call.rounded = rounded.data();
-            const int64_t each = rows_each(num_rows, packed_.num_inputs);
-            // What one task has to do is sooner done than handed out.
-            if (each >= num_rows) {
-                kernels_.round_activations(call, 0, num_rows);
-            } else {
-                machine.each(ceil_div(num_rows, each), 0, [&](int64_t task, float*) {
-                    kernels_.round_activations(call, task * each, std::min((task + 1) * each, num_rows));
-                });
-            }
+            by_rows(num_rows, packed_.num_inputs, [&](int64_t first, int64_t end) {
+                if (before) before->write(first, end);
+                kernels_.round_activations(call, first, end);
+            });
         }
         const int64_t row_parts = ceil_div(num_rows, kRowsEach);
         // Several tasks a thread, so that one that is held up does not hold up all, and none longer than a millisecond
@@ -586,30 +602,25 @@ class AttentionPlan {
     std::shared_ptr<AttentionWork> work_;  // which tapes hold too
 };
 
-// body(first row, end row) for parts of `num_rows` rows that each have `width` elements to look at.
+// write(first row, end row) for parts of the rows of a norm's result; a product recorded next may do it instead.
 template <class F>
-void by_rows(int64_t num_rows, int64_t width, F&& body) {
-    const int64_t each = rows_each(num_rows, width);
-    Machine::get().each(ceil_div(num_rows, each), 0, [&](int64_t task, float*) {
-        body(task * each, std::min((task + 1) * each, num_rows));
-    });
+void write_rows(const NormCall& call, int64_t num_rows, F write) {
+    for_rows(num_rows, [=](int64_t num_rows) { by_rows(num_rows, call.width, write); });
+    Tape* const tape = Tape::recording();
+    if (tape && call.out_stride == call.width) tape->last_writes({call.out, call.width, write});
 }
 
 void rms_norm(Address x, int64_t x_stride, Address weight, Address out, int64_t out_stride, int64_t num_rows,
               int64_t width, float eps) {
     const NormCall call{at<const float>(x), x_stride,   at<const float>(weight), nullptr,
                         at<float>(out),     out_stride, width,                   eps};
-    for_rows(num_rows, [=](int64_t num_rows) {
-        by_rows(num_rows, width, [&](int64_t first, int64_t end) { Machine::get().kernels().rms_norm(call, first, end); });
-    });
+    write_rows(call, num_rows, [=](int64_t first, int64_t end) { Machine::get().kernels().rms_norm(call, first, end); });
 }
 
 void layer_norm(Address x, Address weight, Address bias, Address out, int64_t num_rows, int64_t width, float eps) {
     const NormCall call{at<const float>(x), width, at<const float>(weight), at<const float>(bias),
                         at<float>(out),     width, width,                   eps};
-    for_rows(num_rows, [=](int64_t num_rows) {
-        by_rows(num_rows, width, [&](int64_t first, int64_t end) { Machine::get().kernels().layer_norm(call, first, end); });
-    });
+    write_rows(call, num_rows, [=](int64_t first, int64_t end) { Machine::get().kernels().layer_norm(call, first, end); });
 }
 
 void add(Address x, Address y, int64_t num_rows, int64_t width, float scale) {
@@ -772,7 +783,9 @@ NB_MODULE(_native, m) {
     m.def("choose", [](const std::string& isa) { Machine::get().choose(isa); }, nb::arg("isa"));
     m.def("runs", [](const std::string& isa) { return find(isa) && find(isa)->runs; }, nb::arg("isa"));
     m.def("num_threads", [] { return Machine::get().num_threads(); });
-    m.def("set_num_threads", [](int n) { Machine::get().set_num_threads(n); }, nb::arg("num_threads"), Unlocked());
+    m.def(
+        "set_num_threads", [](int n, const std::vector<int>& cpus) { Machine::get().set_num_threads(n, cpus); },
+        nb::arg("num_threads"), nb::arg("cpus") = std::vector<int>(), Unlocked());
     nb::class_<PackedMatrix>(m, "PackedMatrix")
         .def(nb::init<int64_t, int64_t, int, int64_t, bool, int, const std::vector<PackedMatrix::Part>&, Address, Address,
                       Address, Address, Address, float, float, bool>());

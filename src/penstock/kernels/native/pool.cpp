@@ -1,6 +1,8 @@
 #include "pool.h"
 
 #include <linux/futex.h>
+#include <pthread.h>
+#include <sched.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -27,13 +29,32 @@ void futex_wake_all(std::atomic<uint32_t>& word) {
     syscall(SYS_futex, reinterpret_cast<uint32_t*>(&word), FUTEX_WAKE_PRIVATE, INT32_MAX, nullptr, nullptr, 0);
 }
 
-}  // namespace
-
-Pool::Pool(int num_threads) {
-    for (int thread = 1; thread < num_threads; ++thread) workers_.emplace_back(&Pool::work, this, thread);
+// Where that is not allowed the thread goes where it likes, as it would have.
+void stay_on(pthread_t thread, int cpu) {
+    cpu_set_t only;
+    CPU_ZERO(&only);
+    if (cpu < 0 || cpu >= CPU_SETSIZE) return;
+    CPU_SET(cpu, &only);
+    pthread_setaffinity_np(thread, sizeof only, &only);
 }
 
-Pool::~Pool() {
+}  // namespace
+
+Pool::Pool(int num_threads, const std::vector<int>& cpus) {
+    try {
+        for (int thread = 1; thread < num_threads; ++thread) {
+            workers_.emplace_back(&Pool::work, this, thread);
+            if (static_cast<size_t>(thread) <= cpus.size()) stay_on(workers_.back().native_handle(), cpus[thread - 1]);
+        }
+    } catch (...) {
+        stop();  // a thread nobody waits for would end the process
+        throw;
+    }
+}
+
+Pool::~Pool() { stop(); }
+
+void Pool::stop() {
     stopping_.store(true);
     wake_.fetch_add(1);
     futex_wake_all(wake_);

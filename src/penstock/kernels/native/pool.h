@@ -16,7 +16,9 @@ class Pool {
    public:
     using Task = void (*)(void* context, int64_t task, int thread);
 
-    explicit Pool(int num_threads);
+    // Threads besides the caller's stay on a processor each of `cpus`, the second on the first, as far as these go and the
+    // system allows. Throws std::system_error, and leaves no thread behind, where it refuses a thread.
+    explicit Pool(int num_threads, const std::vector<int>& cpus = {});
     ~Pool();
     Pool(const Pool&) = delete;
     Pool& operator=(const Pool&) = delete;
@@ -36,6 +38,7 @@ class Pool {
     }
 
    private:
+    void stop();
     void work(int thread);
     void take_tasks(int thread);
 

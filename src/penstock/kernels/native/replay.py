@@ -26,16 +26,19 @@ MAX_TOKENS = 512
 _LEAST_WIDTH = 64
 """Blocks in a table that a recording has room for, or twice as many, and so on"""
 
-Forward = Callable[[Tensor, BatchLayout], Tensor]
-"""From token ids [T] int64 to hidden states [T, E]"""
+First = Callable[[Tensor, BatchLayout], tuple[Tensor, ...]]
+"""From token ids [T] int64 to tensors [T, ...]"""
+Rest = Callable[..., Tensor]
+"""From any rows of those to hidden states [R, E]"""
 
 
 class NativeReplay:
     """See ``ops.Replay``."""
 
-    def __init__(self, forward: Forward, block_size: int) -> None:
-        """``forward`` has to do the same whatever the step, and what its tensors lie on has to live as long as it."""
-        self._forward = forward
+    def __init__(self, first: First, rest: Rest, block_size: int) -> None:
+        """Both have to do the same whatever the step, and what their tensors lie on has to live as long as they."""
+        self._first = first
+        self._rest = rest
         self._block_size = block_size
         self._recording: _Recording | None = None
         self._is_recordable = True
@@ -48,23 +51,23 @@ class NativeReplay:
         tables: "list[array[int]]",
         table_starts: list[int],
         position_offsets: list[int] | None = None,
+        rows: list[int] | None = None,
     ) -> Tensor | None:
         """See ``ops.Replay``."""
-        if not self._is_recordable or len(token_ids) > MAX_TOKENS:
+        if not self._is_recordable or max(len(token_ids), len(rows or ())) > MAX_TOKENS:
             return None
         width = max(map(len, tables))
         if self._recording is None or width > self._recording.table_width:
             self._recording = None  # its memory first
             table_width = max(_LEAST_WIDTH, 1 << (width - 1).bit_length())
             try:
-                self._recording = _Recording(self._forward, table_width, self._block_size)
+                self._recording = _Recording(self._first, self._rest, table_width, self._block_size)
             except _Unrecordable:
                 self._is_recordable = False
                 return None
         recording = self._recording
         recording.inputs.load(token_ids, query_lens, context_lens, tables, table_starts, position_offsets)
-        recording.tape.run(len(token_ids), len(query_lens))
-        return recording.hidden[: len(token_ids)]
+        return recording.run(len(token_ids), len(query_lens), rows)
 
 
 class _Unrecordable(Exception):
@@ -74,7 +77,7 @@ class _Unrecordable(Exception):
 class _Recording:
     """One recorded pass, for tables of up to ``table_width`` blocks, and all memory it works in."""
 
-    def __init__(self, forward: Forward, table_width: int, block_size: int) -> None:
+    def __init__(self, first: First, rest: Rest, table_width: int, block_size: int) -> None:
         assert NATIVE is not None
         self.table_width = table_width
         self._arena = Arena()
@@ -102,10 +105,28 @@ class _Recording:
             layout.tables.data_ptr(),
             layout.table_starts.data_ptr(),
         )
-        self.tape = NATIVE.Tape(MAX_TOKENS, MAX_TOKENS)
+        self._first = NATIVE.Tape(MAX_TOKENS, MAX_TOKENS)
+        self._rest = NATIVE.Tape(MAX_TOKENS, MAX_TOKENS)
         only_views = _OnlyViews()  # type: ignore[no-untyped-call]
-        with only_views, _taking_from(self._arena), _onto(self.tape):
-            self.hidden = forward(self._token_ids, layout)
+        with only_views, _taking_from(self._arena):
+            with _onto(self._first):
+                self._between = first(self._token_ids, layout)
+            with _onto(self._rest):
+                self._hidden = rest(*self._between)
+
+    def run(self, num_tokens: int, num_sequences: int, rows: list[int] | None) -> Tensor:
+        """Return the hidden states of a step that was loaded, all or those of ``rows``."""
+        self._first.run(num_tokens, num_sequences)
+        if rows is None:
+            num_rows = num_tokens
+        else:
+            num_rows = len(rows)
+            places = torch.tensor(rows, dtype=torch.int64)
+            for tensor in self._between:
+                tensor[:num_rows] = tensor[:num_tokens][places]
+        if num_rows:
+            self._rest.run(num_rows, num_sequences)
+        return self._hidden[:num_rows]
 
 
 def _zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:

@@ -165,6 +165,43 @@ static inline vi dot2_words(vi a, vi b) {
 #endif
 }
 
+// 32 numbers of 8 bits, one to a word, as bytes in their order.
+static inline void put_bytes(const vi (&words)[32 / W], void* to) {
+#if defined(PENSTOCK_512_BITS)
+    for (int i = 0; i < 2; ++i) _mm_storeu_si128((__m128i*)to + i, _mm512_cvtepi32_epi8((__m512i)words[i]));
+#elif defined(PENSTOCK_256_BITS)
+    const __m256i first = _mm256_packs_epi32((__m256i)words[0], (__m256i)words[1]);
+    const __m256i second = _mm256_packs_epi32((__m256i)words[2], (__m256i)words[3]);
+    // Packing goes by halves of a vector.
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    _mm256_storeu_si256((__m256i*)to, _mm256_permutevar8x32_epi32(_mm256_packs_epi16(first, second), order));
+#else
+    int32_t each[32];
+    __builtin_memcpy(each, words, sizeof each);
+    uint8_t bytes[32];
+    for (int i = 0; i < 32; ++i) bytes[i] = (uint8_t)each[i];
+    __builtin_memcpy(to, bytes, sizeof bytes);
+#endif
+}
+
+// Numbers of 16 bits, one to a word, in half the room: of each four 0 and 2, then 1 and 3.
+static inline vi in_pairs(vi first, vi second) {
+#if defined(PENSTOCK_512_BITS)
+    const __m512i even = _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14), odd = _mm512_setr_epi64(1, 3, 5, 7, 9, 11, 13, 15);
+    const __m512i lower = _mm512_permutex2var_epi64((__m512i)first, even, (__m512i)second);
+    const __m512i upper = _mm512_permutex2var_epi64((__m512i)first, odd, (__m512i)second);
+#elif defined(PENSTOCK_256_BITS)
+    const __m256i lower = _mm256_permute4x64_epi64(_mm256_unpacklo_epi64((__m256i)first, (__m256i)second), 0xd8);
+    const __m256i upper = _mm256_permute4x64_epi64(_mm256_unpackhi_epi64((__m256i)first, (__m256i)second), 0xd8);
+#else
+    int64_t all[W], lower[W / 2], upper[W / 2];
+    __builtin_memcpy(all, &first, sizeof first);
+    __builtin_memcpy(all + W / 2, &second, sizeof second);
+    for (int i = 0; i < W / 2; ++i) lower[i] = all[2 * i], upper[i] = all[2 * i + 1];
+#endif
+    return (load_bits(&lower) & 0xffff) | load_bits(&upper) << 16;
+}
+
 // `sums` and the dot products of four unsigned codes with four signed activations, in 32 bits.
 static inline vi dot4(vi sums, vi codes, vi activations) {
 #if defined(PENSTOCK_AVX512) && defined(__AVX512VNNI__)

@@ -1,6 +1,7 @@
 #include "tape.h"
 
 #include <stdexcept>
+#include <utility>
 
 namespace penstock {
 namespace {
@@ -14,10 +15,22 @@ Tape::Tape(int64_t max_rows, int64_t max_sequences) : most_{max_rows, max_sequen
 void Tape::begin() {
     if (recording_here) throw std::invalid_argument("a tape is being recorded already");
     ops_.clear();
+    last_.reset();
     recording_here = this;
 }
 
 void Tape::end() { recording_here = nullptr; }
+
+void Tape::add(Op op) {
+    ops_.push_back(std::move(op));
+    last_.reset();
+}
+
+std::optional<RowsOp> Tape::take_last(const void* out, int64_t width) {
+    if (!last_ || last_->out != out || last_->width != width) return std::nullopt;
+    ops_.pop_back();
+    return std::exchange(last_, std::nullopt);
+}
 
 void Tape::run(int64_t num_rows, int64_t num_sequences) const {
     if (num_rows < 0 || num_rows > most_.num_rows || num_sequences < 0 || num_sequences > most_.num_sequences)

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
+#include <utility>
 #include <vector>
 
 namespace penstock {
@@ -11,6 +13,13 @@ namespace penstock {
 struct StepSize {
     int64_t num_rows;
     int64_t num_sequences;
+};
+
+// An op that writes the rows [T, width] of `out`, each by itself; `write` does rows [first, end).
+struct RowsOp {
+    const void* out;
+    int64_t width;
+    std::function<void(int64_t first, int64_t end)> write;
 };
 
 // Ops in their order, for steps of any size up to that of the recording. Their addresses stay those of the recording;
@@ -32,11 +41,17 @@ class Tape {
     static Tape* recording();
 
     const StepSize& most() const { return most_; }
-    void add(Op op) { ops_.push_back(std::move(op)); }
+    void add(Op op);
+
+    // Says what the op added last does.
+    void last_writes(RowsOp op) { last_ = std::move(op); }
+    // Takes the op added last off, if it writes such rows: who reads them does it then, while they are in the cache.
+    std::optional<RowsOp> take_last(const void* out, int64_t width);
 
    private:
     StepSize most_;
     std::vector<Op> ops_;
+    std::optional<RowsOp> last_;
 };
 
 // Throws std::invalid_argument: an op over something else than all rows, or all sequences, cannot be repeated.
