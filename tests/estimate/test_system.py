@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from penstock.estimate import available_memory_bytes, usable_cores
+from penstock.estimate.system import core_cpus
 
 MIB = 1024**2
 
@@ -84,6 +85,11 @@ def test_processors_of_one_core_count_once(
     proc: Path, tmp_path: Path, topology: Path, cpus: Iterable[int], num_cores: int
 ) -> None:
     assert usable_cores(cpus=set(cpus), proc=proc, cgroups=tmp_path / "none", topology=topology) == num_cores
+
+
+@pytest.mark.parametrize(("cpus", "first"), [(range(8), [0, 1, 2, 3]), ([7, 5, 4, 1], [1, 4, 7]), ([6], [6])])
+def test_a_core_is_known_by_its_first_processor(topology: Path, cpus: Iterable[int], first: list[int]) -> None:
+    assert core_cpus(cpus=set(cpus), topology=topology) == first
 
 
 def test_without_a_topology_every_processor_is_a_core(proc: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from penstock.launch.settings import Settings
         ("CACHE__MEMORY_SHARE", "0", "> 0"),
         ("CACHE__MEMORY_SHARE", "1.5", "<= 1"),
         ("RUNNER__THREADS", "0", ">= 1"),
+        ("RUNNER__THREADS", "1025", "<= 1024"),
         ("RUNNER__MAX_MODEL_TOKENS", "0", ">= 1"),
     ],
 )

@@ -1,8 +1,14 @@
 """What the engine process does before it has torch."""
 
+from concurrent.futures import Future
 from pathlib import Path
 
-from penstock.launch.ahead import prefetch
+import pytest
+
+from penstock.launch import ahead
+from penstock.launch.ahead import begin, prefetch
+from penstock.launch.settings import ModelSettings, Settings
+from penstock.launch.worker import payload
 
 
 def test_weights_that_are_here_are_read_ahead(tmp_path: Path) -> None:
@@ -14,3 +20,14 @@ def test_weights_that_are_here_are_read_ahead(tmp_path: Path) -> None:
 
 def test_other_names_are_left_to_whoever_loads() -> None:
     assert [prefetch(name) for name in ("penstock-mini", "shape:qwen2.5-0.5b", "organisation/name")] == [0, 0, 0]
+
+
+@pytest.mark.parametrize(("free", "left"), [(1 << 30, 824 << 20), (100 << 20, 0)])
+def test_what_the_processes_themselves_take_is_not_planned_with(
+    free: int, left: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ahead, "available_memory_bytes", lambda: free)
+    monkeypatch.setattr(ahead, "configure_logging", lambda *_, **__: None)  # is for the whole process
+    told: Future[bytes] = Future()
+    told.set_result(payload(Settings(model=ModelSettings(name="organisation/name"))))
+    assert begin(told).available_bytes == left

@@ -63,8 +63,12 @@ class RunnerConfig:
     """``int8`` or ``int4`` rounds projections to codes of so many bits at load, and activations to 8: the fastest, at a
     half and a quarter of bfloat16's memory. ``w8a16`` and ``w4a16`` round only the weights: slower than those, a little
     closer. Codes that a checkpoint has stay what they are, if they have no more bits."""
-    threads: Count | None = None
+    threads: Annotated[int, msgspec.Meta(ge=1, le=1024)] | None = None
     """Threads one step uses; None takes all cores but one. A thread without a core of its own stalls the others."""
+    pin_threads: bool = False
+    """Tie each of these threads but one to a core of its own, where that is allowed. On a machine of one's own they
+    never change cores; on a shared or virtual one a tied thread waits for its core while others are free, and two
+    servers tie theirs to the same cores."""
     max_model_tokens: Count | None = None
     """Most tokens one request may hold, prompt and answer; None takes what the model was made for."""
     pooling: Pooling | None = None

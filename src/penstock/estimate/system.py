@@ -33,21 +33,27 @@ def usable_cores(
 ) -> int:
     """Return how many cores this process may keep busy at once, at least one.
 
-    Of the processors it may run on, ``cpus`` (default: the scheduler's mask), those that share a core count once,
-    because two threads of vector code on one are no faster than one. A control group's time per period, which is how
-    containers are limited, counts as that many cores, rounded down: more threads would be stopped in the middle of a
-    step.
+    Those of ``core_cpus``. A control group's time per period, which is how containers are limited, counts as that many
+    cores, rounded down: more threads would be stopped in the middle of a step.
     """
-    seen: set[str] = set()
-    for cpu in os.sched_getaffinity(0) if cpus is None else cpus:
-        siblings = topology / f"cpu{cpu}" / "topology" / "thread_siblings_list"
-        seen.add(siblings.read_text().strip() if siblings.exists() else str(cpu))
-    cores = [len(seen)]
+    cores = [len(core_cpus(cpus=cpus, topology=topology))]
     for group in _groups(proc, cgroups, ""):
         cores += _quota(group / "cpu.max")
     for group in _groups(proc, cgroups, "cpu"):
         cores += _quota(group / "cpu.cfs_quota_us", group / "cpu.cfs_period_us")
     return max(1, min(cores))
+
+
+def core_cpus(*, cpus: Set[int] | None = None, topology: Path = Path("/sys/devices/system/cpu")) -> list[int]:
+    """Return a processor of each core, the first, of those this process may run on, in their order.
+
+    These are ``cpus``; default: the scheduler's mask. Two threads of vector code on one core are no faster than one.
+    """
+    first: dict[str, int] = {}
+    for cpu in sorted(os.sched_getaffinity(0) if cpus is None else cpus):
+        siblings = topology / f"cpu{cpu}" / "topology" / "thread_siblings_list"
+        first.setdefault(siblings.read_text().strip() if siblings.exists() else str(cpu), cpu)
+    return list(first.values())
 
 
 def _quota(*files: Path) -> list[int]:

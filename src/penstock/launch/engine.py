@@ -2,7 +2,6 @@
 
 import ctypes
 from collections.abc import Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,14 +14,15 @@ from penstock.estimate.seeing import encoding_peak_bytes
 from penstock.estimate.system import available_memory_bytes
 from penstock.images.config import DECODED_PIXEL_BYTES
 from penstock.launch import encoder
-from penstock.launch.ahead import Begun, begin_tokenizer
+from penstock.launch.ahead import Begun
 from penstock.launch.settings import ModelSettings, Settings
 from penstock.launch.text import load_tokenizer
-from penstock.launch.threads import share_threads
+from penstock.launch.threads import share_threads, tied_cpus
 from penstock.models import find_shape, read_config, read_pooling, read_sampling_defaults, resolve_model
 from penstock.protocol import ModelInfo, SamplingDefaults
 from penstock.resident import give_back
 from penstock.text import Tokenizer
+from penstock.threads import WorkThread
 
 try:
     import torch
@@ -63,10 +63,11 @@ def build_engine(settings: Settings, profiler: "Profiler | None" = None, *, ahea
     Raises ``ModelUnreadable``, ``NotEnoughMemory`` or ``InvalidSetting``, each before memory was taken for nothing.
     """
     num_threads, _ = share_threads(settings)
-    use_threads(num_threads)
-    # While weights are read and packed, which leaves the interpreter free.
-    tokenizer = begin_tokenizer(settings.model) if ahead is None else ahead.tokenizer
+    use_threads(num_threads, cpus=tied_cpus(settings, num_threads))
     target = _choose(settings.model, settings, num_threads)
+    # From where the model was found: a hub would be asked again.
+    found = settings.model if target.path is None else ModelSettings(name=str(target.path))
+    tokenizer = load_tokenizer(found, is_late=True)
     config, ops = target.config, target.ops
     weights = None if ahead is None else ahead.weights
     if weights is not None and isinstance(ops, CPUOps):
@@ -128,11 +129,11 @@ def build_engine(settings: Settings, profiler: "Profiler | None" = None, *, ahea
     engine_config = EngineConfig(
         scheduler=settings.scheduler, cache=settings.cache, runner=settings.runner, speculation=settings.speculation
     )
-    engine = assemble_engine(
-        model, tokenizer.result(), engine_config, info=info, profiler=profiler, draft=draft, source=source
-    )
+    engine = assemble_engine(model, tokenizer, engine_config, info=info, profiler=profiler, draft=draft, source=source)
     give_back()
     _keep_freed_memory()
+    # It holds the interpreter, which is idle from here until somebody has heard of the engine and asks for something.
+    WorkThread("vocabulary").submit(tokenizer.detokenizer, skip_special_tokens=True)
     return engine
 
 
@@ -262,9 +263,7 @@ def _precision(num_parameters: Mapping[Scheme | None, int], dtype: torch.dtype) 
     return f"w{scheme.bits}a{16 if scheme.activations is None else 8}"
 
 
-def _choose_draft(
-    settings: Settings, target: _Chosen, tokenizer: Future[Tokenizer], num_threads: int
-) -> _Chosen | None:
+def _choose_draft(settings: Settings, target: _Chosen, tokenizer: Tokenizer, num_threads: int) -> _Chosen | None:
     """Return the model that guesses, if one does. Raises ``InvalidSetting`` for one of another vocabulary."""
     name, method = settings.speculation.model, settings.speculation.method
     if (name is None) == (method == "draft"):
@@ -277,8 +276,9 @@ def _choose_draft(
     if name is None:
         return None
     draft = _choose(ModelSettings(name=name), settings, num_threads)
-    other = load_tokenizer(ModelSettings(name=name))
-    if draft.config.vocab_size != target.config.vocab_size or not tokenizer.result().has_tokens_of(other):
+    other = load_tokenizer(ModelSettings(name=name), is_late=True)
+    num_ids = target.config.vocab_size
+    if draft.config.vocab_size != num_ids or not tokenizer.has_tokens_of(other, num_ids=num_ids):
         raise InvalidSetting(
             f"{name} has another vocabulary than {settings.model.name}, for which it is to guess; take a smaller model "
             "of the same family",
