@@ -8,6 +8,7 @@ import resource
 import select
 import signal
 import subprocess
+import sys
 import termios
 import tomllib
 from pathlib import Path
@@ -18,22 +19,27 @@ from penstock.cli.main import main
 from tests.commands import PENSTOCK, run, run_here, serving
 
 
-def _help_seconds(arguments: list[str]) -> float:
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    result = run(*arguments, "--help")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert result.returncode == 0
-    assert "Usage" in result.stdout
-    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+def _processor_seconds(command: list[str]) -> float:
+    """Return the least of three runs: the first may compile what is imported, as installing does."""
+
+    def once() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+
+    return min(once() for _ in range(3))
 
 
 @pytest.mark.parametrize(
     "arguments", [[], ["serve"], ["chat"], ["bench"], ["eval"], ["models", "add"], ["config", "show"]]
 )
-def test_help_is_instant(arguments: list[str]) -> None:
-    # 0.3 s on a quiet machine. Of the processor's time: a busy one makes everybody wait. And of the best of three: the
-    # first may compile what is imported.
-    assert any(_help_seconds(arguments) < 0.6 for _ in range(3))
+def test_help_is_instant(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+    # 0.3 s on a quiet machine: at most 16 times what an interpreter that does nothing takes; torch takes nearly 100.
+    # Of the processor's time, beside one another: others at work make both slower, by three times and more.
+    nothing = _processor_seconds([sys.executable, "-c", "pass"])
+    assert _processor_seconds([*PENSTOCK, *arguments, "--help"]) < 25 * nothing
 
 
 def test_help_is_written_out() -> None:
