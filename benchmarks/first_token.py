@@ -21,6 +21,8 @@ from pathlib import Path
 
 import psutil
 
+from benchmarks.peers.adapters.penstock import compile_sources
+
 _HOOK = r"""
 import os, sys, time
 from importlib.machinery import PathFinder
@@ -134,6 +136,7 @@ def main() -> None:
     parser.add_argument("--timeline", action="store_true")
     parser.add_argument("model", nargs="*", help="after --, a model and options of `penstock serve`")
     arguments = parser.parse_args()
+    compile_sources()
     if arguments.timeline:
         _print_timeline(arguments.model)
         return

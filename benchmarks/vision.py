@@ -248,10 +248,13 @@ def run_transformers(model: Any, requests: Sequence[GenerateRequest], shown: Seq
 def measure_throughput(
     engine: Engine, model: Any, images: Images, lengths: str, settings: argparse.Namespace
 ) -> dict[str, Any]:
-    """Return tokens per second of both, by turns; the first pair is a warm-up."""
+    """Return tokens per second of both, by turns, after one request each that warms up."""
     ours, theirs = [], []
     first_seed = 10_000 * (1 + list(LENGTHS).index(lengths))
-    for pair in range(settings.pairs + 1):
+    warm = images.draw(first_seed - 1)
+    run_penstock(engine, [ask(f"{lengths}-warm", warm, 49, 2)], settings.threads)
+    run_transformers(model, [ask(f"{lengths}-warm", warm, 49, 2)], [warm], settings.threads)
+    for pair in range(settings.pairs):
         draw = random.Random(pair)
         shown = [images.draw(first_seed + settings.requests * pair + i) for i in range(settings.requests)]
         requests = [
@@ -260,7 +263,7 @@ def measure_throughput(
         ]
         ours.append(run_penstock(engine, requests, settings.threads))
         theirs.append(run_transformers(model, requests, shown, settings.threads))
-    return {"penstock": ours[1:], "transformers": theirs[1:], "ratios": _ratios(ours[1:], theirs[1:])}
+    return {"penstock": ours, "transformers": theirs, "ratios": _ratios(ours, theirs)}
 
 
 def measure_stall(engine: Engine, images: Images, num_images: int) -> dict[str, float]:

@@ -1,11 +1,12 @@
 """Penstock itself, from this repository's environment, over HTTP."""
 
+import compileall
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.peers.machine import source_commit
-from benchmarks.peers.peer import Command, Launch, Limits, Peer, free_port
+from benchmarks.peers.peer import REPOSITORY, Command, Launch, Limits, Peer, free_port
 
 PRECISIONS: dict[str, tuple[str, ...]] = {
     "BF16": (),
@@ -29,6 +30,7 @@ class Penstock(Peer):
 
     def launch(self, environment: Path, precision: str, model: Path, prepared: Path, limits: Limits) -> Launch:
         """Serve ``model``; ``environment`` does not matter."""
+        compile_sources()
         port = free_port()
         command: list[str | Path] = [Path(sys.executable).with_name("penstock"), "serve", model, "--port", str(port)]
         command += ["--threads", str(limits.threads), "--cache-memory", str(limits.cache_bytes)]
@@ -42,3 +44,11 @@ class Penstock(Peer):
         from penstock import __version__
 
         return f"{__version__} at {source_commit()}"
+
+
+def compile_sources() -> None:
+    """Compile what has changed of this repository's modules, as installing a package does.
+
+    Else every start would where PYTHONDONTWRITEBYTECODE is set, and otherwise the first after each change.
+    """
+    compileall.compile_dir(REPOSITORY / "src" / "penstock", quiet=1)
