@@ -20,6 +20,7 @@ from penstock.kernels import (
     Stacked,
     WeightCodes,
 )
+from penstock.kernels.linear.cpu import PackedLinear
 from penstock.models import ModelConfig
 
 _FLOAT32_BYTES = 4
@@ -96,10 +97,11 @@ class _Ops:
         form, K = None if exact else self._quantization, weight.shape[1]
         if isinstance(weight, WeightCodes):
             form = weight.form
-            element_bytes = form.weight_bytes
+        if isinstance(linear, PackedLinear):
+            weight_bytes = linear.num_bytes
         else:
-            element_bytes = weight.dtype.itemsize if form is None else form.weight_bytes
-        weight_bytes = int(num_rows * K * element_bytes)
+            element_bytes = weight.form.weight_bytes if isinstance(weight, WeightCodes) else weight.dtype.itemsize
+            weight_bytes = int(num_rows * K * element_bytes)
         ops_per_token = 2 * num_rows * K
         bytes_per_token = (K + num_outputs) * _FLOAT32_BYTES
         of_bytes = form is not None and form.int8_activations

@@ -1,5 +1,5 @@
 // Tokens' vectors.
-#include "../linear/panels.h"
+#include "../linear/shortened.h"
 
 namespace penstock::PENSTOCK_ISA {
 namespace {
@@ -11,6 +11,16 @@ void widen_row(const T* from, float scale, float* to, int64_t width) {
     for (; i < width; ++i) to[i] = to_float(from[i]) * scale;
 }
 
+void lengthen_row(const PackedWeight& from, int64_t row, float scale, float* to) {
+    const int64_t panel = row / kPanel, place = row % kPanel;
+    for (int64_t k = 0; k < from.num_inputs; ++k) to[k] = to_float(lengthened(from, panel, place, k)) * scale;
+    const Outliers& outliers = outliers_of(from, panel);
+    for (int i = 0; i < outliers.count; ++i) {
+        const Outlier& one = outliers.each[i];
+        if (one.place == place) to[one.input] = to_float(one.value) * scale;
+    }
+}
+
 // The row of floats that was packed into panels.
 void unpack_floats(const PackedWeight& from, int64_t row, float scale, float* to) {
     const char* const panel = panel_at(from, row / kPanel);
@@ -20,6 +30,7 @@ void unpack_floats(const PackedWeight& from, int64_t row, float scale, float* to
         for (int64_t k = 0; k < from.num_inputs; ++k) to[k] = floats[k * kPanel] * scale;
         return;
     }
+    if (from.is_shortened) return lengthen_row(from, row, scale, to);
     // In a word two inputs of an output, or two outputs of an input.
     const bool in_pairs = is_in_pairs(from);
     const bf16* const halves = reinterpret_cast<const bf16*>(panel) + (in_pairs ? place * 2 : place % W * 2 + place / W);

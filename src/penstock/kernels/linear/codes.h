@@ -6,7 +6,6 @@
 namespace penstock::PENSTOCK_ISA {
 
 typedef uint16_t vu __attribute__((vector_size(W * 4)));
-constexpr int64_t kVectorBytes = W * 4;
 
 // Bytes times bytes do not fit into the 16 bits that AVX2 and AVX-512 add them up in; 16 bits by 16 do into 32.
 // Activations for 8-bit codes are kept in 16 bits there: inputs 0 and 2 of four, then 1 and 3, as a mask and a shift
@@ -34,12 +33,6 @@ struct RowLayout {
           scale_at(products_at + (code_bytes == 2 ? weight.num_groups() * 4 : 0)),
           bytes((scale_at + 4 + 63) / 64 * 64) {}
 };
-
-inline vi word_at(const void* from) {
-    int32_t word;
-    __builtin_memcpy(&word, from, sizeof word);
-    return vi{} + word;
-}
 
 #if defined(PENSTOCK_PAIRS)
 // Two vectors of sums for each row, beside four of codes, two of inputs and two of what is multiplied.

@@ -79,6 +79,12 @@ class PackedLinear:
             _ACTIVATIONS["silu" if activation is None and up is not None else activation],
         )
 
+    @property
+    def num_bytes(self) -> int:
+        """What it takes in memory, and a product reads."""
+        num_bytes: int = self._packed.num_bytes
+        return num_bytes
+
     def __call__(self, x: Tensor, added: Tensor | None = None) -> Tensor:
         """Return [T, N] float32 from ``x`` [T, K] float32, plus ``added`` [T, N], which it overwrites."""
         num_tokens, N = x.shape[0], self.num_outputs

@@ -2,7 +2,7 @@
 //
 // A vector holds W outputs, and every output is one chain of multiply-adds over the inputs in their order. So a row's
 // result is the same whatever other rows are computed beside it, and in whichever tile.
-#include "panels.h"
+#include "shortened.h"
 
 namespace penstock::PENSTOCK_ISA {
 namespace {
@@ -12,64 +12,112 @@ constexpr int64_t kWidenFrom = 2 * kMaxRows;
 
 struct F32Panel {
     const float* weights;
+    static F32Panel of(const PackedWeight& weight, int64_t panel) {
+        return {reinterpret_cast<const float*>(panel_at(weight, panel))};
+    }
+    static constexpr int kAtOnce = 1;
     static vf input(const float* x) { return splat(*x); }
     static vf add(vf sums, vf input, vf weights) { return fma(input, weights, sums); }
     F32Panel at(int64_t input) const { return {weights + input * kPanel}; }
-    void get(int64_t input, vf& first, vf& second) const {
-        first = load(weights + input * kPanel);
-        second = load(weights + input * kPanel + W);
+    template <int>
+    void get(int64_t input, vf (&to)[2]) const {
+        to[0] = load(weights + input * kPanel);
+        to[1] = load(weights + input * kPanel + W);
     }
 };
 
 struct BF16Panel {
     const uint32_t* weights;
+    static BF16Panel of(const PackedWeight& weight, int64_t panel) {
+        return {reinterpret_cast<const uint32_t*>(panel_at(weight, panel))};
+    }
+    static constexpr int kAtOnce = 1;
     static vf input(const float* x) { return splat(*x); }
     static vf add(vf sums, vf input, vf weights) { return fma(input, weights, sums); }
     BF16Panel at(int64_t input) const { return {weights + input * W}; }
-    void get(int64_t input, vf& first, vf& second) const {
-        const vi pairs = load_bits(weights + input * W);
-        first = as_floats(pairs << 16);
-        second = as_floats(pairs & (int32_t)0xffff0000u);
+    static void widen(vi words, vf (&to)[2]) {
+        to[0] = as_floats(words << 16);
+        to[1] = as_floats(words & (int32_t)0xffff0000u);
+    }
+    template <int>
+    void get(int64_t input, vf (&to)[2]) const {
+        widen(load_bits(weights + input * W), to);
     }
 };
 
 // Words of two inputs each, in the activations too: an input is a pair here.
 struct PairPanel {
     const uint32_t* weights;
-    static vf input(const float* x) {
-        int32_t pair;
-        __builtin_memcpy(&pair, x, sizeof pair);
-        return as_floats(vi{} + pair);
+    static PairPanel of(const PackedWeight& weight, int64_t panel) {
+        return {reinterpret_cast<const uint32_t*>(panel_at(weight, panel))};
     }
+    static constexpr int kAtOnce = 1;
+    static vf input(const float* x) { return as_floats(word_at(x)); }
     static vf add(vf sums, vf input, vf weights) { return dot2_bf16(sums, (vi)input, (vi)weights); }
     PairPanel at(int64_t input) const { return {weights + input * kPanel}; }
-    void get(int64_t input, vf& first, vf& second) const {
-        first = as_floats(load_bits(weights + input * kPanel));
-        second = as_floats(load_bits(weights + input * kPanel + W));
+    template <int>
+    void get(int64_t input, vf (&to)[2]) const {
+        to[0] = as_floats(load_bits(weights + input * kPanel));
+        to[1] = as_floats(load_bits(weights + input * kPanel + W));
     }
 };
 
+// Either of these in 12 bits each. Inputs, or pairs of them, come as many at once as four inputs are.
+struct ShortenedPanel {
+    const char* fours;
+    vbytes upper;
+    static ShortenedPanel of(const PackedWeight& weight, int64_t panel) {
+        return {panel_at(weight, panel), repeated(outliers_of(weight, panel).upper)};
+    }
+    static constexpr int kAtOnce = kBF16Pairs ? 2 : 4;
+    static vf input(const float* x) { return kBF16Pairs ? PairPanel::input(x) : BF16Panel::input(x); }
+    static vf add(vf sums, vf input, vf weights) {
+        return kBF16Pairs ? PairPanel::add(sums, input, weights) : BF16Panel::add(sums, input, weights);
+    }
+    ShortenedPanel at(int64_t input) const { return {fours + input / kAtOnce * kFourBytes, upper}; }
+    template <int WHICH>
+    inline __attribute__((always_inline)) void get(int64_t input, vf (&to)[2]) const {
+        vi words[2];
+        lengthen(fours + input / kAtOnce * kFourBytes, kBF16Pairs ? WHICH : WHICH / 2, upper, words);
+        if (!kBF16Pairs) return BF16Panel::widen(words[WHICH % 2], to);
+        to[0] = as_floats(words[0]);
+        to[1] = as_floats(words[1]);
+    }
+};
+
+// acc[row][panel][half] += one input of each row times its weights: of those at once from `k` on, number WHICH.
+template <int WHICH, int ROWS, int PANELS, class Panel>
+inline __attribute__((always_inline)) void add_input(vf (&acc)[ROWS][PANELS][2], const float* x, int64_t x_stride,
+                                                     const Panel* panels, int64_t k) {
+    vf weights[PANELS][2];
+#pragma GCC unroll 8
+    for (int p = 0; p < PANELS; ++p) panels[p].template get<WHICH>(k, weights[p]);
+#pragma GCC unroll 16
+    for (int r = 0; r < ROWS; ++r) {
+        const vf input = Panel::input(x + r * x_stride + WHICH);
+#pragma GCC unroll 8
+        for (int p = 0; p < PANELS; ++p) {
+            acc[r][p][0] = Panel::add(acc[r][p][0], input, weights[p][0]);
+            acc[r][p][1] = Panel::add(acc[r][p][1], input, weights[p][1]);
+        }
+    }
+}
+
 // sums[row][panel] (+)= x[row] * panel over `num_inputs` inputs.
 template <int ROWS, int PANELS, class Panel>
-void tile(const float* x, int64_t x_stride, const Panel* panels, int64_t num_inputs, bool from_zero, float* sums,
-          int64_t sums_stride) {
+__attribute__((noinline)) void tile(const float* x, int64_t x_stride, const Panel* panels, int64_t num_inputs,
+                                    bool from_zero, float* sums, int64_t sums_stride) {
     vf acc[ROWS][PANELS][2];
     for (int r = 0; r < ROWS; ++r)
         for (int p = 0; p < PANELS; ++p)
             for (int h = 0; h < 2; ++h)
                 acc[r][p][h] = from_zero ? vf{} : load(sums + p * sums_stride + r * kPanel + h * W);
-    for (int64_t k = 0; k < num_inputs; ++k) {
-        vf weights[PANELS][2];
-#pragma GCC unroll 8
-        for (int p = 0; p < PANELS; ++p) panels[p].get(k, weights[p][0], weights[p][1]);
-#pragma GCC unroll 16
-        for (int r = 0; r < ROWS; ++r) {
-            const vf input = Panel::input(x + r * x_stride + k);
-#pragma GCC unroll 8
-            for (int p = 0; p < PANELS; ++p) {
-                acc[r][p][0] = Panel::add(acc[r][p][0], input, weights[p][0]);
-                acc[r][p][1] = Panel::add(acc[r][p][1], input, weights[p][1]);
-            }
+    for (int64_t k = 0; k < num_inputs; k += Panel::kAtOnce) {
+        add_input<0>(acc, x + k, x_stride, panels, k);
+        if constexpr (Panel::kAtOnce > 1) add_input<1>(acc, x + k, x_stride, panels, k);
+        if constexpr (Panel::kAtOnce > 2) {
+            add_input<2>(acc, x + k, x_stride, panels, k);
+            add_input<3>(acc, x + k, x_stride, panels, k);
         }
     }
     for (int r = 0; r < ROWS; ++r)
@@ -89,19 +137,43 @@ void rows_or_fewer(int64_t num_rows, const float* x, int64_t x_stride, const Pan
     }
 }
 
-template <class Panel>
-void widen(const Panel& panel, int64_t num_inputs, float* to) {
-    for (int64_t k = 0; k < num_inputs; ++k) {
-        vf first, second;
-        panel.get(k, first, second);
-        store(to + k * kPanel, first);
-        store(to + k * kPanel + W, second);
+// Inputs of a panel as floats.
+void widen(const BF16Panel& panel, int64_t num_inputs, float* to) {
+    for (int64_t k = 0; k < num_inputs; ++k, to += kPanel) {
+        vf weights[2];
+        panel.get<0>(k, weights);
+        store(to, weights[0]);
+        store(to + W, weights[1]);
     }
 }
 
-template <class Panel>
-Panel panel_of(const PackedWeight& weight, int64_t panel) {
-    return {reinterpret_cast<decltype(Panel::weights)>(panel_at(weight, panel))};
+void widen(const ShortenedPanel& panel, int64_t num_inputs, float* to) {
+    for (int64_t k = 0; k < num_inputs; k += 4)
+        for (int which = 0; which < 2; ++which) {
+            vi words[2];
+            lengthen(panel.fours + k / 4 * kFourBytes, which, panel.upper, words);
+            for (int i = 0; i < 2; ++i, to += kPanel) {
+                vf weights[2];
+                BF16Panel::widen(words[i], weights);
+                store(to, weights[0]);
+                store(to + W, weights[1]);
+            }
+        }
+}
+
+// What panels of shortened weights leave out, of which there is little: sums[row] += x[row] * outliers.
+void complete(const LinearCall& call, int64_t panel, int64_t first_row, int64_t num_rows, float* sums) {
+    if (!call.weight->is_shortened) return;
+    const Outliers& outliers = outliers_of(*call.weight, panel);
+    const float* const x = call.x + first_row * call.x_stride;
+    for (int i = 0; i < outliers.count; ++i) {
+        const Outlier& one = outliers.each[i];
+        for (int64_t r = 0; r < num_rows; ++r) {
+            const float* const row = x + r * call.x_stride;
+            const float input = kBF16Pairs ? to_float(reinterpret_cast<const bf16*>(row)[one.input]) : row[one.input];
+            sums[r * kPanel + one.place] += input * to_float(one.value);
+        }
+    }
 }
 
 int64_t num_inputs_of(const PackedWeight& weight) {
@@ -116,13 +188,17 @@ void few_rows_of(const LinearCall& call, int64_t first_row, int64_t first_panel,
     int64_t p = first_panel;
     for (; p + PANELS <= end_panel; p += PANELS) {
         Panel panels[PANELS];
-        for (int i = 0; i < PANELS; ++i) panels[i] = panel_of<Panel>(*call.weight, p + i);
+        for (int i = 0; i < PANELS; ++i) panels[i] = Panel::of(*call.weight, p + i);
         tile<ROWS, PANELS>(x, call.x_stride, panels, K, true, sums, ROWS * kPanel);
-        for (int i = 0; i < PANELS; ++i) finish(call, p + i, first_row, ROWS, sums + i * ROWS * kPanel, nullptr);
+        for (int i = 0; i < PANELS; ++i) {
+            complete(call, p + i, first_row, ROWS, sums + i * ROWS * kPanel);
+            finish(call, p + i, first_row, ROWS, sums + i * ROWS * kPanel, nullptr);
+        }
     }
     for (; p < end_panel; ++p) {
-        const Panel panel = panel_of<Panel>(*call.weight, p);
+        const Panel panel = Panel::of(*call.weight, p);
         tile<ROWS, 1>(x, call.x_stride, &panel, K, true, sums, ROWS * kPanel);
+        complete(call, p, first_row, ROWS, sums);
         finish(call, p, first_row, ROWS, sums, nullptr);
     }
 }
@@ -149,16 +225,23 @@ void many_rows(const LinearCall& call, int64_t first_row, int64_t num_rows, int6
                 all_rows(panel, x, call.x_stride, num_rows, num_inputs, k == 0, sums);
             };
             if (weight.kind == Weight::kFloat32) {
-                with(panel_of<F32Panel>(weight, p).at(k));
+                with(F32Panel::of(weight, p).at(k));
+            } else if (weight.is_shortened && (kBF16Pairs || num_rows < kWidenFrom)) {
+                with(ShortenedPanel::of(weight, p).at(k));
             } else if (is_in_pairs(weight)) {
-                with(panel_of<PairPanel>(weight, p).at(k));
+                with(PairPanel::of(weight, p).at(k));
             } else if (num_rows < kWidenFrom) {
-                with(panel_of<BF16Panel>(weight, p).at(k));
+                with(BF16Panel::of(weight, p).at(k));
             } else {
-                widen(panel_of<BF16Panel>(weight, p).at(k), num_inputs, widened);
+                if (weight.is_shortened) {
+                    widen(ShortenedPanel::of(weight, p).at(k), num_inputs, widened);
+                } else {
+                    widen(BF16Panel::of(weight, p).at(k), num_inputs, widened);
+                }
                 with(F32Panel{widened});
             }
         }
+        complete(call, p, first_row, num_rows, sums);
         finish(call, p, first_row, num_rows, sums, nullptr);
     }
 }
@@ -167,6 +250,8 @@ template <int ROWS, int PANELS>
 void few_rows(const LinearCall& call, int64_t first_row, int64_t first_panel, int64_t end_panel, float* scratch) {
     if (call.weight->kind == Weight::kFloat32) {
         few_rows_of<ROWS, PANELS, F32Panel>(call, first_row, first_panel, end_panel, scratch);
+    } else if (call.weight->is_shortened) {
+        few_rows_of<ROWS, PANELS, ShortenedPanel>(call, first_row, first_panel, end_panel, scratch);
     } else if (is_in_pairs(*call.weight)) {
         few_rows_of<ROWS, PANELS, PairPanel>(call, first_row, first_panel, end_panel, scratch);
     } else {
@@ -187,7 +272,7 @@ void round_activations(const LinearCall& call, int64_t first_row, int64_t end_ro
     for (int64_t row = first_row; row < end_row; ++row) {
         bf16* const out = reinterpret_cast<bf16*>(call.rounded + row * rounded_row_bytes(*call.weight));
         for (int64_t k = 0; k < K; ++k) out[k] = to_bf16(call.x[row * call.x_stride + k]);
-        if (K % 2) out[K] = {0};
+        for (int64_t k = K; k < call.weight->padded_inputs; ++k) out[k] = {0};
     }
 }
 

@@ -1,5 +1,5 @@
 // From matrices as they come to panels, once at load.
-#include "panels.h"
+#include "shortened.h"
 
 namespace penstock::PENSTOCK_ISA {
 namespace {
@@ -191,9 +191,22 @@ void copy_codes(const PackedWeight& to, const Rows& rows, int64_t panel) {
     }
 }
 
+// By some of each row's numbers, from all its length.
+void begin_shortened(const PackedWeight& to, const Rows& rows, int64_t panel) {
+    constexpr int64_t kOfEach = 256;
+    bf16 sample[kOfEach * kPanel];
+    int64_t size = 0;
+    for (int64_t i = 0; i < kPanel; ++i)
+        for (int64_t j = 0; rows.source_row[i] >= 0 && j < kOfEach; ++j)
+            sample[size++] = rows.at<bf16>(i)[j * rows.num_inputs / kOfEach];
+    begin_panel(to, panel, sample, size);
+}
+
 }  // namespace
 
-void pack_panel(const PackedWeight& to, const WeightSource& from, int64_t panel) {
+int64_t panel_bytes_of(const PackedWeight& weight) { return panel_bytes(weight); }
+
+bool pack_panel(const PackedWeight& to, const WeightSource& from, int64_t panel) {
     Rows rows{&from, to.num_inputs, {}, {}, {}};
     for (int64_t i = 0; i < kPanel; ++i) {
         int64_t row = to.gated ? panel * W + i % W : panel * kPanel + i;
@@ -205,8 +218,11 @@ void pack_panel(const PackedWeight& to, const WeightSource& from, int64_t panel)
         rows.source_row[i] = is_there ? row : -1;
         rows.matrix[i] = rows.is_up[i] ? from.up : part->rows;
     }
-    if (to.has_codes() && from.kind == to.kind) return copy_codes(to, rows, panel);
-    if (to.has_codes()) return quantize_panel(to, rows, panel);
+    if (to.has_codes()) {
+        (from.kind == to.kind ? copy_codes : quantize_panel)(to, rows, panel);
+        return true;
+    }
+    if (to.is_shortened) begin_shortened(to, rows, panel);
     constexpr int64_t kInputs = 256;
     alignas(64) float x[kInputs * kPanel];
     for (int64_t first = 0; first < to.padded_inputs; first += kInputs) {
@@ -216,15 +232,16 @@ void pack_panel(const PackedWeight& to, const WeightSource& from, int64_t panel)
             __builtin_memcpy(panel_at(to, panel) + first * kPanel * 4, x, num_inputs * kPanel * 4);
             continue;
         }
-        // In a word two inputs of an output, or two outputs of an input; vectors of words are as many as inputs.
-        const bool in_pairs = is_in_pairs(to);
+        if (to.is_shortened) {
+            if (!shorten(to, panel, x, first, num_inputs)) return false;
+            continue;
+        }
         for (int64_t i = 0; i < num_inputs; ++i) {
-            const float* const lower = in_pairs ? x + (i - i % 2) * kPanel + i % 2 * W : x + i * kPanel;
-            const vi low = (vi)load(lower), high = (vi)load(lower + (in_pairs ? kPanel : W));
-            const vi words = ((low >> 16) & 0xffff) | (high & (int32_t)0xffff0000u);
+            const vi words = word_of_bf16(x + i / 2 * 2 * kPanel, (int)(i % 2));
             __builtin_memcpy(panel_at(to, panel) + (first + i) * W * 4, &words, sizeof words);
         }
     }
+    return true;
 }
 
 }  // namespace penstock::PENSTOCK_ISA

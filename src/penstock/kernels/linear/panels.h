@@ -7,6 +7,7 @@
 namespace penstock::PENSTOCK_ISA {
 
 constexpr int64_t kPanel = 2 * W;
+constexpr int64_t kVectorBytes = W * 4;
 // Rows of a tile: two vectors of outputs for each, two of weights and one of activations have to fit. Codes take up to
 // four vectors; that a few sums are kept in memory then costs less than fewer rows do.
 constexpr int kMaxRows = (NUM_REGISTERS - 4) / 2;
@@ -28,12 +29,28 @@ constexpr bool kBF16Pairs = true;
 constexpr bool kBF16Pairs = false;
 #endif
 
+#if defined(PENSTOCK_AVX2) || defined(PENSTOCK_AVX512)
+constexpr bool kShortens = true;
+#else
+constexpr bool kShortens = false;  // it takes more instructions there than memory it saves
+#endif
+
 inline bool is_in_pairs(const PackedWeight& weight) { return kBF16Pairs && weight.kind == Weight::kBFloat16; }
+
+// One vector of the two that two inputs of a panel of bfloat16s take, of [2, kPanel] floats: in a word two inputs of an
+// output, or two outputs of an input.
+inline vi word_of_bf16(const float* x, int which) {
+    const float* const lower = x + (kBF16Pairs ? which * W : which * kPanel);
+    return ((vi)load(lower) >> 16 & 0xffff) | ((vi)load(lower + (kBF16Pairs ? kPanel : W)) & (int32_t)0xffff0000u);
+}
 
 // What is smaller is taken for zero where it would be divided by.
 constexpr float kLeast = 1e-30f;
 
+int64_t shortened_panel_bytes(const PackedWeight& weight);
+
 inline int64_t panel_bytes(const PackedWeight& weight) {
+    if (weight.is_shortened) return shortened_panel_bytes(weight);
     constexpr int64_t kBits[] = {32, 16, 8, 4};
     return weight.padded_inputs * kPanel * kBits[static_cast<int>(weight.kind)] / 8;
 }

@@ -19,7 +19,8 @@ enum class Cache : int { kFloat32 = 0, kBFloat16 = 1, kInt8 = 2 };
 // panel inputs are outermost.
 //   float32: [K, panel_width].
 //   bfloat16: likewise, with two outputs to a word, half a panel apart; or, where there is an instruction that multiplies
-//     pairs and activations are rounded to bfloat16 for it, [K / 2, panel_width, 2].
+//     pairs and activations are rounded to bfloat16 for it, [K / 2, panel_width, 2]. Both also in 12 bits each without
+//     loss, as `linear/shortened.h` has it.
 //   8-bit codes: [K / 4, panel_width, 4], four inputs of an output to a word, which is what a dot product of bytes takes.
 //   4-bit codes: [K / 8, panel_width, 4], the next four inputs in the upper halves of the same bytes.
 // A code c stands for scale * (c - zero), with a scale and a zero for each output and group of inputs.
@@ -27,8 +28,10 @@ struct PackedWeight {
     Weight kind;
     int64_t num_outputs;
     int64_t num_inputs;
-    // What codes are padded to, with zeros: a multiple of kCodeInputs. bfloat16: an even number. float32: num_inputs.
+    // What codes are padded to, with zeros: a multiple of kCodeInputs. bfloat16: of four. float32: num_inputs.
     int64_t padded_inputs;
+    // bfloat16 in 12 bits; inputs are a multiple of four.
+    bool is_shortened;
     // Inputs that share a scale: a multiple of kCodeInputs up to kMaxGroup.
     int64_t group;
     // Codes only: activations are rounded to 8 bits, with a scale for each row, and multiplied as integers.
@@ -180,9 +183,12 @@ struct Kernels {
     const char* name;
     int64_t panel_width;
 
+    // Whether bfloat16 can be shortened.
+    bool shortens;
+    int64_t (*panel_bytes)(const PackedWeight& weight);
     // Floats into codes are quantized: 8 bits by the greatest magnitude of each group, 4 bits by the scale that leaves the
-    // least squared error.
-    void (*pack_panel)(const PackedWeight& to, const WeightSource& from, int64_t panel);
+    // least squared error. False: it is to be shortened, and its numbers are too far apart.
+    bool (*pack_panel)(const PackedWeight& to, const WeightSource& from, int64_t panel);
     // Bytes of a row of activations as the weight wants them; 0: as they are.
     int64_t (*rounded_row_bytes)(const PackedWeight& weight);
     void (*round_activations)(const LinearCall& call, int64_t first_row, int64_t end_row);

@@ -20,6 +20,7 @@
 #include <mutex>
 #include <new>
 #include <optional>
+#include <shared_mutex>
 #include <stdexcept>
 #include <string>
 #include <system_error>
@@ -196,6 +197,7 @@ class HugePages {
         stretch_->used += bytes;
     }
     char* data() const { return data_; }
+    int64_t size() const { return size_; }
 
     // Has the system hand out a page, if it has not, while others may be writing to it.
     void touch(int64_t page) const {
@@ -254,15 +256,12 @@ class PackedMatrix {
         packed_.input_scale = input_scale;
         packed_.input_zero = input_zero;
         packed_.gated = up != 0;
-        const int64_t num_scales = group ? num_places() * packed_.num_groups() : 0;
-        const int64_t panels_bytes = ceil_div(num_places() * packed_.padded_inputs * bits_of(kind) / 8, 64) * 64;
-        memory_.emplace(panels_bytes + num_scales * sizeof(float));
-        packed_.panels = memory_->data();
-        if (group) packed_.scales = reinterpret_cast<float*>(memory_->data() + panels_bytes);
+        packed_.is_shortened = kernels_.shortens && packed_.kind == Weight::kBFloat16 && num_inputs % 4 == 0;
         if (zeros || up_zeros) {
-            zeros_.resize(num_scales);
+            zeros_.resize(num_scales());
             packed_.zeros = zeros_.data();
         }
+        take_memory();
         int64_t num_rows = 0;
         for (const auto& [rows, count] : parts) {
             parts_.push_back({at<const void>(rows), count});
@@ -277,32 +276,51 @@ class PackedMatrix {
     PackedMatrix& operator=(const PackedMatrix&) = delete;
 
     const Kernels& kernels() const { return kernels_; }
-    const PackedWeight& packed() const { return packed_; }
     int64_t num_panels() const { return num_panels_; }
+    int64_t num_bytes() const { return memory_->size() + zeros_.size(); }
     int64_t panel_outputs() const { return panel_outputs_; }
     int64_t num_places() const { return num_panels_ * kernels_.panel_width; }
 
     // Packs until every panel is taken, or until `stop`. First each thread has pages of its own handed out: several that
     // write to the same new one at once each wait for the system to zero a whole huge page, and all but one throw it away.
     void pack(const std::atomic<bool>& stop) {
+        std::shared_lock lock(layout_mutex_);
         for (int64_t page; !stop && (page = next_page_.fetch_add(1)) < memory_->num_pages();) memory_->touch(page);
         for (int64_t panel; !stop && (panel = next_.fetch_add(1)) < num_panels_;) {
-            kernels_.pack_panel(packed_, source_, panel);
+            if (fits_ && !kernels_.pack_panel(packed_, source_, panel)) fits_ = false;
             if (num_packed_.fetch_add(1) + 1 < num_panels_) continue;
-            if (is_mapped_) forget_source();
-            is_packed_ = true;
+            if (is_mapped_ && fits_) forget_source();
+            is_through_ = true;
         }
     }
 
-    // Returns when all of it is packed, having helped.
-    void finish() {
+    // Returns it when all of it is packed, having helped. What cannot be shortened is packed again as it is.
+    const PackedWeight& finish() {
         static const std::atomic<bool> never{false};
         Machine& machine = Machine::get();
-        if (next_ < num_panels_) machine.each(machine.num_threads(), 0, [&](int64_t, float*) { pack(never); });
-        while (!is_packed_) std::this_thread::yield();
+        while (true) {
+            if (next_ < num_panels_) machine.each(machine.num_threads(), 0, [&](int64_t, float*) { pack(never); });
+            while (!is_through_) std::this_thread::yield();
+            if (fits_) return packed_;
+            std::unique_lock lock(layout_mutex_);
+            packed_.is_shortened = false;
+            take_memory();
+            next_ = next_page_ = num_packed_ = 0;
+            fits_ = true;
+            is_through_ = false;
+        }
     }
 
    private:
+    int64_t num_scales() const { return packed_.group ? num_places() * packed_.num_groups() : 0; }
+
+    void take_memory() {
+        const int64_t panels_bytes = ceil_div(num_panels_ * kernels_.panel_bytes(packed_), 64) * 64;
+        memory_.emplace(panels_bytes + num_scales() * sizeof(float));
+        packed_.panels = memory_->data();
+        if (packed_.group) packed_.scales = reinterpret_cast<float*>(memory_->data() + panels_bytes);
+    }
+
     void forget_source() {
         const int64_t row_bytes = packed_.num_inputs * bits_of(static_cast<int>(source_.kind)) / 8;
         for (const WeightPart& part : parts_) forget(part.rows, part.num_rows * row_bytes);
@@ -318,7 +336,7 @@ class PackedMatrix {
     }
 
     static int64_t padded(int64_t num_inputs, Weight kind) {
-        const int64_t to = kind == Weight::kFloat32 ? 1 : kind == Weight::kBFloat16 ? 2 : kCodeInputs;
+        const int64_t to = kind == Weight::kFloat32 ? 1 : kind == Weight::kBFloat16 ? 4 : kCodeInputs;
         return ceil_div(num_inputs, to) * to;
     }
 
@@ -348,7 +366,9 @@ class PackedMatrix {
     std::atomic<int64_t> next_page_{0};
     std::atomic<int64_t> next_{0};
     std::atomic<int64_t> num_packed_{0};
-    std::atomic<bool> is_packed_{false};
+    std::atomic<bool> fits_{true};
+    std::atomic<bool> is_through_{false};  // with every panel
+    std::shared_mutex layout_mutex_;       // shared by those who pack
 };
 
 // Threads of their own that pack matrices in their order, on cores that nobody else wants: the interpreter is importing
@@ -391,7 +411,7 @@ class PackedLinear {
         : matrix_(std::move(matrix)),
           kernels_(matrix_->kernels()),
           num_panels_(matrix_->num_panels()),
-          packed_(matrix_->packed()) {
+          packed_(matrix_->finish()) {
         packed_.activation = static_cast<Activation>(activation);
         if (bias) {
             const int64_t each = matrix_->panel_outputs();
@@ -403,7 +423,6 @@ class PackedLinear {
             }
             packed_.bias = bias_.data();
         }
-        matrix_->finish();
     }
 
     void run(Address x, int64_t x_stride, int64_t num_rows, Address out, int64_t out_stride, Address added) const {
@@ -418,6 +437,8 @@ class PackedLinear {
         });
     }
 
+    // What of it is in memory, and read by each product.
+    int64_t num_bytes() const { return matrix_->num_bytes(); }
     const PackedWeight& packed() const { return packed_; }
     const Kernels& kernels() const { return kernels_; }
 
@@ -795,7 +816,8 @@ NB_MODULE(_native, m) {
     nb::class_<PackedLinear>(m, "PackedLinear")
         .def(nb::init<std::shared_ptr<PackedMatrix>, Address, Address, int>(), Unlocked())
         .def("run", &PackedLinear::run, Unlocked())
-        .def("embed", &embed_packed, Unlocked());
+        .def("embed", &embed_packed, Unlocked())
+        .def_prop_ro("num_bytes", &PackedLinear::num_bytes);
     nb::class_<AttentionPlan>(m, "AttentionPlan")
         .def(nb::init<int64_t, Address, Address, Address, int64_t, Address, Address, int64_t, int64_t, int64_t, int64_t,
                       int64_t, float>())

@@ -36,6 +36,7 @@ constexpr int NUM_REGISTERS = 16;
 typedef float vf __attribute__((vector_size(W * 4)));
 typedef int32_t vi __attribute__((vector_size(W * 4)));
 typedef int16_t vs __attribute__((vector_size(W * 4)));
+typedef uint8_t vbytes __attribute__((vector_size(W * 4)));
 
 struct bf16 {
     uint16_t bits;
@@ -53,6 +54,12 @@ static inline vi load_bits(const void* from) {
     vi v;
     __builtin_memcpy(&v, from, sizeof v);
     return v;
+}
+
+static inline vi word_at(const void* from) {
+    int32_t word;
+    __builtin_memcpy(&word, from, sizeof word);
+    return vi{} + word;
 }
 
 static inline vf as_floats(vi v) { return (vf)v; }
@@ -200,6 +207,78 @@ static inline vi in_pairs(vi first, vi second) {
     for (int i = 0; i < W / 2; ++i) lower[i] = all[2 * i], upper[i] = all[2 * i + 1];
 #endif
     return (load_bits(&lower) & 0xffff) | load_bits(&upper) << 16;
+}
+
+// Sixteen bytes, again and again.
+static inline vbytes repeated(const uint8_t* from) {
+#if defined(PENSTOCK_512_BITS)
+    return (vbytes)_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)from));
+#elif defined(PENSTOCK_256_BITS)
+    return (vbytes)_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)from));
+#else
+    vbytes out;
+    for (int i = 0; i < W * 4; ++i) out[i] = from[i % 16];
+    return out;
+#endif
+}
+
+// The byte of `table`, which repeats every sixteen, that each of `indices` below 16 has.
+static inline vbytes look_up(vbytes table, vbytes indices) {
+#if defined(PENSTOCK_512_BITS)
+    return (vbytes)_mm512_shuffle_epi8((__m512i)table, (__m512i)indices);
+#elif defined(PENSTOCK_256_BITS)
+    return (vbytes)_mm256_shuffle_epi8((__m256i)table, (__m256i)indices);
+#else
+    vbytes out;
+    for (int i = 0; i < W * 4; ++i) out[i] = table[indices[i]];
+    return out;
+#endif
+}
+
+// 16 bits of each lower and upper byte: of each sixteen of these eight to the first, eight to the second.
+static inline void interleave(vbytes lower, vbytes upper, vi (&words)[2]) {
+#if defined(PENSTOCK_512_BITS)
+    words[0] = (vi)_mm512_unpacklo_epi8((__m512i)lower, (__m512i)upper);
+    words[1] = (vi)_mm512_unpackhi_epi8((__m512i)lower, (__m512i)upper);
+#elif defined(PENSTOCK_256_BITS)
+    words[0] = (vi)_mm256_unpacklo_epi8((__m256i)lower, (__m256i)upper);
+    words[1] = (vi)_mm256_unpackhi_epi8((__m256i)lower, (__m256i)upper);
+#else
+    uint16_t out[2][W * 2];
+    for (int i = 0; i < W * 4; ++i) out[i % 16 / 8][i / 16 * 8 + i % 8] = (uint16_t)(lower[i] | upper[i] << 8);
+    __builtin_memcpy(words, out, sizeof out);
+#endif
+}
+
+// What `interleave` would make the words of.
+static inline void separate(const vi (&words)[2], vbytes& lower, vbytes& upper) {
+#if defined(PENSTOCK_512_BITS)
+    const __m512i mask = _mm512_set1_epi16(255), first = (__m512i)words[0], second = (__m512i)words[1];
+    lower = (vbytes)_mm512_packus_epi16(_mm512_and_si512(first, mask), _mm512_and_si512(second, mask));
+    upper = (vbytes)_mm512_packus_epi16(_mm512_srli_epi16(first, 8), _mm512_srli_epi16(second, 8));
+#elif defined(PENSTOCK_256_BITS)
+    const __m256i mask = _mm256_set1_epi16(255), first = (__m256i)words[0], second = (__m256i)words[1];
+    lower = (vbytes)_mm256_packus_epi16(_mm256_and_si256(first, mask), _mm256_and_si256(second, mask));
+    upper = (vbytes)_mm256_packus_epi16(_mm256_srli_epi16(first, 8), _mm256_srli_epi16(second, 8));
+#else
+    uint16_t from[2][W * 2];
+    __builtin_memcpy(from, words, sizeof from);
+    for (int i = 0; i < W * 4; ++i) {
+        lower[i] = (uint8_t)from[i % 16 / 8][i / 16 * 8 + i % 8];
+        upper[i] = (uint8_t)(from[i % 16 / 8][i / 16 * 8 + i % 8] >> 8);
+    }
+#endif
+}
+
+static inline bool has_zeros(vbytes v) {
+    uint64_t each[W / 2];
+    __builtin_memcpy(each, &v, sizeof each);
+    uint64_t all = ~uint64_t{0};
+    for (uint64_t one : each) {
+        const uint64_t lowest = 0x0101010101010101u;
+        all &= ~((one - lowest) & ~one & lowest << 7);
+    }
+    return all != ~uint64_t{0};
 }
 
 // `sums` and the dot products of four unsigned codes with four signed activations, in 32 bits.

@@ -1,13 +1,14 @@
 // The table of one instruction set; compiled once for each.
 #include "kernels.h"
-#include "simd.h"
+#include "../linear/panels.h"
 
 #define PENSTOCK_TEXT_(x) #x
 #define PENSTOCK_TEXT(x) PENSTOCK_TEXT_(x)
 
 namespace penstock::PENSTOCK_ISA {
 
-void pack_panel(const PackedWeight& to, const WeightSource& from, int64_t panel);
+int64_t panel_bytes_of(const PackedWeight& weight);
+bool pack_panel(const PackedWeight& to, const WeightSource& from, int64_t panel);
 int64_t rounded_row_bytes(const PackedWeight& weight);
 void round_activations(const LinearCall& call, int64_t first_row, int64_t end_row);
 int64_t linear_scratch_floats();
@@ -31,7 +32,9 @@ int64_t multiply_add_bytes(int64_t num_rounds, float* out);
 
 const Kernels kernels = {
     PENSTOCK_TEXT(PENSTOCK_ISA),
-    2 * W,
+    kPanel,
+    kShortens,
+    panel_bytes_of,
     pack_panel,
     rounded_row_bytes,
     round_activations,
