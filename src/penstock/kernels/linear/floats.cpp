@@ -85,54 +85,46 @@ struct ShortenedPanel {
     }
 };
 
-// acc[row][panel][half] += one input of each row times its weights: of those at once from `k` on, number WHICH.
-template <int WHICH, int ROWS, int PANELS, class Panel>
-inline __attribute__((always_inline)) void add_input(vf (&acc)[ROWS][PANELS][2], const float* x, int64_t x_stride,
-                                                     const Panel* panels, int64_t k) {
-    vf weights[PANELS][2];
-#pragma GCC unroll 8
-    for (int p = 0; p < PANELS; ++p) panels[p].template get<WHICH>(k, weights[p]);
+// acc[row][half] += one input of each row times its weights: of those at once from `k` on, number WHICH.
+template <int WHICH, int ROWS, class Panel>
+inline __attribute__((always_inline)) void add_input(vf (&acc)[ROWS][2], const float* x, int64_t x_stride,
+                                                     const Panel& panel, int64_t k) {
+    vf weights[2];
+    panel.template get<WHICH>(k, weights);
 #pragma GCC unroll 16
     for (int r = 0; r < ROWS; ++r) {
         const vf input = Panel::input(x + r * x_stride + WHICH);
-#pragma GCC unroll 8
-        for (int p = 0; p < PANELS; ++p) {
-            acc[r][p][0] = Panel::add(acc[r][p][0], input, weights[p][0]);
-            acc[r][p][1] = Panel::add(acc[r][p][1], input, weights[p][1]);
-        }
+        acc[r][0] = Panel::add(acc[r][0], input, weights[0]);
+        acc[r][1] = Panel::add(acc[r][1], input, weights[1]);
     }
 }
 
-// sums[row][panel] (+)= x[row] * panel over `num_inputs` inputs.
-template <int ROWS, int PANELS, class Panel>
-__attribute__((noinline)) void tile(const float* x, int64_t x_stride, const Panel* panels, int64_t num_inputs,
-                                    bool from_zero, float* sums, int64_t sums_stride) {
-    vf acc[ROWS][PANELS][2];
+// sums[row] (+)= x[row] * panel over `num_inputs` inputs.
+template <int ROWS, class Panel>
+__attribute__((noinline)) void tile(const float* x, int64_t x_stride, const Panel& panel, int64_t num_inputs,
+                                    bool from_zero, float* sums) {
+    vf acc[ROWS][2];
     for (int r = 0; r < ROWS; ++r)
-        for (int p = 0; p < PANELS; ++p)
-            for (int h = 0; h < 2; ++h)
-                acc[r][p][h] = from_zero ? vf{} : load(sums + p * sums_stride + r * kPanel + h * W);
+        for (int h = 0; h < 2; ++h) acc[r][h] = from_zero ? vf{} : load(sums + r * kPanel + h * W);
     for (int64_t k = 0; k < num_inputs; k += Panel::kAtOnce) {
-        add_input<0>(acc, x + k, x_stride, panels, k);
-        if constexpr (Panel::kAtOnce > 1) add_input<1>(acc, x + k, x_stride, panels, k);
+        add_input<0>(acc, x + k, x_stride, panel, k);
+        if constexpr (Panel::kAtOnce > 1) add_input<1>(acc, x + k, x_stride, panel, k);
         if constexpr (Panel::kAtOnce > 2) {
-            add_input<2>(acc, x + k, x_stride, panels, k);
-            add_input<3>(acc, x + k, x_stride, panels, k);
+            add_input<2>(acc, x + k, x_stride, panel, k);
+            add_input<3>(acc, x + k, x_stride, panel, k);
         }
     }
     for (int r = 0; r < ROWS; ++r)
-        for (int p = 0; p < PANELS; ++p)
-            for (int h = 0; h < 2; ++h) store(sums + p * sums_stride + r * kPanel + h * W, acc[r][p][h]);
+        for (int h = 0; h < 2; ++h) store(sums + r * kPanel + h * W, acc[r][h]);
 }
 
-template <int ROWS, int PANELS, class Panel>
-void rows_or_fewer(int64_t num_rows, const float* x, int64_t x_stride, const Panel* panels, int64_t num_inputs,
-                   bool from_zero, float* sums, int64_t sums_stride) {
+template <int ROWS, class... Rest>
+void rows_or_fewer(int64_t num_rows, const Rest&... rest) {
     if constexpr (ROWS > 0) {
         if (num_rows == ROWS) {
-            tile<ROWS, PANELS>(x, x_stride, panels, num_inputs, from_zero, sums, sums_stride);
+            tile<ROWS>(rest...);
         } else {
-            rows_or_fewer<ROWS - 1, PANELS>(num_rows, x, x_stride, panels, num_inputs, from_zero, sums, sums_stride);
+            rows_or_fewer<ROWS - 1>(num_rows, rest...);
         }
     }
 }
@@ -180,46 +172,25 @@ int64_t num_inputs_of(const PackedWeight& weight) {
     return is_in_pairs(weight) ? weight.padded_inputs / 2 : weight.num_inputs;
 }
 
-// Few rows: the weights' way from memory is what takes time, and several panels at once keep enough in flight.
-template <int ROWS, int PANELS, class Panel>
-void few_rows_of(const LinearCall& call, int64_t first_row, int64_t first_panel, int64_t end_panel, float* sums) {
-    const int64_t K = num_inputs_of(*call.weight);
-    const float* x = call.x + first_row * call.x_stride;
-    int64_t p = first_panel;
-    for (; p + PANELS <= end_panel; p += PANELS) {
-        Panel panels[PANELS];
-        for (int i = 0; i < PANELS; ++i) panels[i] = Panel::of(*call.weight, p + i);
-        tile<ROWS, PANELS>(x, call.x_stride, panels, K, true, sums, ROWS * kPanel);
-        for (int i = 0; i < PANELS; ++i) {
-            complete(call, p + i, first_row, ROWS, sums + i * ROWS * kPanel);
-            finish(call, p + i, first_row, ROWS, sums + i * ROWS * kPanel, nullptr);
-        }
-    }
-    for (; p < end_panel; ++p) {
-        const Panel panel = Panel::of(*call.weight, p);
-        tile<ROWS, 1>(x, call.x_stride, &panel, K, true, sums, ROWS * kPanel);
-        complete(call, p, first_row, ROWS, sums);
-        finish(call, p, first_row, ROWS, sums, nullptr);
-    }
-}
-
 template <class Panel>
 void all_rows(const Panel& panel, const float* x, int64_t x_stride, int64_t num_rows, int64_t num_inputs,
               bool from_zero, float* sums) {
     for (int64_t r = 0; r < num_rows; r += kMaxRows)
-        rows_or_fewer<kMaxRows, 1>(min(kMaxRows, num_rows - r), x + r * x_stride, x_stride, &panel, num_inputs,
-                                   from_zero, sums + r * kPanel, 0);
+        rows_or_fewer<kMaxRows>(min(kMaxRows, num_rows - r), x + r * x_stride, x_stride, panel, num_inputs, from_zero,
+                                sums + r * kPanel);
 }
 
-void many_rows(const LinearCall& call, int64_t first_row, int64_t num_rows, int64_t first_panel, int64_t end_panel,
-               float* scratch) {
+void up_to_128_rows(const LinearCall& call, int64_t first_row, int64_t num_rows, int64_t first_panel, int64_t end_panel,
+                    float* scratch) {
     const PackedWeight& weight = *call.weight;
     const int64_t K = num_inputs_of(weight);
+    // What one tile takes is not needed again.
+    const int64_t part = num_rows <= kMaxRows ? K : kFloatInputs;
     float* const sums = scratch;
     float* const widened = scratch + kRows * kPanel;
     for (int64_t p = first_panel; p < end_panel; ++p) {
-        for (int64_t k = 0; k < K; k += kFloatInputs) {
-            const int64_t num_inputs = min(kFloatInputs, K - k);
+        for (int64_t k = 0; k < K; k += part) {
+            const int64_t num_inputs = min(part, K - k);
             const float* const x = call.x + first_row * call.x_stride + k;
             const auto with = [&](auto panel) {
                 all_rows(panel, x, call.x_stride, num_rows, num_inputs, k == 0, sums);
@@ -243,19 +214,6 @@ void many_rows(const LinearCall& call, int64_t first_row, int64_t num_rows, int6
         }
         complete(call, p, first_row, num_rows, sums);
         finish(call, p, first_row, num_rows, sums, nullptr);
-    }
-}
-
-template <int ROWS, int PANELS>
-void few_rows(const LinearCall& call, int64_t first_row, int64_t first_panel, int64_t end_panel, float* scratch) {
-    if (call.weight->kind == Weight::kFloat32) {
-        few_rows_of<ROWS, PANELS, F32Panel>(call, first_row, first_panel, end_panel, scratch);
-    } else if (call.weight->is_shortened) {
-        few_rows_of<ROWS, PANELS, ShortenedPanel>(call, first_row, first_panel, end_panel, scratch);
-    } else if (is_in_pairs(*call.weight)) {
-        few_rows_of<ROWS, PANELS, PairPanel>(call, first_row, first_panel, end_panel, scratch);
-    } else {
-        few_rows_of<ROWS, PANELS, BF16Panel>(call, first_row, first_panel, end_panel, scratch);
     }
 }
 
@@ -353,19 +311,8 @@ void linear(const LinearCall& given, int64_t first_row, int64_t end_row, int64_t
         call.x = reinterpret_cast<const float*>(call.rounded);
         call.x_stride = rounded_row_bytes(*call.weight) / 4;
     }
-    for (int64_t row = first_row; row < end_row; row += kRows) {
-        const int64_t num_rows = min(kRows, end_row - row);
-        switch (num_rows) {
-            case 1:
-                few_rows<1, 4>(call, row, first_panel, end_panel, scratch);
-                break;
-            case 2:
-                few_rows<2, 2>(call, row, first_panel, end_panel, scratch);
-                break;
-            default:
-                many_rows(call, row, num_rows, first_panel, end_panel, scratch);
-        }
-    }
+    for (int64_t row = first_row; row < end_row; row += kRows)
+        up_to_128_rows(call, row, min(kRows, end_row - row), first_panel, end_panel, scratch);
 }
 
 }  // namespace penstock::PENSTOCK_ISA
