@@ -303,6 +303,19 @@ static inline vf dot2_bf16(vf sums, vi a, vi b) {
 #endif
 }
 
+// Words of which the lower half is first's and the upper second's.
+static inline vi load_pairs(const bf16* first, const bf16* second) {
+#if defined(PENSTOCK_512_BITS)
+    const __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_loadu_si256((const __m256i*)first)),
+                                            _mm256_loadu_si256((const __m256i*)second), 1);
+    vs order;
+    for (int i = 0; i < 2 * W; ++i) order[i] = (int16_t)(i / 2 + i % 2 * W);
+    return (vi)_mm512_permutexvar_epi16((__m512i)order, both);
+#else
+    return (vi)load(second) | ((vi)load(first) >> 16 & 0xffff);
+#endif
+}
+
 static inline float to_float(float x) { return x; }
 
 static inline float to_float(int8_t x) { return x; }
@@ -325,6 +338,17 @@ static inline bf16 to_bf16(float x) {
 }
 
 static inline void put(bf16* to, float x) { *to = to_bf16(x); }
+
+// The numbers of two vectors, none of them subnormal, rounded to bfloat16, two to a word in their order.
+static inline vi round_pairs(vf first, vf second) {
+#if defined(PENSTOCK_512_BITS) && defined(__AVX512BF16__)
+    return (vi)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+#else
+    bf16 rounded[2 * W];
+    for (int i = 0; i < W; ++i) rounded[i] = to_bf16(first[i]), rounded[W + i] = to_bf16(second[i]);
+    return load_bits(rounded);
+#endif
+}
 
 // e^x is the result times 2^exponent. Cody and Waite's reduction by ln 2, and the polynomial of Cephes' expf.
 static inline vf reduced_exp(vf x, vi& exponent) {

@@ -1,55 +1,70 @@
 // Attention over a paged cache, read where it lies.
 //
 // The rows of a tile are query tokens of one sequence by the query heads that share a KV head. The context is taken in
-// chunks of kChunk tokens: scores, then the running maximum and sum (Milakov and Gimelshein, "Online normalizer
-// calculation for softmax", 2018), then the weighted values. Chunks and spans of them begin at fixed positions, and
-// every score and every weighted sum is one chain in a fixed order. So a token's result depends neither on what it is
-// computed beside nor on how its prompt was cut into steps.
+// spans of kSpan tokens: scores, their maximum, weights, then the weighted values; spans are put together by their maxima
+// and sums (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018). Spans begin at fixed positions,
+// and every score and every weighted sum is one chain in a fixed order. So a token's result depends neither on what it
+// is computed beside nor on how its prompt was cut into steps.
 #include "../native/kernels.h"
 #include "../native/simd.h"
 
 namespace penstock::PENSTOCK_ISA {
 namespace {
 
-constexpr int64_t kChunk = 64;
 constexpr int64_t kTile = 16;  // keys side by side in a block
 constexpr int kVectors = kTile / W;
-constexpr int64_t kTiles = kChunk / kTile;
-constexpr int kMaxRows = 6;  // computed together: two vectors of sums each fit in 16 registers
+constexpr int64_t kChunk = 64;  // tokens on their way from memory while those before them are computed
+constexpr int64_t kBand = 24;   // rows whose scores of a span stay in the first-level cache
+constexpr int kMaxRows = 6;     // computed together: two vectors of sums each fit in 16 registers
 constexpr float kLowest = -3.402823466e38f;
 
-static_assert(kSpan % kChunk == 0);
+// Queries and weights are rounded to bfloat16 for a bfloat16 cache where there is an instruction for pairs of those.
+#if defined(PENSTOCK_BF16)
+constexpr bool kBF16Pairs = true;
+#else
+constexpr bool kBF16Pairs = false;
+#endif
 
-// A chunk's keys and values, wherever their blocks are.
+static_assert(kSpan % kChunk == 0 && kChunk % kTile == 0);
+
+// A span's keys and values, wherever their blocks are, and those of the chunk behind it, which are fetched ahead.
 template <class T>
-struct Chunk {
+struct Span {
     // Each [D, 16], rows key_stride apart; those from first_tile on to end_tile hold tokens that are seen.
-    const T* keys[kTiles];
+    const T* keys[(kSpan + kChunk) / kTile];
     int64_t first_tile;
     int64_t end_tile;
     int64_t key_stride;
-    const T* values[kChunk];  // each [D]; set for tokens that are seen
+    const T* values[kSpan + kChunk];  // each [D]; set for tokens that are seen
     // What codes stand for one of, for the same tokens; unused in other caches. A key's scale goes into its score and a
     // value's into its weight, so that the sums are of codes.
-    float key_scales[kChunk] = {};
-    float value_scales[kChunk] = {};
+    float key_scales[kSpan] = {};
+    float value_scales[kSpan] = {};
 
     // Whatever has not been found yet points somewhere, so that it can be prefetched.
-    explicit Chunk(const CacheView& cache) {
+    explicit Span(const CacheView& cache) {
         for (const T*& tile : keys) tile = static_cast<const T*>(cache.k);
         for (const T*& value : values) value = static_cast<const T*>(cache.v);
     }
 };
 
 struct Scratch {
-    float* scores;   // [rows, kChunk]
-    float* part;     // [rows, D] a span's weighted sum
-    float* whole;    // [rows, D]
-    float* part_high;   // [rows] a span's highest score
-    float* part_sum;    // [rows] and its sum of weights
-    float* whole_high;
-    float* whole_sum;
-    float* gathered; // [2, kTiles, D, kTile] keys of blocks that do not hold whole tiles, of two chunks
+    float* scores;    // [kBand, kSpan], then weights in their place
+    float* part;      // [kBand, D] a span's weighted sums
+    float* whole;     // [rows, D]
+    float* gathered;  // [kSpan / kTile, D, kTile] keys of blocks that do not hold whole tiles
+    float* pairs;     // [rows, D / 2] queries
+    float* packed_k;  // [kSpan / kTile, D / 2, kTile] pairs of keys' elements
+    float* packed_v;  // [kSpan / 2, D] pairs of values
+    float* nothing;   // [D / 2] zeros: a value beside one that is seen
+    float part_high[kBand];  // a span's highest score
+    float part_sum[kBand];   // and its sum of weights
+    float whole_high[kMaxTileRows];
+    float whole_sum[kMaxTileRows];
+
+    static int64_t size(int64_t D) {
+        return kBand * (kSpan + D) + kMaxTileRows * D + kSpan * D + kMaxTileRows * D / 2 + kSpan * D + D / 2;
+    }
 
     Scratch(float* from, int64_t D) {
         const auto take = [&from](int64_t n) {
@@ -57,50 +72,55 @@ struct Scratch {
             from += n;
             return taken;
         };
-        scores = take(kMaxTileRows * kChunk);
-        part = take(kMaxTileRows * D);
+        scores = take(kBand * kSpan);
+        part = take(kBand * D);
         whole = take(kMaxTileRows * D);
-        part_high = take(kMaxTileRows);
-        part_sum = take(kMaxTileRows);
-        whole_high = take(kMaxTileRows);
-        whole_sum = take(kMaxTileRows);
-        gathered = take(2 * kChunk * D);
+        gathered = take(kSpan * D);
+        packed_k = take(kSpan * D / 2);
+        packed_v = take(kSpan * D / 2);
+        pairs = take(kMaxTileRows * D / 2);
+        nothing = take(D / 2);
     }
 };
 
-// Tokens [first, end) of the chunk that begins at position `begin` are set up; scores of others are computed from
-// whatever lies there and have to be masked.
+// Tokens [first, end) of the span that begins at position `begin` are set up; scores of others are computed from whatever
+// lies there and have to be masked. Those up to `ahead` are only found.
 template <class T>
-void find_chunk(const AttentionCall& call, int64_t begin, int64_t first, int64_t end, Chunk<T>& chunk, T* gathered) {
+void find_span(const AttentionCall& call, int64_t begin, int64_t first, int64_t end, int64_t ahead, Span<T>& span,
+               T* gathered) {
     const CacheView& cache = *call.cache;
     const int64_t G = cache.num_kv_heads, D = cache.head_dim, P = cache.block_size, g = call.task->kv_head;
     const T* const k = static_cast<const T*>(cache.k);
     const T* const v = static_cast<const T*>(cache.v);
     const auto block_of = [&](int64_t position) -> int64_t { return call.table[(position - call.table_start) / P]; };
     const bool whole_tiles = P % kTile == 0;
-    chunk.key_stride = whole_tiles ? P : kTile;
-    chunk.first_tile = (first - begin) / kTile;
-    chunk.end_tile = (end - begin + kTile - 1) / kTile;
-    for (int64_t i = chunk.first_tile; i < chunk.end_tile; ++i) {
-        const int64_t tile = begin + i * kTile;
-        if (whole_tiles) {
-            // Blocks are aligned to positions, so a tile lies in one of them.
-            chunk.keys[i] = k + (block_of(tile) * G + g) * D * P + tile % P;
-        } else {
-            chunk.keys[i] = gathered + i * D * kTile;
+    span.key_stride = whole_tiles ? P : kTile;
+    span.first_tile = (first - begin) / kTile;
+    span.end_tile = (end - begin + kTile - 1) / kTile;
+    if (whole_tiles) {
+        // Blocks are aligned to positions, so a tile lies in one of them.
+        for (int64_t i = span.first_tile; begin + i * kTile < ahead; ++i) {
+            const int64_t tile = begin + i * kTile;
+            span.keys[i] = k + (block_of(tile) * G + g) * D * P + tile % P;
+        }
+    } else {
+        for (int64_t i = span.first_tile; i < span.end_tile; ++i) {
+            span.keys[i] = gathered + i * D * kTile;
             for (int64_t j = 0; j < kTile; ++j)
-                if (tile + j < first || tile + j >= end)
+                if (begin + i * kTile + j < first || begin + i * kTile + j >= end)
                     for (int64_t d = 0; d < D; ++d) gathered[(i * D + d) * kTile + j] = T{};
         }
     }
     // A block's tokens at a time.
-    for (int64_t position = first; position < end;) {
-        const int64_t offset = position % P, num_tokens = min(P - offset, end - position);
+    for (int64_t position = first; position < ahead;) {
+        const int64_t offset = position % P, num_tokens = min(P - offset, (position < end ? end : ahead) - position);
         const int64_t head = block_of(position) * G + g, place = head * P + offset, at = position - begin;
-        for (int64_t j = 0; j < num_tokens; ++j) chunk.values[at + j] = v + (place + j) * D;
+        for (int64_t j = 0; j < num_tokens; ++j) span.values[at + j] = v + (place + j) * D;
+        position += num_tokens;
+        if (position > end) continue;
         if constexpr (__is_same(T, int8_t)) {
-            __builtin_memcpy(chunk.key_scales + at, cache.k_scales + place, num_tokens * sizeof(float));
-            __builtin_memcpy(chunk.value_scales + at, cache.v_scales + place, num_tokens * sizeof(float));
+            __builtin_memcpy(span.key_scales + at, cache.k_scales + place, num_tokens * sizeof(float));
+            __builtin_memcpy(span.value_scales + at, cache.v_scales + place, num_tokens * sizeof(float));
         }
         if (!whole_tiles) {
             const T* const from = k + head * D * P + offset;
@@ -108,29 +128,107 @@ void find_chunk(const AttentionCall& call, int64_t begin, int64_t first, int64_t
                 for (int64_t d = 0; d < D; ++d)
                     gathered[(j / kTile * D + d) * kTile + j % kTile] = from[d * P + j - at];
         }
-        position += num_tokens;
     }
 }
 
-// While keys are multiplied, those at the same place of the next chunk, `ahead`, are on their way from memory: blocks lie
-// in no order, and no processor guesses which comes next. Values likewise.
-template <int ROWS, int TILES, class T>
-void score_tile(const float* const* q, const T* const* keys, const T* const* ahead, int64_t key_stride, int64_t D,
-                float scale, float* scores) {
+// How queries meet keys and weights meet values: an element of each at a time.
+//
+// While keys are multiplied, those at the same place of the next chunk are on their way from memory: blocks lie in no
+// order, and no processor guesses which comes next. Values likewise.
+template <class T>
+struct Singles {
+    static constexpr int64_t kEach = 1;
+    static constexpr int64_t kPiece = kChunk;  // tokens that all rows of a band take before the next
+    const Span<T>& span;
+
+    static vf spread(const float* x) { return splat(*x); }
+    static vf add(vf sums, vf x, vf y) { return fma(x, y, sums); }
+    vf key(int64_t tile, int64_t d, int i) const { return load(span.keys[tile] + d * span.key_stride + i * W); }
+    vf value(int64_t j, int64_t d) const { return load(span.values[j] + d); }
+    void fetch_key(int64_t tile, int64_t d) const {
+        __builtin_prefetch(span.keys[tile + kChunk / kTile] + d * span.key_stride);
+    }
+    template <int N>
+    void fetch_value(int64_t j, int64_t d) const {
+#pragma GCC unroll 8
+        for (int i = 0; i < N; i += 64 / sizeof(T) / W) __builtin_prefetch(span.values[j + kChunk] + d + i * W);
+    }
+};
+
+// Two: neighbouring elements of a key, or one element of the values of neighbouring tokens.
+struct Pairs {
+    static constexpr int64_t kEach = 2;
+    static constexpr int64_t kPiece = kChunk;
+    const Span<bf16>& span;
+
+    static vf spread(const float* x) {
+        int32_t pair;
+        __builtin_memcpy(&pair, x, sizeof pair);
+        return as_floats(vi{} + pair);
+    }
+    static vf add(vf sums, vf x, vf y) { return dot2_bf16(sums, (vi)x, (vi)y); }
+    vf key(int64_t tile, int64_t d, int) const {
+        const bf16* const first = span.keys[tile] + 2 * d * span.key_stride;
+        return as_floats(load_pairs(first, first + span.key_stride));
+    }
+    vf value(int64_t j, int64_t d) const {
+        return as_floats(load_pairs(span.values[2 * j] + d, span.values[2 * j + 1] + d));
+    }
+    void fetch_key(int64_t tile, int64_t d) const {
+        const bf16* const first = span.keys[tile + kChunk / kTile] + 2 * d * span.key_stride;
+        __builtin_prefetch(first);
+        __builtin_prefetch(first + span.key_stride);
+    }
+    template <int N>
+    void fetch_value(int64_t j, int64_t d) const {
+        Singles<bf16>{span}.fetch_value<N>(2 * j, d);
+        Singles<bf16>{span}.fetch_value<N>(2 * j + 1, d);
+    }
+};
+
+// Such pairs put together once for many rows.
+struct PackedPairs : Pairs {
+    static constexpr int64_t kPiece = kSpan;
+    const float* keys;    // [kSpan / kTile, D / 2, kTile]
+    const float* values;  // [kSpan / 2, D]
+    int64_t D;
+
+    PackedPairs(const Span<bf16>& from, int64_t first, int64_t end, int64_t D, float* k, float* v)
+        : Pairs{from}, keys(k), values(v), D(D) {
+        for (int64_t tile = span.first_tile; tile < span.end_tile; ++tile)
+            for (int64_t d = 0; d < D / 2; ++d) {
+                fetch_key(tile, d);
+                store(k + (tile * D / 2 + d) * kTile, Pairs::key(tile, d, 0));
+            }
+        for (int64_t j = first / 2; j < (end + 1) / 2; ++j)
+            for (int64_t d = 0; d < D; d += W) {
+                fetch_value<1>(j, d);
+                store(v + j * D + d, Pairs::value(j, d));
+            }
+    }
+    vf key(int64_t tile, int64_t d, int) const { return load(keys + (tile * D / 2 + d) * kTile); }
+    vf value(int64_t j, int64_t d) const { return load(values + j * D + d); }
+    void fetch_key(int64_t, int64_t) const {}
+    template <int N>
+    void fetch_value(int64_t, int64_t) const {}
+};
+
+template <int ROWS, int TILES, class Source>
+void score_tile(const Source& source, const float* const* q, int64_t tile, int64_t D, float scale, float* scores) {
     vf acc[ROWS][TILES][kVectors] = {};
 #pragma GCC unroll 4
-    for (int64_t d = 0; d < D; ++d) {
+    for (int64_t d = 0; d < D / Source::kEach; ++d) {
 #pragma GCC unroll 8
         for (int t = 0; t < TILES; ++t) {
-            __builtin_prefetch(ahead[t] + d * key_stride);
+            source.fetch_key(tile + t, d);
             vf key[kVectors];
 #pragma GCC unroll 8
-            for (int i = 0; i < kVectors; ++i) key[i] = load(keys[t] + d * key_stride + i * W);
+            for (int i = 0; i < kVectors; ++i) key[i] = source.key(tile + t, d, i);
 #pragma GCC unroll 8
             for (int r = 0; r < ROWS; ++r) {
-                const vf query = splat(q[r][d]);
+                const vf query = Source::spread(q[r] + d);
 #pragma GCC unroll 8
-                for (int i = 0; i < kVectors; ++i) acc[r][t][i] = fma(query, key[i], acc[r][t][i]);
+                for (int i = 0; i < kVectors; ++i) acc[r][t][i] = Source::add(acc[r][t][i], query, key[i]);
             }
         }
     }
@@ -140,7 +238,7 @@ void score_tile(const float* const* q, const T* const* keys, const T* const* ahe
         for (int t = 0; t < TILES; ++t)
 #pragma GCC unroll 8
             for (int i = 0; i < kVectors; ++i)
-                store(scores + r * kChunk + t * kTile + i * W, acc[r][t][i] * splat(scale));
+                store(scores + r * kSpan + (tile + t) * kTile + i * W, acc[r][t][i] * splat(scale));
 }
 
 // The greatest of 1, 2, 4, 8 that times `each` sums fit in registers beside what is multiplied.
@@ -151,23 +249,19 @@ constexpr int as_many(int each, int most) {
 }
 
 // Not inlined, because compilers take minutes over one function that holds every shape of tile.
-template <int ROWS, class T>
-[[gnu::noinline]] void score_rows(const float* const* q, const Chunk<T>& chunk, const Chunk<T>& ahead, int64_t D,
+template <int ROWS, class Source>
+[[gnu::noinline]] void score_rows(const Source& source, const float* const* q, int64_t tile, int64_t end_tile, int64_t D,
                                   float scale, float* scores) {
-    constexpr int TILES = as_many(ROWS * kVectors, kTiles);
-    int64_t t = chunk.first_tile;
-    for (; t + TILES <= chunk.end_tile; t += TILES)
-        score_tile<ROWS, TILES>(q, chunk.keys + t, ahead.keys + t, chunk.key_stride, D, scale, scores + t * kTile);
-    for (; t < chunk.end_tile; ++t)
-        score_tile<ROWS, 1>(q, chunk.keys + t, ahead.keys + t, chunk.key_stride, D, scale, scores + t * kTile);
+    constexpr int TILES = as_many(ROWS * kVectors, kChunk / kTile);
+    for (; tile + TILES <= end_tile; tile += TILES) score_tile<ROWS, TILES>(source, q, tile, D, scale, scores);
+    for (; tile < end_tile; ++tile) score_tile<ROWS, 1>(source, q, tile, D, scale, scores);
 }
 
-// sums[row] += weights[row] * values over tokens [first, end) of the chunk, for as many columns from `d` on as fit
-// N vectors at a time; returns the column after them.
-template <int ROWS, int N, class T>
-int64_t weigh_columns(const float* weights, const Chunk<T>& chunk, const Chunk<T>& ahead, int64_t first, int64_t end,
-                      int64_t D, float* sums, int64_t d) {
-    constexpr int kLine = 64 / sizeof(T);  // elements in a line of the cache
+// sums[row] += weights[row] * values from the `first` to the `end` that are added together, for as many columns from `d`
+// on as fit N vectors at a time; returns the column after them.
+template <int ROWS, int N, class Source>
+int64_t weigh_columns(const Source& source, const float* weights, int64_t first, int64_t end, int64_t D, float* sums,
+                      int64_t d) {
     for (; d + N * W <= D; d += N * W) {
         vf acc[ROWS][N];
 #pragma GCC unroll 8
@@ -176,16 +270,15 @@ int64_t weigh_columns(const float* weights, const Chunk<T>& chunk, const Chunk<T
             for (int i = 0; i < N; ++i) acc[r][i] = load(sums + r * D + d + i * W);
 #pragma GCC unroll 4
         for (int64_t j = first; j < end; ++j) {
-#pragma GCC unroll 8
-            for (int i = 0; i < N; i += kLine / W) __builtin_prefetch(ahead.values[j] + d + i * W);
+            source.template fetch_value<N>(j, d);
             vf value[N];
 #pragma GCC unroll 8
-            for (int i = 0; i < N; ++i) value[i] = load(chunk.values[j] + d + i * W);
+            for (int i = 0; i < N; ++i) value[i] = source.value(j, d + i * W);
 #pragma GCC unroll 8
             for (int r = 0; r < ROWS; ++r) {
-                const vf weight = splat(weights[r * kChunk + j]);
+                const vf weight = Source::spread(weights + r * kSpan + j);
 #pragma GCC unroll 8
-                for (int i = 0; i < N; ++i) acc[r][i] = fma(weight, value[i], acc[r][i]);
+                for (int i = 0; i < N; ++i) acc[r][i] = Source::add(acc[r][i], weight, value[i]);
             }
         }
 #pragma GCC unroll 8
@@ -196,22 +289,23 @@ int64_t weigh_columns(const float* weights, const Chunk<T>& chunk, const Chunk<T
     return d;
 }
 
-template <int ROWS, int N, class T>
-int64_t weigh_from(const float* weights, const Chunk<T>& chunk, const Chunk<T>& ahead, int64_t first, int64_t end,
-                   int64_t D, float* sums, int64_t d) {
-    d = weigh_columns<ROWS, N>(weights, chunk, ahead, first, end, D, sums, d);
-    if constexpr (N > 1) d = weigh_from<ROWS, N / 2>(weights, chunk, ahead, first, end, D, sums, d);
+template <int ROWS, int N, class Source>
+int64_t weigh_from(const Source& source, const float* weights, int64_t first, int64_t end, int64_t D, float* sums,
+                   int64_t d) {
+    d = weigh_columns<ROWS, N>(source, weights, first, end, D, sums, d);
+    if constexpr (N > 1) d = weigh_from<ROWS, N / 2>(source, weights, first, end, D, sums, d);
     return d;
 }
 
-template <int ROWS, class T>
-[[gnu::noinline]] void weigh(const float* weights, const Chunk<T>& chunk, const Chunk<T>& ahead, int64_t first,
-                             int64_t end, int64_t D, float* sums) {
-    int64_t d = weigh_from<ROWS, as_many(ROWS, 8)>(weights, chunk, ahead, first, end, D, sums, 0);
-    for (; d < D; ++d)
-        for (int r = 0; r < ROWS; ++r)
-            for (int64_t j = first; j < end; ++j)
-                sums[r * D + d] += weights[r * kChunk + j] * to_float(chunk.values[j][d]);
+template <int ROWS, class Source>
+[[gnu::noinline]] void weigh(const Source& source, const float* weights, int64_t first, int64_t end, int64_t D,
+                             float* sums) {
+    int64_t d = weigh_from<ROWS, as_many(ROWS, 8)>(source, weights, first, end, D, sums, 0);
+    if constexpr (Source::kEach == 1)
+        for (; d < D; ++d)
+            for (int r = 0; r < ROWS; ++r)
+                for (int64_t j = first; j < end; ++j)
+                    sums[r * D + d] += weights[r * kSpan + j] * to_float(source.span.values[j][d]);
 }
 
 template <int N>
@@ -257,18 +351,28 @@ void merge_row(float* whole, float& whole_high, float& whole_sum, const float* p
     whole_high = high;
 }
 
-// The scores of the row's visible tokens [lo, hi) of a chunk become weights of their values; others become 0. With a
-// cap, scores s become cap * tanh(s / cap) first.
-template <class T>
-void soften(const Chunk<T>& chunk, float* scores, int64_t lo, int64_t hi, float cap, float* sums, float& high,
-            float& sum_of, int64_t D) {
+// Scores of the row's visible tokens [lo, hi) of a span become weights of their values; others of the span's tiles that
+// hold visible tokens become 0. With a cap, scores s become cap * tanh(s / cap) first. Weights that are rounded are
+// summed as they are rounded, so that those of one sum are shares of it.
+template <class T, class Source>
+void soften(const Source& source, float* scores, int64_t lo, int64_t hi, float cap, float& high, float& sum_of) {
+    constexpr int64_t kStep = W * Source::kEach;
+    const Span<T>& span = source.span;
+    const int64_t first = span.first_tile * kTile / kStep * kStep;
+    const int64_t end = (span.end_tile * kTile + kStep - 1) / kStep * kStep;
+    high = kLowest;
+    sum_of = 0.0f;
+    if (lo >= hi) {
+        __builtin_memset(scores, 0, kSpan * sizeof(float));
+        return;
+    }
     vf lanes;
     for (int i = 0; i < W; ++i) lanes[i] = (float)i;
-    const bool whole = lo == 0 && hi == kChunk;
+    const bool whole = lo <= first && hi >= end;
     vf highest_v = splat(kLowest);
-    for (int64_t j = 0; j < kChunk; j += W) {
+    for (int64_t j = first; j < end; j += W) {
         vf score = load(scores + j);
-        if constexpr (__is_same(T, int8_t)) score *= load(chunk.key_scales + j);
+        if constexpr (__is_same(T, int8_t)) score *= load(span.key_scales + j);
         if (cap > 0.0f) score = tanh(score * splat(1.0f / cap)) * splat(cap);
         if (!whole) {
             const vf place = lanes + (float)j;
@@ -277,104 +381,123 @@ void soften(const Chunk<T>& chunk, float* scores, int64_t lo, int64_t hi, float 
         store(scores + j, score);
         highest_v = max(highest_v, score);
     }
-    const float top = highest(highest_v);
-    if (top > high) {
-        if (sum_of != 0.0f) {
-            const float by = exp(high - top);
-            sum_of *= by;
-            scale_row(sums, D, by);
-        }
-        high = top;
-    }
+    high = highest(highest_v);
     vf total = {};
-    for (int64_t j = 0; j < kChunk; j += W) {
+    for (int64_t j = first; j < end; j += kStep) {
         const vf weight = exp_below_0(load(scores + j) - splat(high));
-        total += weight;
-        if constexpr (__is_same(T, int8_t)) {
-            // Scales of tokens that are not seen may be anything.
-            store(scores + j, weight == vf{} ? vf{} : weight * load(chunk.value_scales + j));
+        if constexpr (Source::kEach == 2) {
+            const vi pairs = round_pairs(weight, exp_below_0(load(scores + j + W) - splat(high)));
+            total = dot2_bf16(total, pairs, vi{} + 0x3f803f80);
+            store(scores + j / 2, as_floats(pairs));
         } else {
-            store(scores + j, weight);
+            total += weight;
+            if constexpr (__is_same(T, int8_t)) {
+                // Scales of tokens that are not seen may be anything.
+                store(scores + j, weight == vf{} ? vf{} : weight * load(span.value_scales + j));
+            } else {
+                store(scores + j, weight);
+            }
         }
     }
-    sum_of += sum(total);
+    sum_of = sum(total);
 }
 
-template <class T>
+// A tile's rows and what they see.
+struct Rows {
+    const float* q[kMaxTileRows];
+    int64_t lows[kMaxTileRows];
+    int64_t ends[kMaxTileRows];
+};
+
+// Rows [first_row, first_row + num_rows) and tokens [first, end) of the span that begins at position `begin`.
+template <class T, class Source>
+void attend_band(const AttentionCall& call, const Source& source, const Rows& rows, int64_t first_row, int64_t num_rows,
+                 int64_t begin, int64_t first, int64_t end, Scratch& scratch) {
+    const int64_t D = call.cache->head_dim;
+    constexpr int64_t kPiece = Source::kPiece, kEach = Source::kEach;
+    for (int64_t piece = (first - begin) / kPiece * kPiece; piece < end - begin; piece += kPiece) {
+        const int64_t from = piece / kTile, to = (piece + kPiece) / kTile;
+        const int64_t first_tile = from > source.span.first_tile ? from : source.span.first_tile;
+        by_rows(num_rows, [&](int64_t row, auto count) {
+            score_rows<count.value>(source, rows.q + first_row + row, first_tile, min(to, source.span.end_tile), D,
+                                    call.scale, scratch.scores + row * kSpan);
+        });
+    }
+    for (int64_t row = 0; row < num_rows; ++row) {
+        const int64_t low = rows.lows[first_row + row];
+        soften<T>(source, scratch.scores + row * kSpan, (low > begin ? low : begin) - begin,
+                  min(rows.ends[first_row + row] - begin, kSpan), call.score_cap, scratch.part_high[row],
+                  scratch.part_sum[row]);
+    }
+    __builtin_memset(scratch.part, 0, num_rows * D * sizeof(float));
+    for (int64_t piece = (first - begin) / kPiece * kPiece; piece < end - begin; piece += kPiece) {
+        const int64_t from = piece > first - begin ? piece : first - begin, to = min(piece + kPiece, end - begin);
+        by_rows(num_rows, [&](int64_t row, auto count) {
+            weigh<count.value>(source, scratch.scores + row * kSpan, from / kEach, (to + kEach - 1) / kEach, D,
+                               scratch.part + row * D);
+        });
+    }
+}
+
+template <class T, bool IN_PAIRS>
 void attend(const AttentionCall& call) {
     const AttentionTask& task = *call.task;
     const int64_t D = call.cache->head_dim, R = call.num_heads / call.cache->num_kv_heads;
     const int64_t num_rows = task.num_tokens * R;
     Scratch scratch(call.scratch, D);
-    const float* q[kMaxTileRows];
-    int64_t lows[kMaxTileRows], ends[kMaxTileRows];
+    Rows rows;
     for (int64_t row = 0; row < num_rows; ++row) {
         const int64_t token = row / R, head = task.kv_head * R + row % R;
-        q[row] = call.q + (task.first_row + token) * call.q_stride + head * D;
+        const float* const q = call.q + (task.first_row + token) * call.q_stride + head * D;
+        rows.q[row] = q;
+        if constexpr (IN_PAIRS) {
+            bf16* const rounded = reinterpret_cast<bf16*>(scratch.pairs + row * D / 2);
+            for (int64_t d = 0; d < D; ++d) rounded[d] = to_bf16(q[d]);
+            rows.q[row] = scratch.pairs + row * D / 2;
+        }
         const int64_t own_end = task.first_position + token + 1;
-        ends[row] = call.visible ? call.visible[task.first_row + token] : own_end;
-        lows[row] = call.window > 0 && own_end > call.window ? own_end - call.window : 0;
+        rows.ends[row] = call.visible ? call.visible[task.first_row + token] : own_end;
+        rows.lows[row] = call.window > 0 && own_end > call.window ? own_end - call.window : 0;
         scratch.whole_high[row] = kLowest;
         scratch.whole_sum[row] = 0.0f;
     }
     __builtin_memset(scratch.whole, 0, num_rows * D * sizeof(float));
-    // Chunks are found one ahead of the one that is computed.
-    Chunk<T> chunks[2] = {Chunk<T>(*call.cache), Chunk<T>(*call.cache)};
-    const int64_t last = min(task.end_span * kSpan, ends[num_rows - 1]);
-    const auto seen_of = [&](int64_t begin) { return lows[0] > begin ? lows[0] : begin; };
-    const auto find = [&](int64_t begin) {
-        const int64_t i = begin / kChunk % 2, first = seen_of(begin), end = min(begin + kChunk, last);
-        T* const gathered = reinterpret_cast<T*>(scratch.gathered) + i * kChunk * D;
-        if (first < end) find_chunk(call, begin, first, end, chunks[i], gathered);
-    };
-    find(task.first_span * kSpan);
-    for (int64_t span = task.first_span; span < task.end_span; ++span) {
-        __builtin_memset(scratch.part, 0, num_rows * D * sizeof(float));
-        for (int64_t row = 0; row < num_rows; ++row) {
-            scratch.part_high[row] = kLowest;
-            scratch.part_sum[row] = 0.0f;
-        }
-        const int64_t span_end = min((span + 1) * kSpan, ends[num_rows - 1]);
-        for (int64_t begin = span * kSpan; begin < span_end; begin += kChunk) {
-            const Chunk<T>&chunk = chunks[begin / kChunk % 2], &ahead = chunks[(begin / kChunk + 1) % 2];
-            find(begin + kChunk);
-            const int64_t first = seen_of(begin), end = min(begin + kChunk, span_end);
-            if (first >= end) continue;
-            // Rows before this one end before the chunk begins.
-            int64_t from = 0;
-            while (ends[from] <= begin) ++from;
-            by_rows(num_rows - from, [&](int64_t row, auto count) {
-                score_rows<count.value>(q + from + row, chunk, ahead, D, call.scale, scratch.scores + (from + row) * kChunk);
-            });
-            for (int64_t row = from; row < num_rows; ++row) {
-                const int64_t lo = (lows[row] > begin ? lows[row] : begin) - begin;
-                const int64_t hi = min(ends[row], begin + kChunk) - begin;
-                float* const scores = scratch.scores + row * kChunk;
-                if (lo >= hi) {
-                    __builtin_memset(scores, 0, kChunk * sizeof(float));
-                    continue;
+    __builtin_memset(scratch.nothing, 0, D / 2 * sizeof(float));
+    Span<T> span(*call.cache);
+    const int64_t last = min(task.end_span * kSpan, rows.ends[num_rows - 1]);
+    for (int64_t s = task.first_span; s < task.end_span; ++s) {
+        const int64_t begin = s * kSpan, end = min(begin + kSpan, last);
+        const int64_t first = rows.lows[0] > begin ? rows.lows[0] : begin;
+        find_span(call, begin, first, end, min(begin + kSpan + kChunk, last), span, reinterpret_cast<T*>(scratch.gathered));
+        const auto attend_bands = [&](const auto& source) {
+            for (int64_t band = 0; band < num_rows; band += kBand) {
+                const int64_t band_rows = min(kBand, num_rows - band);
+                attend_band<T>(call, source, rows, band, band_rows, begin, first, end, scratch);
+                for (int64_t row = 0; row < band_rows; ++row) {
+                    const float* const part = scratch.part + row * D;
+                    const float high = scratch.part_high[row], sum = scratch.part_sum[row];
+                    if (task.partial >= 0) {
+                        float* const to = call.partials + ((task.partial + s - task.first_span) * R + band + row) * (D + 2);
+                        __builtin_memcpy(to, part, D * sizeof(float));
+                        to[D] = high;
+                        to[D + 1] = sum;
+                    } else if (sum != 0.0f) {
+                        merge_row(scratch.whole + (band + row) * D, scratch.whole_high[band + row],
+                                  scratch.whole_sum[band + row], part, high, sum, D);
+                    }
                 }
-                soften(chunk, scores, lo, hi, call.score_cap, scratch.part + row * D, scratch.part_high[row],
-                       scratch.part_sum[row], D);
             }
-            by_rows(num_rows - from, [&](int64_t row, auto count) {
-                weigh<count.value>(scratch.scores + (from + row) * kChunk, chunk, ahead, first - begin, end - begin,
-                                   D, scratch.part + (from + row) * D);
-            });
+        };
+        if constexpr (IN_PAIRS) {
+            if ((first - begin) % 2) span.values[first - begin - 1] = reinterpret_cast<const T*>(scratch.nothing);
+            if ((end - begin) % 2) span.values[end - begin] = reinterpret_cast<const T*>(scratch.nothing);
+            if (num_rows > kBand)
+                attend_bands(PackedPairs(span, first - begin, end - begin, D, scratch.packed_k, scratch.packed_v));
+            else
+                attend_bands(Pairs{span});
+        } else {
+            attend_bands(Singles<T>{span});
         }
-        if (task.partial >= 0) {
-            for (int64_t row = 0; row < num_rows; ++row) {
-                float* const to = call.partials + ((task.partial + span - task.first_span) * R + row) * (D + 2);
-                __builtin_memcpy(to, scratch.part + row * D, D * sizeof(float));
-                to[D] = scratch.part_high[row];
-                to[D + 1] = scratch.part_sum[row];
-            }
-            continue;
-        }
-        for (int64_t row = 0; row < num_rows; ++row)
-            if (scratch.part_sum[row] != 0.0f)
-                merge_row(scratch.whole + row * D, scratch.whole_high[row], scratch.whole_sum[row],
-                          scratch.part + row * D, scratch.part_high[row], scratch.part_sum[row], D);
     }
     if (task.partial >= 0) return;
     for (int64_t row = 0; row < num_rows; ++row) {
@@ -387,16 +510,18 @@ void attend(const AttentionCall& call) {
 
 }  // namespace
 
-int64_t attention_scratch_floats(int64_t D) { return kMaxTileRows * (kChunk + 2 * D + 4) + 2 * kChunk * D; }
+int64_t attention_scratch_floats(int64_t D) { return Scratch::size(D); }
 
 void attention(const AttentionCall& call) {
     switch (call.cache->kind) {
         case Cache::kFloat32:
-            return attend<float>(call);
+            return attend<float, false>(call);
         case Cache::kBFloat16:
-            return attend<bf16>(call);
+            // Rows of other widths would end within a vector of pairs.
+            if (kBF16Pairs && call.cache->head_dim % kTile == 0) return attend<bf16, kBF16Pairs>(call);
+            return attend<bf16, false>(call);
         case Cache::kInt8:
-            return attend<int8_t>(call);
+            return attend<int8_t, false>(call);
     }
 }
 

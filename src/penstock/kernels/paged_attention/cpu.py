@@ -12,18 +12,19 @@ from penstock.kernels.native.replay import empty
 _MAX_SHARING = 64
 """Query heads on one KV head; kMaxTileRows of ``native/kernels.h``."""
 
-_SPAN_TOKENS, _TILE_ROWS, _CHUNK_TOKENS = 256, 64, 64
-"""kSpan and kMaxTileRows of ``native/kernels.h``, and kChunk of ``cpu.cpp``"""
+_SPAN_TOKENS, _TILE_ROWS, _BAND_ROWS = 256, 64, 24
+"""kSpan and kMaxTileRows of ``native/kernels.h``, and kBand of ``cpu.cpp``"""
 
 
 def scratch_bytes(*, max_model_tokens: int, num_heads: int, num_kv_heads: int, head_dim: int, num_threads: int) -> int:
     """Return what attention works in beside its arguments and result, at most; it reads the cache in place.
 
-    Each thread has a tile's sums and scores and a chunk of keys and values. A decoding sequence that is longer than its
+    Each thread has a tile's queries and sums, a band's scores, and a span of keys and values. A decoding sequence that is longer than its
     share of the threads is cut into spans, whose sums are kept until they are merged; shares are such that there are
     at most four tasks a thread of those.
     """
-    tile = _TILE_ROWS * (_CHUNK_TOKENS + 2 * head_dim + 4) + 2 * _CHUNK_TOKENS * head_dim
+    band = _BAND_ROWS * (_SPAN_TOKENS + head_dim)
+    tile = band + (_TILE_ROWS * 3 + _SPAN_TOKENS * 4 + 1) * head_dim // 2
     num_split = -(-4 * num_threads // num_kv_heads)
     spans = num_split * -(-max_model_tokens // _SPAN_TOKENS) * num_heads * (head_dim + 2)
     return (num_threads * tile + spans) * torch.float32.itemsize
