@@ -155,6 +155,14 @@ struct Singles {
     }
 };
 
+// Weights come of no memory, so values that come first are fetched meanwhile: some of them with each row.
+template <class T>
+void fetch_first_values(const Span<T>& span, int64_t first, int64_t end, int64_t row, int64_t D) {
+    constexpr int64_t kEach = 8;
+    for (int64_t j = first + row * kEach; j < min(first + (row + 1) * kEach, end); ++j)
+        for (int64_t d = 0; d < D; d += 64 / sizeof(T)) __builtin_prefetch(span.values[j] + d);
+}
+
 // Two: neighbouring elements of a key, or one element of the values of neighbouring tokens.
 struct Pairs {
     static constexpr int64_t kEach = 2;
@@ -196,15 +204,9 @@ struct PackedPairs : Pairs {
     PackedPairs(const Span<bf16>& from, int64_t first, int64_t end, int64_t D, float* k, float* v)
         : Pairs{from}, keys(k), values(v), D(D) {
         for (int64_t tile = span.first_tile; tile < span.end_tile; ++tile)
-            for (int64_t d = 0; d < D / 2; ++d) {
-                fetch_key(tile, d);
-                store(k + (tile * D / 2 + d) * kTile, Pairs::key(tile, d, 0));
-            }
+            for (int64_t d = 0; d < D / 2; ++d) store(k + (tile * D / 2 + d) * kTile, Pairs::key(tile, d, 0));
         for (int64_t j = first / 2; j < (end + 1) / 2; ++j)
-            for (int64_t d = 0; d < D; d += W) {
-                fetch_value<1>(j, d);
-                store(v + j * D + d, Pairs::value(j, d));
-            }
+            for (int64_t d = 0; d < D; d += W) store(v + j * D + d, Pairs::value(j, d));
     }
     vf key(int64_t tile, int64_t d, int) const { return load(keys + (tile * D / 2 + d) * kTile); }
     vf value(int64_t j, int64_t d) const { return load(values + j * D + d); }
@@ -343,7 +345,9 @@ void scale_row(float* row, int64_t D, float by) {
 void merge_row(float* whole, float& whole_high, float& whole_sum, const float* part, float part_high, float part_sum,
                int64_t D) {
     const float high = whole_high > part_high ? whole_high : part_high;
-    const float keep = exp(whole_high - high), add = exp(part_high - high);
+    // One of both is 1.
+    const float less = exp((whole_high > part_high ? part_high : whole_high) - high);
+    const float keep = whole_high > part_high ? 1.0f : less, add = whole_high > part_high ? less : 1.0f;
     int64_t d = 0;
     for (; d + W <= D; d += W) store(whole + d, fma(load(part + d), splat(add), load(whole + d) * splat(keep)));
     for (; d < D; ++d) whole[d] = whole[d] * keep + part[d] * add;
@@ -370,26 +374,31 @@ void soften(const Source& source, float* scores, int64_t lo, int64_t hi, float c
     for (int i = 0; i < W; ++i) lanes[i] = (float)i;
     const bool whole = lo <= first && hi >= end;
     vf highest_v = splat(kLowest);
-    for (int64_t j = first; j < end; j += W) {
-        vf score = load(scores + j);
-        if constexpr (__is_same(T, int8_t)) score *= load(span.key_scales + j);
-        if (cap > 0.0f) score = tanh(score * splat(1.0f / cap)) * splat(cap);
-        if (!whole) {
-            const vf place = lanes + (float)j;
-            score = (place >= (float)lo) & (place < (float)hi) ? score : splat(kLowest);
+    if (whole && cap <= 0.0f && !__is_same(T, int8_t)) {
+        for (int64_t j = first; j < end; j += W) highest_v = max(highest_v, load(scores + j));
+    } else {
+        for (int64_t j = first; j < end; j += W) {
+            vf score = load(scores + j);
+            if constexpr (__is_same(T, int8_t)) score *= load(span.key_scales + j);
+            if (cap > 0.0f) score = tanh(score * splat(1.0f / cap)) * splat(cap);
+            if (!whole) {
+                const vf place = lanes + (float)j;
+                score = (place >= (float)lo) & (place < (float)hi) ? score : splat(kLowest);
+            }
+            store(scores + j, score);
+            highest_v = max(highest_v, score);
         }
-        store(scores + j, score);
-        highest_v = max(highest_v, score);
     }
     high = highest(highest_v);
     vf total = {};
     for (int64_t j = first; j < end; j += kStep) {
-        const vf weight = exp_below_0(load(scores + j) - splat(high));
         if constexpr (Source::kEach == 2) {
-            const vi pairs = round_pairs(weight, exp_below_0(load(scores + j + W) - splat(high)));
+            const vf weight = coarse_exp_below_0(load(scores + j) - splat(high));
+            const vi pairs = round_pairs(weight, coarse_exp_below_0(load(scores + j + W) - splat(high)));
             total = dot2_bf16(total, pairs, vi{} + 0x3f803f80);
             store(scores + j / 2, as_floats(pairs));
         } else {
+            const vf weight = exp_below_0(load(scores + j) - splat(high));
             total += weight;
             if constexpr (__is_same(T, int8_t)) {
                 // Scales of tokens that are not seen may be anything.
@@ -425,6 +434,7 @@ void attend_band(const AttentionCall& call, const Source& source, const Rows& ro
     }
     for (int64_t row = 0; row < num_rows; ++row) {
         const int64_t low = rows.lows[first_row + row];
+        fetch_first_values(source.span, first - begin, end - begin, row, D);
         soften<T>(source, scratch.scores + row * kSpan, (low > begin ? low : begin) - begin,
                   min(rows.ends[first_row + row] - begin, kSpan), call.score_cap, scratch.part_high[row],
                   scratch.part_sum[row]);
