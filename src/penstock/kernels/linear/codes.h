@@ -17,8 +17,9 @@ constexpr bool kPairs = true;
 constexpr bool kPairs = false;
 #endif
 
-// A row of activations in `LinearCall::rounded`: codes; for each group a sum of them and, of those in 16 bits, of
-// neighbours' products, which is what `words.cpp` takes off; the scale.
+// A row of activations in `LinearCall::rounded`: codes; for each group what a sum of products starts from, which is minus
+// the sum of them, times the zero if all outputs have one zero; of those in 16 bits the sum of neighbours' products, which is
+// what `words.cpp` takes off; the scale.
 struct RowLayout {
     int64_t code_bytes;
     int64_t sums_at;

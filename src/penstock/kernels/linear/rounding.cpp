@@ -95,8 +95,9 @@ void round_row(const PackedWeight& weight, const RowLayout& layout, const Roundi
                 put_bytes(codes, out + k);
             }
         }
-        const int32_t group_sum = total(sums), group_products = total(products);
-        __builtin_memcpy(out + layout.sums_at + group * 4, &group_sum, 4);
+        const int32_t start = -total(sums) * (weight.zeros ? 1 : zero_of(weight.kind));
+        const int32_t group_products = total(products);
+        __builtin_memcpy(out + layout.sums_at + group * 4, &start, 4);
         if (AS_WORDS) __builtin_memcpy(out + layout.products_at + group * 4, &group_products, 4);
     }
 }
