@@ -25,7 +25,16 @@ BACKENDS = [
     ),
 ]
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2, torch.int8: 1e-5}
-"""Of caches in a dtype; what codes of 8 bits lost is not in it, because both sides read the same codes"""
+"""Of activations in a dtype; what codes of 8 bits lost is not in it, because both sides read the same codes"""
+
+
+def tolerance(isa: str | None, dtype: torch.dtype) -> float:
+    """Return how far a backend with such a cache may be off, where values are about 1."""
+    if isa is None or dtype is not torch.bfloat16:
+        return TOLERANCE[dtype]
+    # Compiled attention is in float32, but that queries and weights are rounded for products of pairs.
+    return 2e-2 if isa == "avx512_bf16" else TOLERANCE[torch.float32]
+
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +142,7 @@ BATCHES = {
     "full blocks": [(1, 8), (1, 4), (4, 4), (4, 8)],
     "several spans": [(1, 700), (9, 520), (300, 300)],
     "mixed": [(1, 5), (7, 7), (1, 40), (3, 20), (1, 1), (16, 33)],
+    "many rows": [(40, 300)],
 }
 
 
@@ -147,7 +157,7 @@ def test_equals_attention_written_out(
     with using(isa, 2):
         out = attend(ops, case, window)
     assert out.dtype is case.q.dtype
-    torch.testing.assert_close(out.double(), expected, atol=TOLERANCE[dtype], rtol=0)
+    torch.testing.assert_close(out.double(), expected, atol=tolerance(isa, dtype), rtol=0)
 
 
 @pytest.mark.parametrize("block_size", [1, 3, 16, 48])
@@ -162,7 +172,7 @@ def test_odd_shapes(
     scale = head_dim**-0.5
     expected = written_out(case, None, scale)
     with using(isa):
-        torch.testing.assert_close(attend(ops, case, None, scale).double(), expected, atol=TOLERANCE[dtype], rtol=0)
+        torch.testing.assert_close(attend(ops, case, None, scale).double(), expected, atol=tolerance(isa, dtype), rtol=0)
 
 
 @pytest.mark.parametrize(("ops", "isa", "dtype"), BACKENDS)
@@ -170,7 +180,7 @@ def test_large_scores_neither_overflow_nor_vanish(ops: Ops, isa: str | None, dty
     case = make_case(ops, [(1, 9), (4, 9), (1, 30)], dtype=dtype)
     with using(isa):
         out = attend(ops, case, None, scale=40.0)
-    torch.testing.assert_close(out.double(), written_out(case, None, 40.0), atol=10 * TOLERANCE[dtype], rtol=0)
+    torch.testing.assert_close(out.double(), written_out(case, None, 40.0), atol=10 * tolerance(isa, dtype), rtol=0)
 
 
 @pytest.mark.parametrize("cap", [0.3, 2.0, 50.0])
@@ -180,7 +190,7 @@ def test_capped_scores(ops: Ops, isa: str | None, dtype: torch.dtype, window: in
     case = make_case(ops, BATCHES["mixed"], dtype=dtype, window=window)
     with using(isa, 2):
         out = attend(ops, case, window, 2.0, cap)
-    torch.testing.assert_close(out.double(), written_out(case, window, 2.0, cap), atol=2 * TOLERANCE[dtype], rtol=0)
+    torch.testing.assert_close(out.double(), written_out(case, window, 2.0, cap), atol=2 * tolerance(isa, dtype), rtol=0)
 
 
 @pytest.mark.parametrize("window", [None, 6])
@@ -203,19 +213,20 @@ def test_rows_that_see_beyond_themselves(
         with using(isa, 2):
             out = attend(ops, seeing, window)
         expected = written_out(seeing, window, 0.25)
-        torch.testing.assert_close(out.double(), expected, atol=TOLERANCE[dtype], rtol=0)
+        torch.testing.assert_close(out.double(), expected, atol=tolerance(isa, dtype), rtol=0)
 
 
 @needs_native
 @pytest.mark.parametrize("window", [None, 100])
 @pytest.mark.parametrize("block_size", [4, 16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8], ids=str)
+@pytest.mark.parametrize(("heads", "head_dim"), [((6, 2), 16), ((7, 1), 64)])
 @pytest.mark.parametrize("isa", instruction_sets())
 def test_no_bit_depends_on_neighbours_chunks_or_threads(
-    isa: str, dtype: torch.dtype, block_size: int, window: int | None
+    isa: str, heads: tuple[int, int], head_dim: int, dtype: torch.dtype, block_size: int, window: int | None
 ) -> None:
-    ops, context = CPUOps(), 600
-    case = make_case(ops, [(context, context)], heads=(6, 2), block_size=block_size, dtype=dtype)
+    ops, context, (H, G) = CPUOps(), 600, heads
+    case = make_case(ops, [(context, context)], heads=heads, head_dim=head_dim, block_size=block_size, dtype=dtype)
     table = case.layout.tables[0].tolist()
 
     def attend_parts(sizes: list[int], num_threads: int) -> Tensor:
@@ -228,7 +239,7 @@ def test_no_bit_depends_on_neighbours_chunks_or_threads(
             )
             q = torch.cat([case.q[:1], case.q[end - size : end], case.q[:2]])
             with using(isa, num_threads), torch.inference_mode():
-                attention = ops.plan_attention(layout, num_heads=6, num_kv_heads=2, head_dim=16, window=window)
+                attention = ops.plan_attention(layout, num_heads=H, num_kv_heads=G, head_dim=head_dim, window=window)
                 outs.append(attention(q, case.kv, scale=0.25)[1:-2])
         return torch.cat(outs)
 
