@@ -19,9 +19,9 @@ _SPAN_TOKENS, _TILE_ROWS, _BAND_ROWS = 256, 64, 24
 def scratch_bytes(*, max_model_tokens: int, num_heads: int, num_kv_heads: int, head_dim: int, num_threads: int) -> int:
     """Return what attention works in beside its arguments and result, at most; it reads the cache in place.
 
-    Each thread has a tile's queries and sums, a band's scores, and a span of keys and values. A decoding sequence that is longer than its
-    share of the threads is cut into spans, whose sums are kept until they are merged; shares are such that there are
-    at most four tasks a thread of those.
+    Each thread has a tile's queries and sums, a band's scores, and a span of keys and values. A decoding sequence that
+    is longer than its share of the threads is cut into spans, whose sums are kept until they are merged; shares are
+    such that there are at most four tasks a thread of those.
     """
     band = _BAND_ROWS * (_SPAN_TOKENS + head_dim)
     tile = band + (_TILE_ROWS * 3 + _SPAN_TOKENS * 4 + 1) * head_dim // 2
