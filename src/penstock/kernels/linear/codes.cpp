@@ -147,15 +147,16 @@ void up_to_128_rows(const LinearCall& call, int64_t first_row, int64_t num_rows,
     if (KIND == Weight::kInt8 && num_rows >= kWordsFrom)
         return many_rows_of_words(call, first_row, num_rows, first_panel, end_panel, row_scales, sums);
 #endif
+    const int64_t part_bytes = part * kPanelBytes / kInputs;
+    const int64_t ahead_each = num_rows < 4 * kMaxRows ? 0 : part_bytes * kMaxRows / num_rows / 64 * 64;
     for (int64_t p = first_panel; p < end_panel; ++p) {
         for (int64_t k = 0; k < weight.padded_inputs; k += part) {
-            for (int64_t r = 0; r < num_rows;) {
-                const int64_t left = num_rows - r;
-                // The last two tiles share what is left.
-                const int64_t rows = left >= 2 * kMaxRows ? kMaxRows : left > kMaxRows ? (left + 1) / 2 : left;
-                rows_or_fewer<kMaxRows, KIND>(rows, call, first_row + r, p, k, min(k + part, weight.padded_inputs),
-                                              sums + r * kPanel);
-                r += rows;
+            const char* ahead = panel_at(weight, p) + k * kPanelBytes / kInputs + part_bytes;
+            for (int64_t r = 0; r < num_rows; r += kMaxRows) {
+                rows_or_fewer<kMaxRows, KIND>(min(kMaxRows, num_rows - r), call, first_row + r, p, k,
+                                              min(k + part, weight.padded_inputs), sums + r * kPanel);
+                // Meanwhile the next part of the panel comes, which lies behind this one.
+                for (const char* const end = ahead + ahead_each; ahead < end; ahead += 64) __builtin_prefetch(ahead, 0, 2);
             }
         }
         finish(call, p, first_row, num_rows, sums, row_scales);
