@@ -155,7 +155,7 @@ struct Singles {
     }
 };
 
-// Weights come of no memory, so values that come first are fetched meanwhile: some of them with each row.
+// Softmax waits for no memory, so the first values are fetched meanwhile: some of them with each row.
 template <class T>
 void fetch_first_values(const Span<T>& span, int64_t first, int64_t end, int64_t row, int64_t D) {
     constexpr int64_t kEach = 8;
