@@ -120,7 +120,7 @@ def test_greedy_tokens_are_the_references(family: str, quantize: str, checkpoint
 
 @needs_native
 @pytest.mark.parametrize(
-    ("quantize", "most"), [(None, 0.005), ("w8a16", 0.04), ("int8", 0.07), ("w4a16", 0.35), ("int4", 0.35)]
+    ("quantize", "most"), [(None, 0.008), ("w8a16", 0.04), ("int8", 0.07), ("w4a16", 0.35), ("int4", 0.35)]
 )
 def test_the_demo_models_logits_stay_near(quantize: str | None, most: float) -> None:
     path = resolve_model("penstock-mini")

@@ -55,13 +55,18 @@ def encode(number, picture):
         source.submit([])
     return source.take()
 
+def measure(number):
+    (before,) = kib("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    ((_, features),) = encode(number, large)
+    return 1024 * (kib("VmHWM")[0] - before), features.nbytes
+
 encode(0, small)
-# What the first left free is not to hold the second.
+most, features = measure(1)
+# What was left free hides what is taken of it, and here a small image is as large as any for some towers.
 ctypes.CDLL(None).malloc_trim(0)
-(before,) = kib("VmRSS")
-Path("/proc/self/clear_refs").write_text("5")
-((_, features),) = encode(1, large)
-print(json.dumps([1024 * (kib("VmHWM")[0] - before), planned, features.nbytes]))
+taken, _ = measure(2)
+print(json.dumps([most, taken, planned, features]))
 """
 
 
@@ -129,6 +134,6 @@ def test_encoding_the_largest_image_stays_within_the_plan(write: Any, kernels: s
     chosen = {} if kernels == "auto" else {"PENSTOCK_KERNELS": kernels}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | chosen)
     assert done.returncode == 0, done.stderr
-    measured, planned, features = json.loads(done.stdout.splitlines()[-1])
-    assert measured <= planned + features
-    assert planned < 5 * measured, "a plan that sets much more aside serves fewer"
+    most, taken, planned, features = json.loads(done.stdout.splitlines()[-1])
+    assert most <= planned + features
+    assert planned < 5 * taken, "a plan that sets much more aside serves fewer"
