@@ -33,7 +33,8 @@ void unpack_floats(const PackedWeight& from, int64_t row, float scale, float* to
     if (from.is_shortened) return lengthen_row(from, row, scale, to);
     // In a word two inputs of an output, or two outputs of an input.
     const bool in_pairs = is_in_pairs(from);
-    const bf16* const halves = reinterpret_cast<const bf16*>(panel) + (in_pairs ? place * 2 : place % W * 2 + place / W);
+    const bf16* const halves =
+        reinterpret_cast<const bf16*>(panel) + (in_pairs ? place * 2 : place % W * 2 + place / W);
     for (int64_t k = 0; k < from.num_inputs; ++k)
         to[k] = to_float(halves[in_pairs ? (k - k % 2) * kPanel + k % 2 : k * kPanel]) * scale;
 }

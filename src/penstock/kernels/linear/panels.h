@@ -21,14 +21,6 @@ constexpr int64_t kPanelBytes = 16384;
 constexpr int64_t kFloatInputs = kPanelBytes / 4 / kPanel;
 constexpr int64_t kScratchFloats = (kPanelsAtOnce * kRows + kFloatInputs) * kPanel;
 
-// Weights of bfloat16 lie in pairs of inputs, and activations are rounded to bfloat16, because that is what there is an
-// instruction for.
-#if defined(PENSTOCK_BF16)
-constexpr bool kBF16Pairs = true;
-#else
-constexpr bool kBF16Pairs = false;
-#endif
-
 #if defined(PENSTOCK_AVX2) || defined(PENSTOCK_AVX512)
 constexpr bool kShortens = true;
 #else

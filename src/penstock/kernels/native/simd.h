@@ -33,6 +33,14 @@ constexpr int NUM_REGISTERS = 16;
 #define PENSTOCK_256_BITS
 #endif
 
+// Whether there is an instruction for pairs of bfloat16: what meets bfloat16 weights, or a bfloat16 cache, is rounded to it then,
+// and weights lie in pairs of inputs.
+#if defined(PENSTOCK_BF16)
+constexpr bool kBF16Pairs = true;
+#else
+constexpr bool kBF16Pairs = false;
+#endif
+
 typedef float vf __attribute__((vector_size(W * 4)));
 typedef int32_t vi __attribute__((vector_size(W * 4)));
 typedef int16_t vs __attribute__((vector_size(W * 4)));

@@ -18,13 +18,6 @@ constexpr int64_t kBand = 24;   // rows whose scores of a span stay in the first
 constexpr int kMaxRows = 6;     // computed together: two vectors of sums each fit in 16 registers
 constexpr float kLowest = -3.402823466e38f;
 
-// Queries and weights are rounded to bfloat16 for a bfloat16 cache where there is an instruction for pairs of those.
-#if defined(PENSTOCK_BF16)
-constexpr bool kBF16Pairs = true;
-#else
-constexpr bool kBF16Pairs = false;
-#endif
-
 static_assert(kSpan % kChunk == 0 && kChunk % kTile == 0);
 
 // A span's keys and values, wherever their blocks are, and those of the chunk behind it, which are fetched ahead.
@@ -169,11 +162,7 @@ struct Pairs {
     static constexpr int64_t kPiece = kChunk;
     const Span<bf16>& span;
 
-    static vf spread(const float* x) {
-        int32_t pair;
-        __builtin_memcpy(&pair, x, sizeof pair);
-        return as_floats(vi{} + pair);
-    }
+    static vf spread(const float* x) { return as_floats(word_at(x)); }
     static vf add(vf sums, vf x, vf y) { return dot2_bf16(sums, (vi)x, (vi)y); }
     vf key(int64_t tile, int64_t d, int) const {
         const bf16* const first = span.keys[tile] + 2 * d * span.key_stride;
