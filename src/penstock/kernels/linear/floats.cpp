@@ -173,11 +173,13 @@ int64_t num_inputs_of(const PackedWeight& weight) {
 }
 
 template <class Panel>
-void all_rows(const Panel& panel, const float* x, int64_t x_stride, int64_t num_rows, int64_t num_inputs,
-              bool from_zero, float* sums) {
-    for (int64_t r = 0; r < num_rows; r += kMaxRows)
+void all_rows(const Panel& panel, const char* ahead, int64_t ahead_each, const float* x, int64_t x_stride,
+              int64_t num_rows, int64_t num_inputs, bool from_zero, float* sums) {
+    for (int64_t r = 0; r < num_rows; r += kMaxRows) {
         rows_or_fewer<kMaxRows>(min(kMaxRows, num_rows - r), x + r * x_stride, x_stride, panel, num_inputs, from_zero,
                                 sums + r * kPanel);
+        for (const char* const end = ahead + ahead_each; ahead < end; ahead += 64) __builtin_prefetch(ahead, 0, 2);
+    }
 }
 
 void up_to_128_rows(const LinearCall& call, int64_t first_row, int64_t num_rows, int64_t first_panel, int64_t end_panel,
@@ -188,12 +190,16 @@ void up_to_128_rows(const LinearCall& call, int64_t first_row, int64_t num_rows,
     const int64_t part = num_rows <= kMaxRows ? K : kFloatInputs;
     float* const sums = scratch;
     float* const widened = scratch + kRows * kPanel;
+    // While tiles multiply by a part of a panel the next one comes, which lies behind it.
+    const int64_t part_bytes = panel_bytes(weight) / K * part;
+    const int64_t ahead_each = num_rows <= kMaxRows ? 0 : part_bytes * kMaxRows / num_rows / 64 * 64;
     for (int64_t p = first_panel; p < end_panel; ++p) {
         for (int64_t k = 0; k < K; k += part) {
             const int64_t num_inputs = min(part, K - k);
             const float* const x = call.x + first_row * call.x_stride + k;
             const auto with = [&](auto panel) {
-                all_rows(panel, x, call.x_stride, num_rows, num_inputs, k == 0, sums);
+                const char* const ahead = panel_at(weight, p) + (k / part + 1) * part_bytes;
+                all_rows(panel, ahead, ahead_each, x, call.x_stride, num_rows, num_inputs, k == 0, sums);
             };
             if (weight.kind == Weight::kFloat32) {
                 with(F32Panel::of(weight, p).at(k));
