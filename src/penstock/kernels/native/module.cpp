@@ -468,9 +468,10 @@ class PackedLinear {
         const int64_t wanted = machine.num_threads() == 1 ? 1 : ceil_div(num_tasks, row_parts);
         const int64_t panel_work = packed_.num_inputs * kernels_.panel_width * std::min(num_rows, kRowsEach);
         const int64_t least = std::max<int64_t>(1, (1 << 15) / std::max<int64_t>(panel_work, 1));
-        // Whole tiles of one row's panels, four unless these are codes times bytes, shared out evenly: the last thread to end is
-        // the one that is waited for.
-        const int64_t unit = num_rows == 1 && !packed_.int8_activations ? 4 : 1, num_units = ceil_div(num_panels_, unit);
+        // Whole tiles, shared out evenly: the last thread to end is the one that is waited for. One row of widened codes takes
+        // four panels at once.
+        const int64_t unit = num_rows == 1 && packed_.has_codes() && !packed_.int8_activations ? 4 : 1;
+        const int64_t num_units = ceil_div(num_panels_, unit);
         const int64_t panel_parts = std::min({wanted, num_units, ceil_div(num_panels_, least)});
         const auto bound = [&](int64_t part) { return std::min(part * num_units / panel_parts * unit, num_panels_); };
         machine.each(row_parts * panel_parts, kernels_.linear_scratch_floats(), [&](int64_t task, float* scratch) {
