@@ -9,6 +9,8 @@ namespace {
 
 // From here on, widening bfloat16 once for all rows is cheaper than once for each tile of them.
 constexpr int64_t kWidenFrom = 2 * kMaxRows;
+// Activations that stay in the second-level cache, of at least 1 MiB where bfloat16s are multiplied in pairs.
+constexpr int64_t kActivationBytes = 512 * 1024;
 
 struct F32Panel {
     const float* weights;
@@ -99,14 +101,39 @@ inline __attribute__((always_inline)) void add_input(vf (&acc)[ROWS][2], const f
     }
 }
 
+// Rows are shared out among as few tiles as can be, evenly.
+int64_t num_tiles(int64_t num_rows) { return ceil_div(num_rows, kMaxRows); }
+
+// One tile alone has no time for anything else.
+struct NothingAhead {
+    static void fetch(int64_t) {}
+    static void pass(int64_t) {}
+};
+
+// What comes from memory while tiles multiply: bytes from `from` on, `each_input` for an input of a tile. Of pairs a line
+// at a time between products, or they wait for room to fetch; parts of other panels are shorter, and come after each tile.
+struct NextPart {
+    const char* from;
+    int64_t each_input;
+    void fetch(int64_t input) const {
+        if (kBF16Pairs) __builtin_prefetch(from + input * each_input, 0, 2);
+    }
+    void pass(int64_t num_inputs) {
+        const char* const end = from + num_inputs * each_input;
+        if (kBF16Pairs) from = end;
+        for (; from < end; from += 64) __builtin_prefetch(from, 0, 2);
+    }
+};
+
 // sums[row] (+)= x[row] * panel over `num_inputs` inputs.
-template <int ROWS, class Panel>
+template <int ROWS, class Panel, class Ahead>
 __attribute__((noinline)) void tile(const float* x, int64_t x_stride, const Panel& panel, int64_t num_inputs,
-                                    bool from_zero, float* sums) {
+                                    bool from_zero, Ahead ahead, float* sums) {
     vf acc[ROWS][2];
     for (int r = 0; r < ROWS; ++r)
         for (int h = 0; h < 2; ++h) acc[r][h] = from_zero ? vf{} : load(sums + r * kPanel + h * W);
     for (int64_t k = 0; k < num_inputs; k += Panel::kAtOnce) {
+        for (int i = 0; i < Panel::kAtOnce; ++i) ahead.fetch(k + i);
         add_input<0>(acc, x + k, x_stride, panel, k);
         if constexpr (Panel::kAtOnce > 1) add_input<1>(acc, x + k, x_stride, panel, k);
         if constexpr (Panel::kAtOnce > 2) {
@@ -172,34 +199,43 @@ int64_t num_inputs_of(const PackedWeight& weight) {
     return is_in_pairs(weight) ? weight.padded_inputs / 2 : weight.num_inputs;
 }
 
-template <class Panel>
-void all_rows(const Panel& panel, const char* ahead, int64_t ahead_each, const float* x, int64_t x_stride,
-              int64_t num_rows, int64_t num_inputs, bool from_zero, float* sums) {
-    for (int64_t r = 0; r < num_rows; r += kMaxRows) {
-        rows_or_fewer<kMaxRows>(min(kMaxRows, num_rows - r), x + r * x_stride, x_stride, panel, num_inputs, from_zero,
-                                sums + r * kPanel);
-        for (const char* const end = ahead + ahead_each; ahead < end; ahead += 64) __builtin_prefetch(ahead, 0, 2);
-    }
+// Inputs of a panel that all rows are multiplied by before the next: what one tile takes is not needed again, and pairs
+// of them, a few bytes for each instruction, come from the second-level cache as fast. There the rows' own have to stay.
+int64_t part_of(const PackedWeight& weight, int64_t num_rows) {
+    const int64_t K = num_inputs_of(weight);
+    if (num_rows <= kMaxRows) return K;
+    return is_in_pairs(weight) ? min(K, kActivationBytes / 4 / num_rows / 2 * 2) : kFloatInputs;
+}
+
+template <class Panel, class Ahead>
+void all_rows(const Panel& panel, Ahead ahead, const float* x, int64_t x_stride, int64_t num_rows, int64_t num_inputs,
+              bool from_zero, float* sums) {
+    const int64_t each = ceil_div(num_rows, num_tiles(num_rows));
+    for (int64_t r = 0; r < num_rows; r += each, ahead.pass(num_inputs))
+        rows_or_fewer<kMaxRows>(min(each, num_rows - r), x + r * x_stride, x_stride, panel, num_inputs, from_zero,
+                                ahead, sums + r * kPanel);
 }
 
 void up_to_128_rows(const LinearCall& call, int64_t first_row, int64_t num_rows, int64_t first_panel, int64_t end_panel,
                     float* scratch) {
     const PackedWeight& weight = *call.weight;
     const int64_t K = num_inputs_of(weight);
-    // What one tile takes is not needed again.
-    const int64_t part = num_rows <= kMaxRows ? K : kFloatInputs;
+    const int64_t part = part_of(weight, num_rows);
     float* const sums = scratch;
     float* const widened = scratch + kRows * kPanel;
-    // While tiles multiply by a part of a panel the next one comes, which lies behind it.
-    const int64_t part_bytes = panel_bytes(weight) / K * part;
-    const int64_t ahead_each = num_rows <= kMaxRows ? 0 : part_bytes * kMaxRows / num_rows / 64 * 64;
+    const int64_t input_bytes = panel_bytes(weight) / K;
     for (int64_t p = first_panel; p < end_panel; ++p) {
         for (int64_t k = 0; k < K; k += part) {
             const int64_t num_inputs = min(part, K - k);
             const float* const x = call.x + first_row * call.x_stride + k;
             const auto with = [&](auto panel) {
-                const char* const ahead = panel_at(weight, p) + (k / part + 1) * part_bytes;
-                all_rows(panel, ahead, ahead_each, x, call.x_stride, num_rows, num_inputs, k == 0, sums);
+                const auto beside = [&](auto ahead) {
+                    all_rows(panel, ahead, x, call.x_stride, num_rows, num_inputs, k == 0, sums);
+                };
+                if (num_rows <= kMaxRows) return beside(NothingAhead{});
+                // Tiles by a part of a panel fetch the next one, which lies behind it.
+                beside(NextPart{panel_at(weight, p) + (k + part) * input_bytes,
+                                ceil_div(input_bytes, num_tiles(num_rows))});
             };
             if (weight.kind == Weight::kFloat32) {
                 with(F32Panel::of(weight, p).at(k));

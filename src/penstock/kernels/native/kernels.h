@@ -6,6 +6,8 @@
 
 namespace penstock {
 
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 class Pool;
 
 enum class Weight : int { kFloat32 = 0, kBFloat16 = 1, kInt8 = 2, kInt4 = 3 };
@@ -53,7 +55,7 @@ struct PackedWeight {
     uint8_t* zeros;
 
     bool has_codes() const { return kind == Weight::kInt8 || kind == Weight::kInt4; }
-    int64_t num_groups() const { return (padded_inputs + group - 1) / group; }
+    int64_t num_groups() const { return ceil_div(padded_inputs, group); }
 };
 
 constexpr int64_t kCodeInputs = 32;

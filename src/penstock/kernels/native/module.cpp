@@ -159,7 +159,6 @@ class Machine {
     std::mutex mutex_;
 };
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Rows a task takes when each has `width` elements to look at.
 int64_t rows_each(int64_t num_rows, int64_t width) {

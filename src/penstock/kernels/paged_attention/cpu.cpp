@@ -89,7 +89,7 @@ void find_span(const AttentionCall& call, int64_t begin, int64_t first, int64_t 
     const bool whole_tiles = P % kTile == 0;
     span.key_stride = whole_tiles ? P : kTile;
     span.first_tile = (first - begin) / kTile;
-    span.end_tile = (end - begin + kTile - 1) / kTile;
+    span.end_tile = ceil_div(end - begin, kTile);
     if (whole_tiles) {
         // Blocks are aligned to positions, so a tile lies in one of them.
         for (int64_t i = span.first_tile; begin + i * kTile < ahead; ++i) {
@@ -318,7 +318,7 @@ void of_rows(int64_t rows, F&& body) {
 template <class F>
 void by_rows(int64_t num_rows, F&& body) {
     for (int64_t row = 0; row < num_rows;) {
-        const int64_t left = num_rows - row, parts = (left + kMaxRows - 1) / kMaxRows, rows = (left + parts - 1) / parts;
+        const int64_t left = num_rows - row, parts = ceil_div(left, kMaxRows), rows = ceil_div(left, parts);
         of_rows<kMaxRows>(rows, [&](auto count) { body(row, count); });
         row += rows;
     }
