@@ -7,11 +7,20 @@
 namespace penstock::PENSTOCK_ISA {
 namespace {
 
+// Codes of 4 bits take four vectors and a mask, and two rows more would be kept in memory.
+template <Weight KIND>
+constexpr int kTileRows = kMaxRows - (KIND == Weight::kInt4 && NUM_REGISTERS == 32 ? 2 : 0);
+
+// Codes of a step of the loops over them.
+constexpr int64_t kStepBytes = 2 * kVectorBytes;
+
 // acc[row][half] += codes of kCodeInputs inputs times activations, of which `x` has the first row's.
-template <int ROWS>
-void add_int8(vi (&acc)[ROWS][2], const char* codes, const char* x, int64_t row_bytes) {
+template <int ROWS, class Ahead>
+inline __attribute__((always_inline)) void add_int8(vi (&acc)[ROWS][2], const char* codes, const char* x,
+                                                    int64_t row_bytes, Ahead& ahead) {
 #pragma GCC unroll 1
     for (int quad = 0; quad < kCodeInputs / 4; ++quad) {
+        ahead.fetch();
         const vi first = load_bits(codes + quad * 2 * kVectorBytes);
         const vi second = load_bits(codes + (quad * 2 + 1) * kVectorBytes);
 #if defined(PENSTOCK_PAIRS)
@@ -35,14 +44,16 @@ void add_int8(vi (&acc)[ROWS][2], const char* codes, const char* x, int64_t row_
     }
 }
 
-template <int ROWS>
-void add_int4(vi (&acc)[ROWS][2], const char* codes, const char* x, int64_t row_bytes) {
+template <int ROWS, class Ahead>
+inline __attribute__((always_inline)) void add_int4(vi (&acc)[ROWS][2], const char* codes, const char* x,
+                                                    int64_t row_bytes, Ahead& ahead) {
 #if defined(PENSTOCK_PAIRS)
     // Eight products of a 4-bit code and an 8-bit one stay within 16 bits.
     vs parts[ROWS][2] = {};
 #endif
 #pragma GCC unroll 1
     for (int eight = 0; eight < kCodeInputs / 8; ++eight) {
+        ahead.fetch();
         const vi first = load_bits(codes + eight * 2 * kVectorBytes);
         const vi second = load_bits(codes + (eight * 2 + 1) * kVectorBytes);
         const vi low[2] = {first & 0x0f0f0f0f, second & 0x0f0f0f0f};
@@ -71,8 +82,9 @@ void add_int4(vi (&acc)[ROWS][2], const char* codes, const char* x, int64_t row_
 }
 
 // sums[row] (+)= x[row] * panel over inputs [first, end), which begin with a group.
-template <int ROWS, Weight KIND>
-void tile(const LinearCall& call, int64_t first_row, int64_t panel, int64_t first, int64_t end, float* sums) {
+template <int ROWS, Weight KIND, class Ahead>
+__attribute__((noinline)) void tile(const LinearCall& call, int64_t first_row, int64_t panel, int64_t first,
+                                    int64_t end, Ahead ahead, float* sums) {
     const PackedWeight& weight = *call.weight;
     const RowLayout layout(weight);
     const int64_t group_size = weight.group, row_bytes = layout.bytes;
@@ -100,9 +112,9 @@ void tile(const LinearCall& call, int64_t first_row, int64_t panel, int64_t firs
         }
         for (const int64_t group_end = min(k + group_size, end); k < group_end; k += kCodeInputs) {
             if constexpr (KIND == Weight::kInt8) {
-                add_int8<ROWS>(acc, codes, x, row_bytes);
+                add_int8<ROWS>(acc, codes, x, row_bytes, ahead);
             } else {
-                add_int4<ROWS>(acc, codes, x, row_bytes);
+                add_int4<ROWS>(acc, codes, x, row_bytes, ahead);
             }
             x += kCodeInputs * layout.code_bytes;
             codes += kBytesPer32;
@@ -119,14 +131,13 @@ void tile(const LinearCall& call, int64_t first_row, int64_t panel, int64_t firs
     }
 }
 
-template <int ROWS, Weight KIND>
-void rows_or_fewer(int64_t num_rows, const LinearCall& call, int64_t first_row, int64_t panel, int64_t first,
-                   int64_t end, float* sums) {
+template <int ROWS, Weight KIND, class... Rest>
+void rows_or_fewer(int64_t num_rows, const Rest&... rest) {
     if constexpr (ROWS > 0) {
         if (num_rows == ROWS) {
-            tile<ROWS, KIND>(call, first_row, panel, first, end, sums);
+            tile<ROWS, KIND>(rest...);
         } else {
-            rows_or_fewer<ROWS - 1, KIND>(num_rows, call, first_row, panel, first, end, sums);
+            rows_or_fewer<ROWS - 1, KIND>(num_rows, rest...);
         }
     }
 }
@@ -147,16 +158,19 @@ void up_to_128_rows(const LinearCall& call, int64_t first_row, int64_t num_rows,
     if (KIND == Weight::kInt8 && num_rows >= kWordsFrom)
         return many_rows_of_words(call, first_row, num_rows, first_panel, end_panel, row_scales, sums);
 #endif
-    const int64_t part_bytes = part * kPanelBytes / kInputs;
-    const int64_t ahead_each = num_rows < 4 * kMaxRows ? 0 : part_bytes * kMaxRows / num_rows / 64 * 64;
+    const int64_t tiles = num_tiles(num_rows, kTileRows<KIND>), each = ceil_div(num_rows, tiles);
     for (int64_t p = first_panel; p < end_panel; ++p) {
         for (int64_t k = 0; k < weight.padded_inputs; k += part) {
-            const char* ahead = panel_at(weight, p) + k * kPanelBytes / kInputs + part_bytes;
-            for (int64_t r = 0; r < num_rows; r += kMaxRows) {
-                rows_or_fewer<kMaxRows, KIND>(min(kMaxRows, num_rows - r), call, first_row + r, p, k,
-                                              min(k + part, weight.padded_inputs), sums + r * kPanel);
-                // Meanwhile the next part of the panel comes, which lies behind this one.
-                for (const char* const end = ahead + ahead_each; ahead < end; ahead += 64) __builtin_prefetch(ahead, 0, 2);
+            const int64_t end = min(k + part, weight.padded_inputs);
+            const auto beside = [&](auto ahead) {
+                for (int64_t r = 0; r < num_rows; r += each, ahead.pass((end - k) * kPanelBytes / kInputs / kStepBytes))
+                    rows_or_fewer<kTileRows<KIND>, KIND>(min(each, num_rows - r), call, first_row + r, p, k, end, ahead,
+                                                         sums + r * kPanel);
+            };
+            if (tiles == 1) {
+                beside(NothingAhead{});
+            } else {
+                beside(NextPart{panel_at(weight, p) + end * kPanelBytes / kInputs, ceil_div(kStepBytes, tiles)});
             }
         }
         finish(call, p, first_row, num_rows, sums, row_scales);

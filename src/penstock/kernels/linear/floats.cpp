@@ -101,30 +101,6 @@ inline __attribute__((always_inline)) void add_input(vf (&acc)[ROWS][2], const f
     }
 }
 
-// Rows are shared out among as few tiles as can be, evenly.
-int64_t num_tiles(int64_t num_rows) { return ceil_div(num_rows, kMaxRows); }
-
-// One tile alone has no time for anything else.
-struct NothingAhead {
-    static void fetch(int64_t) {}
-    static void pass(int64_t) {}
-};
-
-// What comes from memory while tiles multiply: bytes from `from` on, `each_input` for an input of a tile. Of pairs a line
-// at a time between products, or they wait for room to fetch; parts of other panels are shorter, and come after each tile.
-struct NextPart {
-    const char* from;
-    int64_t each_input;
-    void fetch(int64_t input) const {
-        if (kBF16Pairs) __builtin_prefetch(from + input * each_input, 0, 2);
-    }
-    void pass(int64_t num_inputs) {
-        const char* const end = from + num_inputs * each_input;
-        if (kBF16Pairs) from = end;
-        for (; from < end; from += 64) __builtin_prefetch(from, 0, 2);
-    }
-};
-
 // sums[row] (+)= x[row] * panel over `num_inputs` inputs.
 template <int ROWS, class Panel, class Ahead>
 __attribute__((noinline)) void tile(const float* x, int64_t x_stride, const Panel& panel, int64_t num_inputs,
@@ -133,7 +109,7 @@ __attribute__((noinline)) void tile(const float* x, int64_t x_stride, const Pane
     for (int r = 0; r < ROWS; ++r)
         for (int h = 0; h < 2; ++h) acc[r][h] = from_zero ? vf{} : load(sums + r * kPanel + h * W);
     for (int64_t k = 0; k < num_inputs; k += Panel::kAtOnce) {
-        for (int i = 0; i < Panel::kAtOnce; ++i) ahead.fetch(k + i);
+        for (int i = 0; i < Panel::kAtOnce; ++i) ahead.fetch();
         add_input<0>(acc, x + k, x_stride, panel, k);
         if constexpr (Panel::kAtOnce > 1) add_input<1>(acc, x + k, x_stride, panel, k);
         if constexpr (Panel::kAtOnce > 2) {

@@ -39,6 +39,33 @@ inline vi word_of_bf16(const float* x, int which) {
 // What is smaller is taken for zero where it would be divided by.
 constexpr float kLeast = 1e-30f;
 
+// Rows are shared out among as few tiles as can be, evenly.
+inline int64_t num_tiles(int64_t num_rows, int64_t most = kMaxRows) { return ceil_div(num_rows, most); }
+
+// One tile alone has no time for anything else.
+struct NothingAhead {
+    static void fetch() {}
+    static void pass(int64_t) {}
+};
+
+// What comes from memory while tiles multiply by a part of a panel: the next part, of which each tile fetches
+// `each_step` bytes in each of its steps. A line at a time between products, or they wait for room to fetch; where
+// vectors are shorter than a line that takes too many instructions, and it comes after each tile.
+struct NextPart {
+    const char* from;
+    int64_t each_step;
+    void fetch() {
+        if (kVectorBytes != 64) return;
+        __builtin_prefetch(from, 0, 2);
+        from += each_step;
+    }
+    void pass(int64_t num_steps) {
+        const char* const end = from + num_steps * each_step;
+        if (kVectorBytes == 64) from = end;
+        for (; from < end; from += 64) __builtin_prefetch(from, 0, 2);
+    }
+};
+
 int64_t shortened_panel_bytes(const PackedWeight& weight);
 
 inline int64_t panel_bytes(const PackedWeight& weight) {
