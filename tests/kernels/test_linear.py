@@ -233,7 +233,8 @@ def test_four_bits_keep_more_than_plain_rounding(
         found = in_groups(kept(weight, form), form)
         levels = [len(group.unique()) for output in found for group in output]
     error, plain_error = ((x - groups).square().sum(-1) for x in (found, plain))
-    assert (error <= plain_error * 1.0001 + 1e-12).all()
+    # A scale keeps eight bits: what its codes stand for is at most half of 1/128 off.
+    assert (error <= plain_error * 1.0001 + groups.square().sum(-1) / 2**16 + 1e-12).all()
     assert max(levels) <= 16
     if num_inputs >= 64:
         assert error.sum() < plain_error.sum() * 0.95

@@ -421,5 +421,5 @@ def _weights_bytes(
         widened = 0 if config.is_native else embedding * (4 - dtype.itemsize)
         return int(coded_bytes) + num_floats * dtype.itemsize + widened
     num_rounded = num_floats - (0 if config.tie_word_embeddings else embedding)
-    rounded_bytes = num_rounded * QUANTIZATIONS[quantize].weight_bytes
+    rounded_bytes = num_rounded * QUANTIZATIONS[quantize].rounded_weight_bytes
     return int(coded_bytes + rounded_bytes) + embedding * dtype.itemsize

@@ -93,11 +93,10 @@ __attribute__((noinline)) void tile(const LinearCall& call, int64_t first_row, i
     const char* starts = row + layout.sums_at + first / group_size * 4;
     constexpr int64_t kBytesPer32 = kCodeInputs * kPanel / (KIND == Weight::kInt8 ? 1 : 2);
     const char* codes = panel_at(weight, panel) + first / kCodeInputs * kBytesPer32;
-    const int64_t at = group_at(weight, panel, first);
-    const float* scales = weight.scales + at;
+    int64_t at = group_at(weight, panel, first);
     const uint8_t* zeros = weight.zeros ? weight.zeros + at : nullptr;
     if (first == 0) __builtin_memset(sums, 0, ROWS * kPanel * sizeof(float));
-    for (int64_t k = first; k < end; starts += 4, scales += kPanel) {
+    for (int64_t k = first; k < end; starts += 4, at += kPanel) {
         vi acc[ROWS][2];
         if (zeros) {
             const vi zero[2] = {zeros_at(zeros), zeros_at(zeros + W)};
@@ -121,7 +120,8 @@ __attribute__((noinline)) void tile(const LinearCall& call, int64_t first_row, i
         }
         // Or GCC keeps all sums in registers that it does not have, and stores each twice.
         asm volatile("" : : : "memory");
-        const vf scale[2] = {load(scales), load(scales + W)};
+        vf scale[2];
+        scales_at<KIND>(weight, at, scale);
 #pragma GCC unroll 16
         for (int r = 0; r < ROWS; ++r)
             for (int h = 0; h < 2; ++h) {

@@ -132,10 +132,16 @@ void quantize_panel(const PackedWeight& to, const Rows& rows, int64_t panel) {
         const int64_t num_inputs = min(to.group, to.padded_inputs - first);
         gather(rows, first, num_inputs, x);
         char* const out = panel_at(to, panel) + first / inputs_per_word * kPanel * 4;
+        const int64_t at = group_at(to, panel, first);
         for (int64_t half = 0; half < kPanel; half += W) {
             const Scale scale = scale_of(to.kind, x + half, num_inputs);
             const vf inverse = inverse_of(scale.divisor);
-            store(to.scales + group_at(to, panel, first) + half, scale.value);
+            if (to.has_short_scales) {
+                bf16* const scales = reinterpret_cast<bf16*>(to.scales) + at + half / W;
+                for (int i = 0; i < W; ++i) scales[2 * i] = to_bf16(scale.value[i]);
+            } else {
+                store(to.scales + at + half, scale.value);
+            }
             for (int64_t k = 0; k < num_inputs; k += inputs_per_word) {
                 vi words{};
                 for (int64_t j = 0; j < inputs_per_word; ++j) {

@@ -83,6 +83,19 @@ inline int64_t group_at(const PackedWeight& weight, int64_t panel, int64_t input
     return (panel * weight.num_groups() + input / weight.group) * kPanel;
 }
 
+// Scales of a group, of which `group_at` is `at`. Only rounding to 4 bits here makes short ones.
+template <Weight KIND>
+inline __attribute__((always_inline)) void scales_at(const PackedWeight& weight, int64_t at, vf (&to)[2]) {
+    if (KIND == Weight::kInt4 && weight.has_short_scales) {
+        const vi words = load_bits(weight.scales + at / 2);
+        to[0] = as_floats(words << 16);
+        to[1] = as_floats(words & (int32_t)0xffff0000u);
+    } else {
+        to[0] = load(weight.scales + at);
+        to[1] = load(weight.scales + at + W);
+    }
+}
+
 inline vi zeros_at(const uint8_t* from) {
     vi zeros;
     for (int i = 0; i < W; ++i) zeros[i] = from[i];

@@ -25,8 +25,13 @@ class Quantization:
 
     @property
     def weight_bytes(self) -> float:
-        """Bytes a weight takes with its share of a scale."""
+        """Bytes a weight takes that comes in codes, with its share of a scale."""
         return self.bits / 8 + 4 / self.group
+
+    @property
+    def rounded_weight_bytes(self) -> float:
+        """Bytes a weight takes that is rounded to codes: scales of 4-bit ones are bfloat16s then."""
+        return self.bits / 8 + (2 if self.bits == 4 else 4) / self.group
 
 
 @dataclass(frozen=True, slots=True)

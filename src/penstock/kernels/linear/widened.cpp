@@ -100,9 +100,11 @@ template <int ROWS, int PANELS, Weight KIND>
 inline __attribute__((always_inline)) void end_group(const PackedWeight& weight, const vf (&acc)[ROWS][PANELS][2], int p,
                                                      int64_t at, const float* x, int64_t x_stride, int64_t num_inputs,
                                                      bool is_first, float* sums) {
+    vf scales[2];
+    scales_at<KIND>(weight, at, scales);
 #pragma GCC unroll 2
     for (int h = 0; h < 2; ++h) {
-        const vf scale = load(weight.scales + at + h * W) * splat(1.0f / kUnit);
+        const vf scale = scales[h] * splat(1.0f / kUnit);
 #pragma GCC unroll 16
         for (int r = 0; r < ROWS; ++r) {
             vf part = acc[r][p][h];

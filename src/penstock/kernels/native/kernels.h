@@ -51,6 +51,8 @@ struct PackedWeight {
     float* bias;
     // [panels, groups, panel_width]; null unless codes
     float* scales;
+    // They are bfloat16s in words of two, half a panel apart, as outputs of a panel of bfloat16 are.
+    bool has_short_scales;
     // Likewise, or null: every zero is 128 of 8 bits or 8 of 4.
     uint8_t* zeros;
 

@@ -255,6 +255,7 @@ class PackedMatrix {
         packed_.input_scale = input_scale;
         packed_.input_zero = input_zero;
         packed_.gated = up != 0;
+        packed_.has_short_scales = packed_.kind == Weight::kInt4 && static_cast<Weight>(source_kind) != Weight::kInt4;
         packed_.is_shortened = kernels_.shortens && packed_.kind == Weight::kBFloat16 && num_inputs % 4 == 0;
         if (zeros || up_zeros) {
             zeros_.resize(num_scales());
@@ -315,7 +316,7 @@ class PackedMatrix {
 
     void take_memory() {
         const int64_t panels_bytes = ceil_div(num_panels_ * kernels_.panel_bytes(packed_), 64) * 64;
-        memory_.emplace(panels_bytes + num_scales() * sizeof(float));
+        memory_.emplace(panels_bytes + num_scales() * (packed_.has_short_scales ? sizeof(uint16_t) : sizeof(float)));
         packed_.panels = memory_->data();
         if (packed_.group) packed_.scales = reinterpret_cast<float*>(memory_->data() + panels_bytes);
     }
