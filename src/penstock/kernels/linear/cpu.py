@@ -50,8 +50,8 @@ class PackedLinear:
 
         ``activation`` is the gate's, by default ``silu``, or that of all outputs, by default none.
         ``quantization`` is the form that floats are rounded to: 8 bits by the greatest magnitude of each group, 4 bits
-        by the bfloat16 nearest to the scale that leaves the least squared error. Codes stay what they are. What is in ``ahead`` is taken from
-        there.
+        by the bfloat16 nearest to the scale that leaves the least squared error. Codes stay what they are. What is in
+        ``ahead`` is taken from there.
         """
         assert NATIVE is not None
         form = weight.form if isinstance(weight, WeightCodes) else quantization
