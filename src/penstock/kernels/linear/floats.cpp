@@ -37,13 +37,9 @@ struct BF16Panel {
     static vf input(const float* x) { return splat(*x); }
     static vf add(vf sums, vf input, vf weights) { return fma(input, weights, sums); }
     BF16Panel at(int64_t input) const { return {weights + input * W}; }
-    static void widen(vi words, vf (&to)[2]) {
-        to[0] = as_floats(words << 16);
-        to[1] = as_floats(words & (int32_t)0xffff0000u);
-    }
     template <int>
     void get(int64_t input, vf (&to)[2]) const {
-        widen(load_bits(weights + input * W), to);
+        halves_of(load_bits(weights + input * W), to);
     }
 };
 
@@ -81,7 +77,7 @@ struct ShortenedPanel {
     inline __attribute__((always_inline)) void get(int64_t input, vf (&to)[2]) const {
         vi words[2];
         lengthen(fours + input / kAtOnce * kFourBytes, kBF16Pairs ? WHICH : WHICH / 2, upper, words);
-        if (!kBF16Pairs) return BF16Panel::widen(words[WHICH % 2], to);
+        if (!kBF16Pairs) return halves_of(words[WHICH % 2], to);
         to[0] = as_floats(words[0]);
         to[1] = as_floats(words[1]);
     }
@@ -149,7 +145,7 @@ void widen(const ShortenedPanel& panel, int64_t num_inputs, float* to) {
             lengthen(panel.fours + k / 4 * kFourBytes, which, panel.upper, words);
             for (int i = 0; i < 2; ++i, to += kPanel) {
                 vf weights[2];
-                BF16Panel::widen(words[i], weights);
+                halves_of(words[i], weights);
                 store(to, weights[0]);
                 store(to + W, weights[1]);
             }

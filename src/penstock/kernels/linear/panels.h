@@ -36,6 +36,12 @@ inline vi word_of_bf16(const float* x, int which) {
     return ((vi)load(lower) >> 16 & 0xffff) | ((vi)load(lower + (kBF16Pairs ? kPanel : W)) & (int32_t)0xffff0000u);
 }
 
+// Words of two bfloat16s, of outputs half a panel apart, as floats.
+inline __attribute__((always_inline)) void halves_of(vi words, vf (&to)[2]) {
+    to[0] = as_floats(words << 16);
+    to[1] = as_floats(words & (int32_t)0xffff0000u);
+}
+
 // What is smaller is taken for zero where it would be divided by.
 constexpr float kLeast = 1e-30f;
 
@@ -87,9 +93,7 @@ inline int64_t group_at(const PackedWeight& weight, int64_t panel, int64_t input
 template <Weight KIND>
 inline __attribute__((always_inline)) void scales_at(const PackedWeight& weight, int64_t at, vf (&to)[2]) {
     if (KIND == Weight::kInt4 && weight.has_short_scales) {
-        const vi words = load_bits(weight.scales + at / 2);
-        to[0] = as_floats(words << 16);
-        to[1] = as_floats(words & (int32_t)0xffff0000u);
+        halves_of(load_bits(weight.scales + at / 2), to);
     } else {
         to[0] = load(weight.scales + at);
         to[1] = load(weight.scales + at + W);

@@ -51,10 +51,10 @@ struct PackedWeight {
     float* bias;
     // [panels, groups, panel_width]; null unless codes
     float* scales;
-    // They are bfloat16s in words of two, half a panel apart, as outputs of a panel of bfloat16 are.
-    bool has_short_scales;
     // Likewise, or null: every zero is 128 of 8 bits or 8 of 4.
     uint8_t* zeros;
+    // Scales are bfloat16s, two to a word, half a panel apart.
+    bool has_short_scales;
 
     bool has_codes() const { return kind == Weight::kInt8 || kind == Weight::kInt4; }
     int64_t num_groups() const { return ceil_div(padded_inputs, group); }

@@ -159,7 +159,6 @@ class Machine {
     std::mutex mutex_;
 };
 
-
 // Rows a task takes when each has `width` elements to look at.
 int64_t rows_each(int64_t num_rows, int64_t width) {
     const int64_t least = std::max<int64_t>(1, 16384 / std::max<int64_t>(width, 1));
