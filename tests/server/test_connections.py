@@ -86,11 +86,12 @@ def test_the_summary_holds_the_ids_and_not_the_prompt(server: RunningServer) -> 
     headers = {"x-request-id": "in-the-log", "traceparent": f"00-{TRACE}-00f067aa0ba902b7-01"}
     with capture_logs() as logs:
         httpx.post(f"{server.url}/v1/completions", json={**BODY, "prompt": "a secret"}, headers=headers)
-        httpx.post(f"{server.url}/v1/completions", json=BODY, headers={"traceparent": "nonsense"})
-        # The summary is written once the answer has been sent, which its reader may see before.
-        while len(summaries := [event for event in logs if event.get("route") == "/v1/completions"]) < 2:
+        other = httpx.post(f"{server.url}/v1/completions", json=BODY, headers={"traceparent": "nonsense"})
+        ids = ("in-the-log", other.headers["x-request-id"])
+        # The summary is written once the answer has been sent, which its reader may see before: others' come here too.
+        while len(summaries := {event["request_id"]: event for event in logs if event.get("request_id") in ids}) < 2:
             httpx.get(f"{server.url}/ping")
-    traced, untraced = summaries
+    traced, untraced = (summaries[request_id] for request_id in ids)
     assert (traced["request_id"], traced["trace_id"]) == ("in-the-log", TRACE)
     assert (traced["status"], traced["num_output_tokens"], traced["finish_reason"]) == (200, 24, "length")
     assert traced["timeline"]["num_output_tokens"] == 24
