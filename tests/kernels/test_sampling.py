@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from penstock.kernels.sampling import DrawRows, cpu, reference
+from penstock.kernels.sampling import DRAW_ROW, DrawRows, cpu, reference
 from tests.kernels.backends import instruction_sets, using
 
 BACKENDS = ["torch", *instruction_sets()]
@@ -36,16 +36,8 @@ def backend_of(name: str) -> Any:
 
 
 def rows_of(numbers: np.ndarray[Any, Any], **how: Any) -> DrawRows:
-    def column(name: str, default: float, dtype: type) -> np.ndarray[Any, Any]:
-        return np.full(len(numbers), how.get(name, default), dtype=dtype)
-
-    return DrawRows(
-        numbers=numbers,
-        temperatures=column("temperature", 1.0, np.float32),
-        top_k=column("top_k", 0, np.int64),
-        top_p=column("top_p", 1.0, np.float64),
-        min_p=column("min_p", 0.0, np.float64),
-    )
+    same = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0} | how
+    return np.array([(number, *same.values()) for number in numbers], dtype=DRAW_ROW)
 
 
 def draw(backend: str, logits: torch.Tensor, rows: DrawRows, num_threads: int = 1) -> list[int]:
@@ -134,11 +126,7 @@ def test_a_row_depends_on_nothing_but_itself(isa: str) -> None:
     random = np.random.default_rng(1)
     logits = torch.from_numpy(random.normal(0, 2, (32, 9001)).astype(np.float32))
     numbers = random.random(32)
-    rows = rows_of(numbers)
-    for row in range(32):
-        how = WAYS[row % len(WAYS)]
-        rows.temperatures[row], rows.top_k[row] = how.get("temperature", 1.0), how.get("top_k", 0)
-        rows.top_p[row], rows.min_p[row] = how.get("top_p", 1.0), how.get("min_p", 0.0)
+    rows = np.concatenate([rows_of(numbers[row : row + 1], **WAYS[row % len(WAYS)]) for row in range(32)])
     together = draw(isa, logits, rows, num_threads=3)
     alone = [
         draw(isa, logits[row : row + 1], rows_of(numbers[row : row + 1], **WAYS[row % len(WAYS)]))[0]

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from penstock.engine.sampling.masks import TokenMasks
-from penstock.engine.sampling.noise import stream_seed, uniforms
+from penstock.engine.sampling.noise import stream_seed, uniform
 from penstock.engine.sampling.typical import atypical
-from penstock.kernels.sampling import DrawRows, draw_tokens, top_tokens
+from penstock.kernels.sampling import DRAW_ROW, DrawRows, draw_tokens, top_tokens
 from penstock.protocol import Candidate, SamplingParams, TokenLogprobs
 
 _NO_DRAFTS: Mapping[int, Sequence[int]] = {}
@@ -327,18 +327,16 @@ def _leave_typical(logits: Tensor, rows: list[int], states: list[_State]) -> set
 
 
 def _draw_rows(states: list[_State]) -> DrawRows:
-    params = [state.params for state in states]
-    return DrawRows(
-        numbers=uniforms(
-            np.array([state.seed for state in states], dtype=np.uint64),
-            np.array([state.num_output_tokens for state in states], dtype=np.uint64),
-        ),
-        # Subnormal temperatures would overflow to infinities of both signs; this one is greedy already.
-        temperatures=np.array([p.temperature and max(p.temperature, 1e-5) for p in params], dtype=np.float32),
-        top_k=np.array([p.top_k for p in params], dtype=np.int64),
-        top_p=np.array([p.top_p for p in params], dtype=np.float64),
-        min_p=np.array([p.min_p for p in params], dtype=np.float64),
-    )
+    return np.array([_draw_row(state) for state in states], dtype=DRAW_ROW)
+
+
+def _draw_row(state: _State) -> tuple[float, float, int, float, float]:
+    params = state.params
+    if params.temperature == 0:
+        return 0.0, 0.0, 0, 1.0, 0.0
+    # Subnormal temperatures would overflow to infinities of both signs; this one is greedy already.
+    temperature = max(params.temperature, 1e-5)
+    return uniform(state.seed, state.num_output_tokens), temperature, params.top_k, params.top_p, params.min_p
 
 
 @dataclass(slots=True, frozen=True)

@@ -146,18 +146,7 @@ def rope_write_kv(
     v_scales: int,
     /,
 ) -> None: ...
-def draw_tokens(
-    logits: int,
-    num_rows: int,
-    size: int,
-    numbers: int,
-    temperatures: int,
-    top_k: int,
-    top_p: int,
-    min_p: int,
-    tokens: int,
-    /,
-) -> None: ...
+def draw_tokens(logits: int, num_rows: int, size: int, how: int, /) -> list[int]: ...
 def top_tokens(
     logits: int, num_rows: int, size: int, count: int, tokens: int, values: int, log_totals: int, /
 ) -> None: ...

@@ -717,16 +717,15 @@ void rope_write_kv(Address qkv, int64_t num_tokens, int64_t num_heads, int64_t n
     });
 }
 
-// One token for each row, -1 where its logits are not finite numbers.
-void draw_tokens(Address logits, int64_t num_rows, int64_t size, Address numbers, Address temperatures, Address top_k,
-                 Address top_p, Address min_p, Address tokens) {
+// One token for each row, -1 where its logits are not finite numbers; `how` is [num_rows] of Sampling.
+std::vector<int64_t> draw_tokens(Address logits, int64_t num_rows, int64_t size, Address how) {
+    std::vector<int64_t> tokens(num_rows);
     const Kernels& kernels = Machine::get().kernels();
     Machine::get().each(num_rows, Row::scratch_floats(size), [&](int64_t r, float* scratch) {
         Row row(kernels, at<const float>(logits) + r * size, size, scratch);
-        const Sampling how{at<const double>(numbers)[r], at<const float>(temperatures)[r], at<const int64_t>(top_k)[r],
-                           at<const double>(top_p)[r], at<const double>(min_p)[r]};
-        at<int64_t>(tokens)[r] = row.is_finite() ? row.draw(how) : -1;
+        tokens[r] = row.is_finite() ? row.draw(at<const Sampling>(how)[r]) : -1;
     });
+    return tokens;
 }
 
 // Each row's `count` likeliest tokens and their logits, and the logarithm of its sum of e^logit.

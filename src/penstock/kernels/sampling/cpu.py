@@ -1,33 +1,22 @@
 """Compiled sampling: a pass or two over each row, and work on the few tokens that can be picked. R rows, V tokens."""
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from penstock.kernels.native import NATIVE, checked
-from penstock.kernels.sampling.rows import DrawRows, TopTokens
+from penstock.kernels.sampling.rows import DRAW_ROW, DrawRows, TopTokens
 
 
 def draw_tokens(logits: Tensor, rows: DrawRows) -> list[int]:
     """See ``reference.draw_tokens``; ``logits`` is dense."""
     assert NATIVE is not None
     num_rows, size = logits.shape
-    tokens = np.empty(num_rows, dtype=np.int64)
-    NATIVE.draw_tokens(
-        checked(logits, torch.float32, num_rows, size),
-        num_rows,
-        size,
-        _address(rows.numbers, np.float64, num_rows),
-        _address(rows.temperatures, np.float32, num_rows),
-        _address(rows.top_k, np.int64, num_rows),
-        _address(rows.top_p, np.float64, num_rows),
-        _address(rows.min_p, np.float64, num_rows),
-        tokens.ctypes.data,
-    )
-    drawn: list[int] = tokens.tolist()
+    assert rows.dtype == DRAW_ROW
+    assert rows.shape == (num_rows,)
+    assert rows.flags.c_contiguous
+    address = checked(logits, torch.float32, num_rows, size)
+    drawn: list[int] = NATIVE.draw_tokens(address, num_rows, size, rows.ctypes.data)
     return drawn
 
 
@@ -50,10 +39,3 @@ def top_tokens(logits: Tensor, count: int) -> TopTokens:
 def scratch_bytes(vocab_size: int, num_threads: int) -> int:
     """Return what drawing works in: each thread's candidates, and maxima and sums of blocks."""
     return 9 * vocab_size * num_threads
-
-
-def _address(values: npt.NDArray[Any], dtype: type[np.generic], num_rows: int) -> int:
-    assert values.dtype == dtype
-    assert values.shape == (num_rows,)
-    assert values.flags.c_contiguous
-    return values.ctypes.data

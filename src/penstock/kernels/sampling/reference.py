@@ -25,22 +25,22 @@ def draw_tokens(logits: Tensor, rows: DrawRows) -> list[int]:
     tokens: list[int] = []
     for first in range(0, len(logits), _ROWS_TOGETHER):
         some = slice(first, first + _ROWS_TOGETHER)
-        tokens += _draw(logits[some], rows.part(some))
+        tokens += _draw(logits[some], rows[some])
     return tokens
 
 
 def _draw(logits: Tensor, rows: DrawRows) -> list[int]:
     highest, tokens = logits.max(dim=-1)
-    is_random = rows.temperatures > 0
-    is_cut = is_random & ((rows.top_k > 0) | (rows.top_p < 1) | (rows.min_p > 0))
-    numbers = torch.from_numpy(rows.numbers).unsqueeze(1)
-    temperatures = torch.from_numpy(rows.temperatures).unsqueeze(1)
+    is_random = rows["temperature"] > 0
+    is_cut = is_random & ((rows["top_k"] > 0) | (rows["top_p"] < 1) | (rows["min_p"] > 0))
+    numbers, temperatures = _column(rows["number"]), _column(rows["temperature"])
     if (whole := np.flatnonzero(is_random & ~is_cut)).size:
         probabilities = torch.softmax(logits[whole] / temperatures[whole], dim=-1, dtype=torch.float64)
         tokens[whole] = _invert(probabilities, numbers[whole])
     if (cut := np.flatnonzero(is_cut)).size:
+        some = rows[cut]
         values, candidates = _candidates(
-            logits[cut] / temperatures[cut], rows.top_k[cut], _column(rows.top_p[cut]), _column(rows.min_p[cut])
+            logits[cut] / temperatures[cut], some["top_k"], _column(some["top_p"]), _column(some["min_p"])
         )
         picks = _invert(torch.softmax(values, dim=-1, dtype=torch.float64), numbers[cut])
         tokens[cut] = candidates.gather(1, picks.unsqueeze(1)).squeeze(1)

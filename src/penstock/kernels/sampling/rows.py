@@ -5,27 +5,23 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+DRAW_ROW = np.dtype(
+    [
+        # In [0, 1): where in its distribution the row is inverted.
+        ("number", np.float64),
+        # Positive, or 0 for the likeliest token.
+        ("temperature", np.float32),
+        # 0 for all.
+        ("top_k", np.int64),
+        ("top_p", np.float64),
+        ("min_p", np.float64),
+    ],
+    align=True,
+)
+"""How a row becomes a token; ``Sampling`` of draw.h, byte by byte."""
 
-@dataclass(frozen=True, slots=True)
-class DrawRows:
-    """How each row becomes a token."""
-
-    numbers: npt.NDArray[np.float64]
-    """[R], in [0, 1): where in its distribution a row is inverted"""
-    temperatures: npt.NDArray[np.float32]
-    """[R], positive, or 0 for the likeliest token"""
-    top_k: npt.NDArray[np.int64]
-    """[R], 0 for all"""
-    top_p: npt.NDArray[np.float64]
-    """[R]"""
-    min_p: npt.NDArray[np.float64]
-    """[R]"""
-
-    def part(self, rows: slice) -> "DrawRows":
-        """Return some of the rows."""
-        return DrawRows(
-            self.numbers[rows], self.temperatures[rows], self.top_k[rows], self.top_p[rows], self.min_p[rows]
-        )
+DrawRows = npt.NDArray[np.void]
+"""[R] of ``DRAW_ROW``"""
 
 
 @dataclass(frozen=True, slots=True)
