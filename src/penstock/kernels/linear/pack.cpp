@@ -76,6 +76,31 @@ void gather(const Rows& rows, int64_t first, int64_t num_inputs, float* to) {
         for (int64_t half = 0; half < kPanel; half += W) store(to + k * kPanel + half, vf{});
 }
 
+// Inputs [first, first + num_inputs) of all places as pairs of bfloat16s, [num_inputs / 2, kPanel], zeros where there are
+// none; the first and their number are even.
+void gather_pairs(const Rows& rows, int64_t first, int64_t num_inputs, int32_t* to) {
+    const int64_t num_known = min(num_inputs, rows.num_inputs - first);
+    for (int64_t place = 0; place < kPanel; place += W) {
+        const bf16* from[W];
+        for (int i = 0; i < W; ++i)
+            from[i] = rows.source_row[place + i] < 0 ? nullptr : rows.at<bf16>(place + i) + first;
+        int64_t k = 0;
+        for (; k + 2 * W <= num_known; k += 2 * W) {
+            vf block[W];
+            for (int i = 0; i < W; ++i) block[i] = from[i] ? as_floats(load_bits(from[i] + k)) : vf{};
+            transpose(block);
+            for (int j = 0; j < W; ++j) __builtin_memcpy(to + (k / 2 + j) * kPanel + place, block + j, sizeof block[j]);
+        }
+        for (; k < num_inputs; k += 2)
+            for (int i = 0; i < W; ++i) {
+                const int64_t size = from[i] ? min(2, num_known - k) : 0;
+                int32_t pair = 0;
+                if (size > 0) __builtin_memcpy(&pair, from[i] + k, size * sizeof(bf16));
+                to[k / 2 * kPanel + place + i] = pair;
+            }
+    }
+}
+
 // Rounds x / scale to a code's integer, as far as there are codes.
 vf rounded(vf x, vf inverse, float lowest, float greatest) {
     const vf n = (x * inverse + kMagic) - kMagic;
@@ -197,15 +222,21 @@ void copy_codes(const PackedWeight& to, const Rows& rows, int64_t panel) {
     }
 }
 
-// By some of each row's numbers, from all its length.
+// Chooses a panel's exponents, by some of each row's numbers, from all its length.
 void begin_shortened(const PackedWeight& to, const Rows& rows, int64_t panel) {
     constexpr int64_t kOfEach = 256;
-    bf16 sample[kOfEach * kPanel];
-    int64_t size = 0;
-    for (int64_t i = 0; i < kPanel; ++i)
-        for (int64_t j = 0; rows.source_row[i] >= 0 && j < kOfEach; ++j)
-            sample[size++] = rows.at<bf16>(i)[j * rows.num_inputs / kOfEach];
-    begin_panel(to, panel, sample, size);
+    // Neighbours are mostly alike, and what was just counted up takes a while until it can be counted up again.
+    constexpr int kTallies = 4;
+    int tallies[kTallies][kExponents] = {};
+    for (int64_t i = 0; i < kPanel; ++i) {
+        if (rows.source_row[i] < 0) continue;
+        const bf16* const row = rows.at<bf16>(i);
+        for (int64_t j = 0, at = 0; j < kOfEach; ++j, at += rows.num_inputs)
+            ++tallies[j % kTallies][exponent_of(row[at / kOfEach])];
+    }
+    for (int tally = 1; tally < kTallies; ++tally)
+        for (int i = 0; i < kExponents; ++i) tallies[0][i] += tallies[tally][i];
+    begin_panel(to, panel, tallies[0]);
 }
 
 }  // namespace
@@ -230,20 +261,20 @@ bool pack_panel(const PackedWeight& to, const WeightSource& from, int64_t panel)
     }
     if (to.is_shortened) begin_shortened(to, rows, panel);
     constexpr int64_t kInputs = 256;
-    alignas(64) float x[kInputs * kPanel];
     for (int64_t first = 0; first < to.padded_inputs; first += kInputs) {
         const int64_t num_inputs = min(kInputs, to.padded_inputs - first);
-        gather(rows, first, num_inputs, x);
         if (to.kind == Weight::kFloat32) {
-            __builtin_memcpy(panel_at(to, panel) + first * kPanel * 4, x, num_inputs * kPanel * 4);
+            gather(rows, first, num_inputs, reinterpret_cast<float*>(panel_at(to, panel)) + first * kPanel);
             continue;
         }
+        alignas(64) int32_t pairs[kInputs / 2 * kPanel];
+        gather_pairs(rows, first, num_inputs, pairs);
         if (to.is_shortened) {
-            if (!shorten(to, panel, x, first, num_inputs)) return false;
+            if (!shorten(to, panel, pairs, first, num_inputs)) return false;
             continue;
         }
         for (int64_t i = 0; i < num_inputs; ++i) {
-            const vi words = word_of_bf16(x + i / 2 * 2 * kPanel, (int)(i % 2));
+            const vi words = word_of_bf16(pairs + i / 2 * kPanel, (int)(i % 2));
             __builtin_memcpy(panel_at(to, panel) + (first + i) * W * 4, &words, sizeof words);
         }
     }

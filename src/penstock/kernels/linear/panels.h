@@ -29,11 +29,12 @@ constexpr bool kShortens = false;  // it takes more instructions there than memo
 
 inline bool is_in_pairs(const PackedWeight& weight) { return kBF16Pairs && weight.kind == Weight::kBFloat16; }
 
-// One vector of the two that two inputs of a panel of bfloat16s take, of [2, kPanel] floats: in a word two inputs of an
+// One vector of the two that two inputs of a panel of bfloat16s take, of `pairs` [kPanel] of them: in a word two inputs of an
 // output, or two outputs of an input.
-inline vi word_of_bf16(const float* x, int which) {
-    const float* const lower = x + (kBF16Pairs ? which * W : which * kPanel);
-    return ((vi)load(lower) >> 16 & 0xffff) | ((vi)load(lower + (kBF16Pairs ? kPanel : W)) & (int32_t)0xffff0000u);
+inline vi word_of_bf16(const int32_t* pairs, int which) {
+    if (kBF16Pairs) return load_bits(pairs + which * W);
+    const vi first = load_bits(pairs), second = load_bits(pairs + W);
+    return which == 0 ? (first & 0xffff) | second << 16 : (first >> 16 & 0xffff) | (second & (int32_t)0xffff0000u);
 }
 
 // Words of two bfloat16s, of outputs half a panel apart, as floats.

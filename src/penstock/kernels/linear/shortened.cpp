@@ -29,20 +29,18 @@ int64_t shortened_panel_bytes(const PackedWeight& weight) {
     return (bytes + 63) / 64 * 64;
 }
 
-void begin_panel(const PackedWeight& weight, int64_t panel, const bf16* sample, int64_t size) {
-    int counts[128] = {};
-    for (int64_t i = 0; i < size; ++i) ++counts[sample[i].bits >> 8 & 127];
+void begin_panel(const PackedWeight& weight, int64_t panel, const int (&counts)[kExponents]) {
     // Of ranges that hold as many, the middle one: it is furthest from what the sample does not show on either side.
     int known = 0, most = -1, first = 0, last = 0;
     for (int i = 1; i <= 7; ++i) known += counts[i];
-    for (int i = 0; i + 7 < 128; ++i) {
+    for (int i = 0; i + 7 < kExponents; ++i) {
         if (known > most) {
             most = known;
             first = last = i;
         } else if (known == most && last == i - 1) {
             last = i;
         }
-        known += (i + 8 < 128 ? counts[i + 8] : 0) - counts[i + 1];
+        known += (i + 8 < kExponents ? counts[i + 8] : 0) - counts[i + 1];
     }
     const int base = (first + last) / 2;
     Outliers& outliers = outliers_of(weight, panel);
@@ -50,14 +48,14 @@ void begin_panel(const PackedWeight& weight, int64_t panel, const bf16* sample, 
     outliers.count = 0;
 }
 
-bool shorten(const PackedWeight& weight, int64_t panel, const float* x, int64_t first, int64_t num_inputs) {
+bool shorten(const PackedWeight& weight, int64_t panel, const int32_t* pairs, int64_t first, int64_t num_inputs) {
     Outliers& outliers = outliers_of(weight, panel);
     const uint8_t base = outliers.upper[1] - 1;
     char* to = panel_at(weight, panel) + first / 4 * kFourBytes;
     for (int64_t k = 0; k < num_inputs; k += 4, to += kFourBytes) {
         vbytes bits{};
         for (int which = 0; which < 2; ++which) {
-            const float* const from = x + (k + which * 2) * kPanel;
+            const int32_t* const from = pairs + (k / 2 + which) * kPanel;
             vi words[2];
             for (int i = 0; i < 2; ++i) words[i] = word_of_bf16(from, i);
             vbytes lower, upper;
@@ -72,7 +70,7 @@ bool shorten(const PackedWeight& weight, int64_t panel, const float* x, int64_t 
                 if (known[i]) continue;
                 if (outliers.count == max_outliers(weight)) return false;
                 const Place place = place_of(i);
-                const bf16 value = to_bf16(from[place.input * kPanel + place.output]);
+                const bf16 value{(uint16_t)(from[place.output] >> place.input * 16)};
                 outliers.each[outliers.count++] = {(int32_t)(first + k + which * 2 + place.input), (int16_t)place.output, value};
             }
         }

@@ -41,11 +41,15 @@ inline __attribute__((always_inline)) void lengthen(const char* four, int which,
     interleave((vbytes)lower, look_up(upper, (vbytes)(bits >> which * 4 & 0x0f0f0f0f)), words);
 }
 
-// Chooses a panel's exponents, by a sample of its weights.
-void begin_panel(const PackedWeight& weight, int64_t panel, const bf16* sample, int64_t size);
-// Takes inputs [first, first + num_inputs), both multiples of four, of [num_inputs, kPanel] floats that are bfloat16s.
-// Returns false if there are more outliers than there is room for.
-bool shorten(const PackedWeight& weight, int64_t panel, const float* x, int64_t first, int64_t num_inputs);
+// Seven bits of eight, the lowest left out.
+constexpr int kExponents = 128;
+inline int exponent_of(bf16 x) { return x.bits >> 8 & (kExponents - 1); }
+
+// Chooses a panel's exponents, by how often each occurs.
+void begin_panel(const PackedWeight& weight, int64_t panel, const int (&counts)[kExponents]);
+// Takes inputs [first, first + num_inputs), both multiples of four, as `pairs` [num_inputs / 2, kPanel] of bfloat16s. Returns
+// false if there are more outliers than there is room for.
+bool shorten(const PackedWeight& weight, int64_t panel, const int32_t* pairs, int64_t first, int64_t num_inputs);
 // Input `input` of output `place`, if it is no outlier.
 bf16 lengthened(const PackedWeight& weight, int64_t panel, int64_t place, int64_t input);
 
