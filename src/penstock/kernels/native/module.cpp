@@ -124,10 +124,10 @@ class Machine {
 
     // body(task, scratch of the thread it runs on); the scratch has room for `scratch_floats`.
     template <class F>
-    void each(int64_t num_tasks, int64_t scratch_floats, F&& body) {
+    void each(int64_t num_tasks, int64_t scratch_floats, F&& body, Pool::Order order = Pool::Order::kAsNumbered) {
         std::lock_guard lock(mutex_);
         for (Scratch& scratch : scratch_) scratch.grow(scratch_floats);
-        pool_->each(num_tasks, [&](int64_t task, int thread) { body(task, scratch_[thread].floats.get()); });
+        pool_->each(num_tasks, order, [&](int64_t task, int thread) { body(task, scratch_[thread].floats.get()); });
     }
 
    private:
@@ -463,7 +463,7 @@ class PackedLinear {
         // than doing it.
         constexpr int64_t kLongest = 1 << 25;
         const int64_t num_tasks = std::max<int64_t>(
-            machine.num_threads() * 4, num_panels_ * kernels_.panel_width * packed_.num_inputs * num_rows / kLongest);
+            machine.num_threads() * 16, num_panels_ * kernels_.panel_width * packed_.num_inputs * num_rows / kLongest);
         const int64_t wanted = machine.num_threads() == 1 ? 1 : ceil_div(num_tasks, row_parts);
         const int64_t panel_work = packed_.num_inputs * kernels_.panel_width * std::min(num_rows, kRowsEach);
         const int64_t least = std::max<int64_t>(1, (1 << 15) / std::max<int64_t>(panel_work, 1));
@@ -473,10 +473,12 @@ class PackedLinear {
         const int64_t num_units = ceil_div(num_panels_, unit);
         const int64_t panel_parts = std::min({wanted, num_units, ceil_div(num_panels_, least)});
         const auto bound = [&](int64_t part) { return std::min(part * num_units / panel_parts * unit, num_panels_); };
-        machine.each(row_parts * panel_parts, kernels_.linear_scratch_floats(), [&](int64_t task, float* scratch) {
+        const auto body = [&](int64_t task, float* scratch) {
             const int64_t row = task / panel_parts * kRowsEach, part = task % panel_parts;
             kernels_.linear(call, row, std::min(row + kRowsEach, num_rows), bound(part), bound(part + 1), scratch);
-        });
+        };
+        // Memory is fast where reading goes on, and slow where it begins.
+        machine.each(row_parts * panel_parts, kernels_.linear_scratch_floats(), body, Pool::Order::kInRuns);
     }
 
     std::shared_ptr<PackedMatrix> matrix_;

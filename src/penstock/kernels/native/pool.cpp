@@ -40,7 +40,7 @@ void stay_on(pthread_t thread, int cpu) {
 
 }  // namespace
 
-Pool::Pool(int num_threads, const std::vector<int>& cpus) {
+Pool::Pool(int num_threads, const std::vector<int>& cpus) : runs_(new Run[num_threads]) {
     try {
         for (int thread = 1; thread < num_threads; ++thread) {
             workers_.emplace_back(&Pool::work, this, thread);
@@ -61,15 +61,18 @@ void Pool::stop() {
     for (std::thread& worker : workers_) worker.join();
 }
 
-void Pool::run(int64_t num_tasks, Task function, void* context) {
+void Pool::run(int64_t num_tasks, Order order, Task function, void* context) {
     if (num_tasks <= 1 || workers_.empty()) {
         for (int64_t task = 0; task < num_tasks; ++task) function(context, task, 0);
         return;
     }
     function_ = function;
     context_ = context;
-    num_tasks_ = num_tasks;
-    next_.store(0, std::memory_order_relaxed);
+    num_runs_ = order == Order::kInRuns ? num_threads() : 1;
+    for (int i = 0; i < num_runs_; ++i) {
+        runs_[i].next.store(i * num_tasks / num_runs_, std::memory_order_relaxed);
+        runs_[i].end = (i + 1) * num_tasks / num_runs_;
+    }
     const uint64_t job = (state_.load(std::memory_order_relaxed) >> 32) + 1;
     state_.store(job << 32 | kOpen);
     wake_.fetch_add(1);
@@ -84,10 +87,10 @@ void Pool::run(int64_t num_tasks, Task function, void* context) {
 }
 
 void Pool::take_tasks(int thread) {
-    for (;;) {
-        const int64_t task = next_.fetch_add(1, std::memory_order_relaxed);
-        if (task >= num_tasks_) return;
-        function_(context_, task, thread);
+    for (int i = 0; i < num_runs_; ++i) {
+        Run& run = runs_[(thread + i) % num_runs_];
+        for (int64_t task; (task = run.next.fetch_add(1, std::memory_order_relaxed)) < run.end;)
+            function_(context_, task, thread);
     }
 }
 

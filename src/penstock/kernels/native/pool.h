@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <memory>
 #include <thread>
 #include <vector>
 
@@ -26,14 +27,18 @@ class Pool {
     // The caller's thread included.
     int num_threads() const { return static_cast<int>(workers_.size()) + 1; }
 
+    // How tasks are handed out: in their order; or to each thread a run of them, what one reads following on what it has
+    // read, until its own are done and it takes the next of others'.
+    enum class Order { kAsNumbered, kInRuns };
+
     // Calls `function(context, task, thread)` for every task in [0, num_tasks) and returns when all have ended.
-    // `thread` is in [0, num_threads) and at any moment nobody else's. Tasks are handed out in order.
-    void run(int64_t num_tasks, Task function, void* context);
+    // `thread` is in [0, num_threads) and at any moment nobody else's.
+    void run(int64_t num_tasks, Order order, Task function, void* context);
 
     template <class F>
-    void each(int64_t num_tasks, F&& body) {
+    void each(int64_t num_tasks, Order order, F&& body) {
         run(
-            num_tasks, [](void* context, int64_t task, int thread) { (*static_cast<F*>(context))(task, thread); },
+            num_tasks, order, [](void* context, int64_t task, int thread) { (*static_cast<F*>(context))(task, thread); },
             &body);
     }
 
@@ -47,13 +52,17 @@ class Pool {
     static constexpr uint64_t kOpen = 1ull << 31;
     static constexpr uint64_t kInside = kOpen - 1;
     alignas(64) std::atomic<uint64_t> state_{0};
-    alignas(64) std::atomic<int64_t> next_{0};
+    struct alignas(64) Run {
+        std::atomic<int64_t> next{0};
+        int64_t end = 0;
+    };
+    const std::unique_ptr<Run[]> runs_;  // as many as threads
+    int num_runs_ = 1;
     alignas(64) std::atomic<uint32_t> wake_{0};
     std::atomic<int> num_sleeping_{0};
     std::atomic<bool> stopping_{false};
     Task function_ = nullptr;
     void* context_ = nullptr;
-    int64_t num_tasks_ = 0;
     std::vector<std::thread> workers_;
 };
 
