@@ -96,3 +96,22 @@ def test_too_late_does_nothing() -> None:
         "import sys, types; sys.modules['torch'] = types.ModuleType('torch'); before = list(sys.meta_path)\n"
         "from penstock.lean_torch import defer_tracing; defer_tracing(); assert sys.meta_path == before\n"
     )
+
+
+def test_others_run_while_its_library_is_loaded() -> None:
+    _run(
+        "import sys, threading, time\n"
+        "from pathlib import Path\n"
+        "from penstock.lean_torch import load_library\n"
+        "ran_at = []\n"
+        "def run():\n"
+        "    while not is_loaded.is_set():\n"
+        "        ran_at.append(time.perf_counter())\n"
+        "is_loaded, other = threading.Event(), threading.Thread(target=run)\n"
+        "other.start(); began = time.perf_counter()\n"
+        "load_library()\n"
+        "took = time.perf_counter() - began; is_loaded.set(); other.join()\n"
+        "assert any(began + took / 4 < at < began + 3 * took / 4 for at in ran_at)\n"
+        "assert 'libtorch_cpu' in Path('/proc/self/maps').read_text() and 'torch' not in sys.modules\n"
+        "import torch; assert torch.ones(2).sum() == 2; load_library()\n"
+    )

@@ -6,6 +6,7 @@ cannot be made without). Here those modules come empty, and are executed, all of
 somebody reaches into one of them, or begins to trace.
 """
 
+import ctypes
 import importlib.machinery
 import importlib.util
 import os
@@ -83,6 +84,22 @@ def defer_tracing() -> None:
     # Threads for numpy's products of matrices, of which the engine makes none, that spin while they start.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     sys.meta_path.insert(0, _Finder(_TYPES | _REGISTRATIONS | (_LEAVES if _are_leaves_known() else frozenset())))
+
+
+def load_library() -> None:
+    """Load torch's largest library, a third of its import's time, while other threads may run Python.
+
+    An import would hold the interpreter meanwhile. No other thread can load a library of its own until it is done.
+    """
+    spec = importlib.util.find_spec("torch")
+    if "torch" in sys.modules or spec is None or spec.origin is None:
+        return
+    library = Path(spec.origin).with_name("lib") / "libtorch_cpu.so"
+    if library.is_file():
+        # Not by CDLL(library), which would hold it as well. What fails here is said by the import.
+        load = ctypes.CDLL(None).dlopen
+        load.argtypes, load.restype = (ctypes.c_char_p, ctypes.c_int), ctypes.c_void_p
+        load(os.fsencode(library), os.RTLD_NOW)
 
 
 def load_deferred() -> None:

@@ -1,5 +1,6 @@
 """What an engine's process does while torch is imported: it reads its settings and packs weights. No torch here."""
 
+import contextlib
 import os
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -7,12 +8,15 @@ from pathlib import Path
 
 import msgspec
 
+from penstock.errors import ModelUnreadable
 from penstock.estimate.system import available_memory_bytes
 from penstock.launch.settings import Settings
+from penstock.launch.text import load_tokenizer
 from penstock.launch.threads import share_threads
 from penstock.models.ahead import Ahead
 from penstock.models.source import DEMO_MODEL, resolve_model
 from penstock.telemetry import configure_logging
+from penstock.text import Tokenizer
 from penstock.threads import WorkThread
 
 _MOST_SHARE = 0.5
@@ -29,8 +33,10 @@ class Begun:
     settings: Settings
     available_bytes: int
     """Of memory, before anything was packed, less what the processes themselves take"""
-    weights: Ahead | None
+    weights: Ahead | None = None
     """None where the model is not here, or is no directory"""
+    tokenizer: Tokenizer | None = None
+    """None likewise; it can make text of ids"""
 
     def close(self) -> None:
         """End what was begun."""
@@ -49,7 +55,10 @@ def prefetch(name: str) -> int:
 
 
 def begin(payload: Future[bytes]) -> Begun:
-    """Begin to pack the weights of the model that the settings name, which come as JSON. Raises ``ConfigError``."""
+    """Begin to pack the weights of the model that the settings name, which come as JSON, and read its vocabulary.
+
+    Raises ``ConfigError``.
+    """
     settings = msgspec.json.decode(payload.result(), type=Settings)
     configure_logging(settings.log.level, settings.log.format, is_late=True)
     # Both take seconds where files are not in the page cache.
@@ -57,7 +66,7 @@ def begin(payload: Future[bytes]) -> Begun:
     name, runner = settings.model.name, settings.runner
     available_bytes = max(0, available_memory_bytes() - _PROCESSES_BYTES)
     if name != DEMO_MODEL and not Path(name).expanduser().is_dir():
-        return Begun(settings, available_bytes, None)
+        return Begun(settings, available_bytes)
     num_threads, _ = share_threads(settings)
     weights = Ahead(
         resolve_model(name),
@@ -67,4 +76,9 @@ def begin(payload: Future[bytes]) -> Begun:
         num_threads=num_threads,
         most_bytes=int(available_bytes * _MOST_SHARE),
     )
-    return Begun(settings, available_bytes, weights)
+    tokenizer = None
+    # It takes the interpreter, which is free while torch's libraries are loaded. Whoever uses it says what is wrong.
+    with contextlib.suppress(ModelUnreadable):
+        tokenizer = load_tokenizer(settings.model, is_late=True)
+        tokenizer.detokenizer(skip_special_tokens=True)
+    return Begun(settings, available_bytes, weights, tokenizer)

@@ -67,7 +67,7 @@ def build_engine(settings: Settings, profiler: "Profiler | None" = None, *, ahea
     target = _choose(settings.model, settings, num_threads)
     # From where the model was found: a hub would be asked again.
     found = settings.model if target.path is None else ModelSettings(name=str(target.path))
-    tokenizer = load_tokenizer(found, is_late=True)
+    tokenizer = (None if ahead is None else ahead.tokenizer) or load_tokenizer(found, is_late=True)
     config, ops = target.config, target.ops
     weights = None if ahead is None else ahead.weights
     if weights is not None and isinstance(ops, CPUOps):

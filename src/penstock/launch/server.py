@@ -88,6 +88,7 @@ class _Server:
     def _http(self, client: ProcessClient, metrics: EngineMetrics) -> "uvicorn.Server":
         import uvicorn
 
+        _import_fastapi()
         from penstock.launch.images import load_images
         from penstock.launch.text import load_template, load_tokenizer
         from penstock.server.app import create_app
@@ -157,6 +158,17 @@ class _Server:
         if self._told_to_stop.is_set():
             self._in_a_hurry.set()
         self._told_to_stop.set()
+
+
+def _import_fastapi() -> None:
+    """Import it without building its models of OpenAPI, a third of its time: pydantic will where they are used."""
+    from pydantic import BaseModel
+
+    BaseModel.model_config["defer_build"] = True
+    try:
+        import fastapi  # noqa: F401 - the server's modules do again
+    finally:
+        del BaseModel.model_config["defer_build"]
 
 
 def url_of(host: str, port: int) -> str:

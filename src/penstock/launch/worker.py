@@ -20,7 +20,7 @@ def payload(settings: Settings) -> bytes:
 def main() -> int:
     """Serve until standard input closes."""
     from penstock.engine.worker import run_worker
-    from penstock.lean_torch import defer_tracing
+    from penstock.lean_torch import defer_tracing, load_library
     from penstock.threads import WorkThread
 
     def build(payload: Future[bytes]) -> object:
@@ -31,6 +31,7 @@ def main() -> int:
         try:
             with uncollected():
                 defer_tracing()
+                load_library()
                 # Torch is imported here, where a missing one can be reported.
                 from penstock.launch.engine import build_engine
 
