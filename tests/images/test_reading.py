@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import re
 import resource
 import struct
 import time
@@ -154,7 +155,16 @@ def test_what_is_cut_off_is_refused(kind: str, share: float) -> None:
     if kind == "animated gif" and share >= 0.5:
         assert read_image(cut, LIMITS).getpixel((3, 3)) == (255, 0, 0)  # the first frame is whole
     else:
-        assert "it is damaged or cut off" in reason(cut)
+        assert re.search(rf"it is a \w+ that is cut off after {len(cut)} bytes; send the whole file", reason(cut))
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "progressive", "webp", "gif", "apng", "animated webp"])
+def test_what_is_damaged_is_told_from_what_is_cut_off(kind: str) -> None:
+    data = bytearray(KINDS[kind])
+    # The size of a JPEG; its other pixels would be another picture.
+    damaged = 160 if data.startswith(b"\xff\xd8") else len(data) // 2
+    data[damaged : damaged + 40] = bytes(40)
+    assert re.search(r"it is a damaged \w+: its end is there", reason(bytes(data)))
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,7 @@ def read_image(data: bytes, limits: Limits) -> Image.Image:
     Upright as EXIF says, transparent parts white, 8 bits a channel. Blocks for as long as decoding takes.
     Raises ``InvalidImage`` with the reason and the remedy, whatever ``data`` holds.
     """
-    with _decoding(limits), _opened(data, limits) as source:
+    with _decoding(data, limits), _opened(data, limits) as source:
         return _upright(source)
 
 
@@ -135,7 +135,7 @@ def read_frames(data: bytes, limits: Limits) -> Frames:
     """Return the frames of an animated GIF, WebP or PNG, each as ``read_image`` would. Blocks and raises as that."""
     images: list[Image.Image] = []
     shown_ms = 0.0
-    with _decoding(limits), _opened(data, limits) as source:
+    with _decoding(data, limits), _opened(data, limits) as source:
         while _seeks(source, len(images)):
             if len(images) == limits.max_frames:
                 raise InvalidImage(f"it has more than the {limits.max_frames} frames this server reads; send fewer")
@@ -169,7 +169,7 @@ def remarks_on(image: Image.Image) -> tuple[Remark, ...]:
 
 
 @contextlib.contextmanager
-def _decoding(limits: Limits) -> Iterator[None]:
+def _decoding(data: bytes, limits: Limits) -> Iterator[None]:
     try:
         yield
     except _TooSlow:
@@ -178,13 +178,27 @@ def _decoding(limits: Limits) -> Iterator[None]:
         ) from None
     except PenstockError:
         raise
-    except Exception as error:  # decoders raise what they like for bytes that are not what they expect
-        # The text is Pillow's, about the file's structure; of its content it has at most a few bytes.
-        raise InvalidImage(f"it is damaged or cut off ({_reason(error)}); send the whole file") from error
+    except Exception as error:  # decoders raise what they like, in words about their own insides
+        kind = _kind(data)
+        if _is_cut(data, kind):
+            why = f"it is a {kind} that is cut off after {len(data)} bytes; send the whole file"
+        else:
+            why = f"it is a damaged {kind}: its end is there, what comes before cannot be decoded; make the file anew"
+        raise InvalidImage(why) from error
 
 
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"[:160]
+def _is_cut(data: bytes, kind: str) -> bool:
+    """Tell whether the end of a file is missing that begins as ``kind`` does."""
+    last = data.rstrip(b"\0")[-16:]
+    match kind:
+        case "PNG":
+            return b"IEND" not in last
+        case "JPEG":
+            return b"\xff\xd9" not in last
+        case "GIF":
+            return not last.endswith(b";")
+        case _:
+            return len(data) < 8 + int.from_bytes(data[4:8], "little")  # of WebP, what follows RIFF's size
 
 
 @contextlib.contextmanager
