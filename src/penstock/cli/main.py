@@ -4,6 +4,7 @@ import sys
 
 from penstock.errors import PenstockError
 from penstock.launch.process import started_early
+from penstock.uncollected import uncollected
 
 
 def main() -> None:
@@ -11,7 +12,8 @@ def main() -> None:
     arguments = sys.argv[1:]
     try:
         with started_early(is_wanted=arguments[:1] == ["serve"] and "--help" not in arguments):
-            from penstock.cli.app import app
+            with uncollected():
+                from penstock.cli.app import app
 
             app()
     except PenstockError as error:
