@@ -199,7 +199,8 @@ $text
 "Exact" means that greedy decoding gives the docstring's first sentence word for word. Groups of more than 1,000
 objects are sampled. An answer that differs by one word counts as wrong, and may still be right.
 
-Exact answers to the questions about $num_held_out_drawings held-out drawings, each as a chat's first:
+Exact answers to the questions about $num_held_out_drawings held-out drawings, none of which training looked at on its
+way, each as a chat's first; `python -m benchmarks.sight` asks them again:
 
 | kind (questions) | trained phrasings | held-out phrasing |
 |---|---|---|
