@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 import random
 import signal
@@ -16,10 +17,12 @@ import pytest
 
 from penstock.engine.aio import InProcessClient
 from penstock.engine.encoding.pool import EncoderPool
+from penstock.engine.encoding.source import EncoderCounters
 from penstock.engine.engine import Engine
-from penstock.errors import EncodingFailed, ModelUnreadable
+from penstock.engine.spawning import Spawned, spawn
+from penstock.errors import EncodingFailed, ModelUnreadable, NotReady
 from penstock.images.families import load_processor
-from penstock.protocol import GenerateRequest, TokenDelta
+from penstock.protocol import ErrorInfo, GenerateRequest, TokenDelta
 from tests.encoder_worker import BROKEN, DEADLY, DEADLY_ONCE, TORN
 from tests.engines import build_engine, greedy, is_whole, run_to_end, tokens_of
 from tests.seeing_models import drawing, make_seeing_checkpoint, with_images
@@ -176,7 +179,7 @@ def test_a_picture_that_kills_encoders_fails_alone(path: Path, pool: EncoderPool
 
 
 def test_features_that_nobody_can_use_fail_who_waits_for_them(path: Path) -> None:
-    pool = pool_of(path, num_workers=2)
+    pool = pool_of(path)
     pool.start()
     try:
         engine, news = engine_over(path, pool)
@@ -185,6 +188,7 @@ def test_features_that_nobody_can_use_fail_who_waits_for_them(path: Path) -> Non
         assert torn[-1].error is not None
         assert torn[-1].error.code == EncodingFailed.code
         assert tokens_of(good) == alone(path, requests[1])
+        assert pool.counters.num_restarts == 1
         assert is_whole(engine)
     finally:
         pool.close()
@@ -218,6 +222,127 @@ def test_a_model_that_cannot_load_says_why(tmp_path: Path) -> None:
     pool = pool_of(tmp_path / "nothing", 2)
     with pytest.raises(ModelUnreadable, match="is not there"):
         pool.start()
+
+
+class Watched(EncoderCounters):
+    """Counters that say when as many processes take pictures as shall."""
+
+    def __init__(self, num_workers: int) -> None:
+        self.are_ready = threading.Event()
+        super().__init__(num_workers=num_workers)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        super().__setattr__(name, value)
+        if name == "num_ready_workers":
+            (self.are_ready.set if value == self.num_workers else self.are_ready.clear)()
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have what cannot be started tried again without delay."""
+    monkeypatch.setattr("penstock.engine.encoding.pool._FIRST_DELAY_S", 0.001)
+    monkeypatch.setattr("penstock.engine.encoding.pool._LONGEST_DELAY_S", 0.004)
+
+
+def refused(path: Path, engine: Engine, news: threading.Event, seen: int) -> ErrorInfo:
+    """Return why a picture cannot be encoded now, which text does not care about."""
+    requests = [ask(path, "seeing", [seen]), ask(path, "text", [])]
+    deltas = run(engine, news, requests)
+    assert tokens_of(deltas["text"]) == alone(path, requests[1])
+    error = deltas["seeing"][-1].error
+    assert error is not None
+    assert error.code == NotReady.code
+    assert error.retry_after_s
+    assert is_whole(engine)
+    return error
+
+
+@pytest.mark.usefixtures("hurried")
+def test_an_encoder_that_is_killed_as_often_as_it_loads_comes_back(path: Path, tmp_path: Path) -> None:
+    born, go_on = tmp_path / "born", tmp_path / "go_on"
+    # Whoever opens one end of these waits for who opens the other, so that each start waits for the test.
+    script = (
+        f"if [ -e {born} ]; then echo $$ > {born}; read go < {go_on}; fi; exec {sys.executable} -m {COMMAND[-1]} $0"
+    )
+    pool = EncoderPool(["sh", "-c", script], str(path).encode(), num_workers=1, step_bytes=3 * 8192, timeout_s=300)
+    pool.counters = counters = Watched(1)
+    pool.start()
+    try:
+        engine, news = engine_over(path, pool)
+        waiting = ask(path, "waiting", [7])
+        for fifo in (go_on, born):
+            os.mkfifo(fifo)
+        (pid,) = pool.pids
+        os.kill(pid, signal.SIGSTOP)
+        engine.add(waiting)
+        engine.step()
+        os.kill(pid, signal.SIGKILL)
+        for _ in range(5):
+            assert not pool.has_news
+            os.kill(int(born.read_text()), signal.SIGKILL)
+        deltas: list[TokenDelta] = []
+        while engine._requests:
+            assert news.wait(60)
+            news.clear()
+            deltas += engine.step()
+        error = deltas[-1].error
+        assert error is not None
+        assert error.code == NotReady.code
+        for told in ("no encoder process is running", "SIGKILL while it loaded", "see its log", "memory", "later"):
+            assert told in error.message
+        for seen in range(8, 12):
+            pid = int(born.read_text())  # one loads, and nobody waits for it
+            assert "SIGKILL" in refused(path, engine, news, seen).message
+            os.kill(pid, signal.SIGKILL)
+        assert not counters.are_ready.is_set()
+        assert born.read_text()
+        born.unlink()
+        go_on.write_text("on\n")
+        assert counters.are_ready.wait(60)
+        assert tokens_of(run(engine, news, [waiting])["waiting"]) == alone(path, waiting)
+        assert counters.num_restarts == 10
+        assert is_whole(engine)
+    finally:
+        pool.close()
+
+
+@pytest.mark.usefixtures("hurried")
+def test_pictures_wait_for_no_process_only_while_none_can_be_started(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_short, is_tried = threading.Event(), threading.Semaphore(0)
+
+    def spawn_if_possible(command: list[str], payload: bytes | None = None) -> Spawned:
+        if is_short.is_set():
+            is_tried.release()
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        return spawn(command, payload)
+
+    monkeypatch.setattr("penstock.engine.encoding.pool.spawn", spawn_if_possible)
+    pool = pool_of(path, num_workers=2)
+    pool.counters = counters = Watched(2)
+    pool.start()
+    try:
+        engine, news = engine_over(path, pool)
+        first, second = pool.pids
+        is_short.set()
+        os.kill(first, signal.SIGKILL)
+        for _ in range(7):
+            assert is_tried.acquire(timeout=60)
+        request = ask(path, "seen by the other", [7])
+        assert tokens_of(run(engine, news, [request])[request.request_id]) == alone(path, request)
+        for again in range(2):
+            for pid in pool.pids:
+                os.kill(pid, signal.SIGKILL)
+            assert "Cannot allocate memory" in refused(path, engine, news, 8).message
+            is_short.clear()
+            assert counters.are_ready.wait(60)
+            request = ask(path, "again", [9 + again])
+            assert tokens_of(run(engine, news, [request])["again"]) == alone(path, request)
+            is_short.set()
+        assert pool.pids.isdisjoint({first, second})
+    finally:
+        pool.close()
 
 
 def test_closing_ends_encoders_that_load(tmp_path: Path) -> None:

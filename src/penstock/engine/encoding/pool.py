@@ -17,7 +17,7 @@ from penstock.engine.encoding.messages import Encode, EncodedPictures, FromEncod
 from penstock.engine.encoding.source import Encoded, EncoderCounters
 from penstock.engine.messages import LoadFailed
 from penstock.engine.spawning import spawn
-from penstock.errors import EncodingFailed, InternalError, PenstockError, error_from_code
+from penstock.errors import EncodingFailed, InternalError, NotReady, PenstockError, error_from_code
 from penstock.protocol import Picture
 from penstock.telemetry import get_logger
 
@@ -30,9 +30,10 @@ _MOST_OVERTAKEN = 4
 _MOST_DEATHS = 3
 """Encoders that may die at work on a picture before it is taken to be the cause"""
 _MOST_FAILED_STARTS = 5
-"""Restarts in a row that may fail before a process is given up"""
+"""Restarts in a row that may fail before pictures wait for a process no more"""
 _FIRST_DELAY_S = 0.1
 _LONGEST_DELAY_S = 10.0
+"""Between restarts that fail: they are tried for as long as the pool lasts, for what lacks may come back"""
 
 
 @dataclass(slots=True, eq=False)
@@ -56,6 +57,7 @@ class EncoderPool:
 
     Each is handed as many pictures at a time as a step's budget has room for, the smallest first, or one that has
     more. What a dead one was at work on is encoded again, each by itself, so that one that kills encoders fails alone.
+    One that has started once is started again for as long as the pool lasts; while none can be, pictures fail at once.
     """
 
     def __init__(
@@ -80,9 +82,10 @@ class EncoderPool:
         self._wake: Callable[[], object] = lambda: None
         self._children: set[ChildProcess] = set()
         self._pids: set[int] = set()
-        self._num_living = num_workers
-        self._reason = ""
-        """Why the last process that could not be started could not"""
+        self._failing: set[int] = set()
+        """Places of processes that could not be started too often in a row; while all are, pictures do not wait"""
+        self._refusal: PenstockError = NotReady("no encoder process is running")
+        """What becomes of pictures then"""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._has_jobs = asyncio.Event()
         self._is_closed = asyncio.Event()
@@ -169,7 +172,7 @@ class EncoderPool:
     async def _look_after_all(self, loaded: "Future[None]") -> None:
         loop = asyncio.get_running_loop()
         starting = [loop.create_future() for _ in range(self.counters.num_workers)]
-        tasks = [asyncio.create_task(self._look_after_or_give_up(one)) for one in starting]
+        tasks = [asyncio.create_task(self._look_after(place, one)) for place, one in enumerate(starting)]
         starts, closed = asyncio.gather(*starting), asyncio.create_task(self._is_closed.wait())
         await asyncio.wait((starts, closed), return_when=asyncio.FIRST_COMPLETED)
         if not starts.done():  # whoever waits for them is interrupted
@@ -186,57 +189,67 @@ class EncoderPool:
         for child in list(self._children):
             await child.close()
 
-    async def _look_after_or_give_up(self, started: "asyncio.Future[None]") -> None:
-        try:
-            await self._look_after(started)
-        except Exception as error:  # the thread's callers wait for an answer
-            _log.exception("encoder_failed")
-            failure = InternalError(f"an encoder process could not be run: {error!r}")
-            if started.done():
-                self._give_up(failure)
-            else:
-                started.set_exception(failure)
-
-    async def _look_after(self, started: "asyncio.Future[None]") -> None:
-        """Keep one process running; ``started`` is told how its first start went."""
+    async def _look_after(self, place: int, started: "asyncio.Future[None]") -> None:
+        """Keep one process running, if it can be started once; ``started`` is told how that went."""
         num_failed, delay_s = 0, _FIRST_DELAY_S
         while True:
-            child = ChildProcess(spawn(self._command, self._payload))
-            self._children.add(child)
-            pid = child.pid
-            try:
-                error = await self._wait_loaded(child)
-                if error is None:
-                    num_failed, delay_s = 0, _FIRST_DELAY_S
-                    self._pids.add(pid)
-                    self._count_ready()
-                    if not started.done():
-                        started.set_result(None)
-                    await self._feed(child)
-                    _log.error("encoder_died", how=exit_reason(child.returncode))
-            finally:
-                self._pids.discard(pid)
-                self._count_ready()
-                await child.close()
-                self._children.discard(child)
-            if error is not None:
-                if not started.done():
-                    started.set_exception(error)
-                    return
+            error = await self._run_one(place, started)
+            if error is None:
+                num_failed, delay_s = 0, _FIRST_DELAY_S
+            elif not started.done():
+                started.set_exception(error)
+                return
+            else:
                 num_failed += 1
                 _log.error("encoder_restart_failed", attempt=num_failed, reason=error.message)
-                if num_failed == _MOST_FAILED_STARTS:
-                    self._give_up(error)
-                    return
+                if num_failed >= _MOST_FAILED_STARTS:
+                    self._refuse(place, error, delay_s)
                 await asyncio.sleep(delay_s)
                 delay_s = min(2 * delay_s, _LONGEST_DELAY_S)
             self.counters.num_restarts += 1
+
+    async def _run_one(self, place: int, started: "asyncio.Future[None]") -> PenstockError | None:
+        """Start a process and hand it pictures until it is dead; return why it could not be started, if so."""
+        is_loaded = False
+        try:
+            child = self._spawn()
+            self._children.add(child)
+            try:
+                if (error := await self._wait_loaded(child)) is not None:
+                    return error
+                is_loaded = True
+                self._failing.discard(place)
+                self._pids.add(child.pid)
+                self._count_ready()
+                if not started.done():
+                    started.set_result(None)
+                await self._feed(child)
+                _log.error("encoder_died", how=exit_reason(child.returncode))
+            finally:
+                self._pids.discard(child.pid)
+                self._count_ready()
+                await child.close()
+                self._children.discard(child)
+        except Exception as error:  # the machine may lack memory, processes or files now and have them later
+            _log.exception("encoder_failed")
+            return None if is_loaded else InternalError(f"an encoder process could not be run: {error!r}")
+        return None
+
+    def _spawn(self) -> ChildProcess:
+        spawned = spawn(self._command, self._payload)
+        try:
+            return ChildProcess(spawned)
+        except BaseException:
+            spawned.end()
+            raise
 
     async def _wait_loaded(self, child: ChildProcess) -> PenstockError | None:
         data = await _until_dead(child, child.receive())
         if data is None:
             how = exit_reason(child.returncode)
-            return InternalError(f"an encoder process {how} while it loaded; see its log")
+            return InternalError(
+                f"an encoder process {how} while it loaded; see its log, and what memory the machine has left"
+            )
         message = self._decoder.decode(data)
         if isinstance(message, LoadFailed):
             error = message.error
@@ -260,16 +273,16 @@ class EncoderPool:
                 assert isinstance(message, EncodedPictures), "an encoder answers what it is handed"
                 self._deliver(jobs, message)
             except Exception as error:  # sequences wait for an answer
-                self._fail(jobs, f"what an encoder process said could not be used: {error!r}")
+                self._fail(jobs, EncodingFailed(f"what an encoder process said could not be used: {error!r}"))
                 raise
 
     def _enqueue(self, jobs: list[_Job]) -> None:
-        if self._num_living:
-            with self._lock:
-                self._jobs.extend(jobs)
-            self._has_jobs.set()
-        else:
-            self._fail(jobs, f"no encoder process could be started: {self._reason}")
+        if self._is_failing:
+            self._fail(jobs, self._refusal)
+            return
+        with self._lock:
+            self._jobs.extend(jobs)
+        self._has_jobs.set()
 
     def _next_jobs(self) -> list[_Job]:
         """Take a step's budget of pictures from the queue, or one that is more.
@@ -311,22 +324,32 @@ class EncoderPool:
         for job in jobs:
             job.num_deaths += 1
         blamed = [job for job in jobs if job.num_deaths >= _MOST_DEATHS]
-        self._fail(blamed, f"{_MOST_DEATHS} encoder processes died at work on an image of this request; the last {how}")
+        fault = f"{_MOST_DEATHS} encoder processes died at work on an image of this request; the last {how}"
+        self._fail(blamed, EncodingFailed(fault))
         with self._lock:
             self._jobs.extend(job for job in jobs if job.num_deaths < _MOST_DEATHS)
         self._has_jobs.set()
 
-    def _give_up(self, error: PenstockError) -> None:
-        self._num_living -= 1
-        self._reason = error.message
-        if not self._num_living:
-            with self._lock:
-                jobs, self._jobs = self._jobs, []
-            self._fail(jobs, f"no encoder process could be started: {self._reason}")
+    @property
+    def _is_failing(self) -> bool:
+        return len(self._failing) == self.counters.num_workers
 
-    def _fail(self, jobs: Sequence[_Job], reason: str) -> None:
-        for job in jobs:
-            self._done.append(Encoded(job.feature_id, EncodingFailed(reason)))
+    def _refuse(self, place: int, error: PenstockError, delay_s: float) -> None:
+        """Have no picture wait for the process at ``place``, which ``error`` keeps from starting, until it has."""
+        self._failing.add(place)
+        if not self._is_failing:
+            return
+        self._refusal = NotReady(
+            f"images cannot be encoded now: no encoder process is running, and the last could not be started: "
+            f"{error.message}. Another is tried every {_LONGEST_DELAY_S:g} s or sooner; send the request again later",
+            retry_after_s=delay_s,
+        )
+        with self._lock:
+            jobs, self._jobs = self._jobs, []
+        self._fail(jobs, self._refusal)
+
+    def _fail(self, jobs: Sequence[_Job], error: PenstockError) -> None:
+        self._done.extend(Encoded(job.feature_id, error) for job in jobs)
         if jobs:
             self._wake()
 
