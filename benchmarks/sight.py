@@ -1,8 +1,8 @@
 """What a model sees of held-out drawings, by kind of question: `python -m benchmarks.sight`.
 
-Asks penstock-mini, or --model, in this process, each question as a chat's first, in a phrasing that was trained on and in
-the one that was held out; right is the expected answer word for word. The first drawings were looked at while
-penstock-mini was trained, none of those from the default on. Brackets hold 95% of Wilson's interval for a share
+Asks penstock-mini, or --model, in this process, each question as a chat's first, in a phrasing that was trained on and
+in the one that was held out; right is the expected answer word for word. The first drawings were looked at while
+penstock-mini was trained, none of those from the default on. In brackets Wilson's interval for a share, of 95%
 ("Probable Inference", 1927).
 """
 
