@@ -34,12 +34,23 @@ def data_url(data: bytes, media_type: str = "image/png") -> str:
 
 def png_of_size(width: int, height: int) -> bytes:
     """Return a PNG whose header promises so many pixels, and that has none."""
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", zlib.compress(b"\0" * 100)) + png_chunk(b"IEND", b"")
 
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+def png_without_rows(image: Image.Image, num_rows: int) -> bytes:
+    """Return the PNG of an image whose data lack its last rows, with a header and checksums that are right."""
+    data = encoded(image)
+    begin = data.index(b"IDAT") - 4
+    (length,) = struct.unpack(">I", data[begin : begin + 4])
+    rows = zlib.decompress(data[begin + 8 : begin + 8 + length])
+    kept = rows[: len(rows) // image.height * (image.height - num_rows)]
+    return data[:begin] + png_chunk(b"IDAT", zlib.compress(kept)) + data[begin + 12 + length :]
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    """Return a chunk with its length and checksum."""
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def animated(kind: str, colours: list[str], duration_ms: int = 250, size: tuple[int, int] = (32, 24)) -> bytes:

@@ -51,6 +51,15 @@ class Host:
             raise web.HTTPNotFound
         if name == "squeezed":
             return web.Response(body=gzip.compress(b"\0" * 1_000_000), headers={"content-encoding": "gzip"})
+        if name == "labelled":
+            return web.Response(body=FILE, headers={"content-encoding": "aws-chunked"})
+        if name in ("half", "nothing"):
+            if name == "half":
+                response = web.StreamResponse(headers={"content-length": str(len(FILE))})
+                await response.prepare(request)
+                await response.write(FILE[:100])
+            assert request.transport is not None
+            request.transport.close()
         return web.Response(body=FILE, content_type="text/html")
 
 
@@ -97,7 +106,10 @@ async def test_nothing_is_fetched_unless_allowed(host: Host) -> None:
     for config in (ImageConfig(), ImageConfig(allowed_hosts=("*",))):
         message = await refusal(Fetcher(config), "FILE:///etc/hostname")
         assert message == "files of the server are never read; send what is in yours, as a data: URL"
-    assert "fetches no images; send it as a data: URL" in await refusal(Fetcher(ImageConfig()), f"{host.url}/file")
+    assert (
+        "fetches no images; send it as a data: URL, or have the operator name its host in images.allowed_hosts"
+        in await refusal(Fetcher(ImageConfig()), f"{host.url}/file")
+    )
     other = fetcher(host, allowed_hosts=("example.com", "*.example.com", "127.0.0.1"))
     assert f"fetches no images from 127.0.0.1:{host.port}" in await refusal(other, f"{host.url}/file")
     assert host.asked == []
@@ -161,7 +173,9 @@ def resolves_to(monkeypatch: pytest.MonkeyPatch, answer: Callable[[str], str]) -
 async def test_private_addresses_are_refused_whatever_their_name(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     resolves_to(monkeypatch, lambda _: address)
     everywhere = Fetcher(ImageConfig(allowed_hosts=("*",)))
-    assert "is not a public one" in await refusal(everywhere, "http://images.example/a.png")
+    message = await refusal(everywhere, "http://images.example/a.png")
+    assert "is not a public one" in message
+    assert "images.allow_private_addresses" in message
 
 
 @pytest.mark.parametrize(
@@ -193,7 +207,8 @@ async def test_redirects_are_followed_so_far(host: Host) -> None:
         ("http://localhost:1/a", "fetches no images from localhost:1"),
         ("file:///etc/passwd", "its URL must be data:"),
         ("http://user:secret@127.0.0.1/a", "a user's name or password"),
-        ("http://127.0.0.1:99999/", "its URL must be data:"),
+        ("http://127.0.0.1:99999/", "the port in its URL is '99999'; a port is a number up to 65535"),
+        ("http://[::ffff:127.0.0.1]:8399/a", "fetches no images from [::ffff:7f00:1]:8399;"),
     ],
 )
 async def test_every_hop_is_judged(host: Host, target: str, message: str) -> None:
@@ -219,14 +234,26 @@ async def test_a_redirect_to_a_private_address_is_refused(host: Host, monkeypatc
         ("slow", "did not send it within 0.3 s"),
         ("endless", "more than the 20000 bytes"),
         ("missing", "its host answers 404"),
+        ("half", "its host closed the connection before the whole file came; check the URL, or send it"),
+        ("nothing", "its host closed the connection without an answer; check the URL, or send it"),
+        ("squeezed", "its host compresses it (gzip), which it was asked not to"),
     ],
 )
 async def test_bad_hosts(host: Host, path: str, message: str) -> None:
     assert message in await refusal(fetcher(host, fetch_timeout_s=0.3 if path == "slow" else 5.0), f"{host.url}/{path}")
 
 
-async def test_what_is_compressed_stays_so(host: Host) -> None:
-    assert len(await fetcher(host).fetch(f"{host.url}/squeezed")) < 2000
+async def test_encodings_that_compress_nothing_are_read(host: Host) -> None:
+    assert await fetcher(host).fetch(f"{host.url}/labelled") == FILE
+
+
+@pytest.mark.parametrize("url", ["http://a:70000", "HTTPS://[::1]:x/", "http://u:p@a:-1/b", "http://:99999/"])
+async def test_wrong_ports_are_named(url: str) -> None:
+    assert "the port in its URL is" in await refusal(Fetcher(ImageConfig(allowed_hosts=("*",))), url)
+
+
+async def test_tls_where_there_is_none_is_said(host: Host) -> None:
+    assert "does not speak TLS" in await refusal(fetcher(host), host.url.replace("http:", "https:"))
 
 
 async def test_a_size_that_is_said_is_believed(host: Host) -> None:
@@ -246,7 +273,7 @@ async def test_a_host_that_is_not_there(host: Host, monkeypatch: pytest.MonkeyPa
     port = free.getsockname()[1]
     free.close()
     closed = fetcher(host, allowed_hosts=(f"127.0.0.1:{port}", "nowhere.example"))
-    assert "cannot be fetched" in await refusal(closed, f"http://127.0.0.1:{port}/a")
+    assert "its host refuses connections, or cannot be reached" in await refusal(closed, f"http://127.0.0.1:{port}/a")
 
     async def getaddrinfo(*_: Any, **__: Any) -> list[Any]:
         raise socket.gaierror(socket.EAI_NONAME, "not known")

@@ -72,17 +72,21 @@ async def test_keys_are_of_all_that_features_depend_on() -> None:
     [
         (shown("data:image/png;base64,AAAA"), "it is no image that is known"),
         (shown("data:image/png,AAAA"), "a data: URL of an image is"),
-        (shown("data:image/png;base64,"), "it is empty"),
+        (shown("data:image/png;base64,"), "it is empty; send the file's bytes"),
         (shown(data_url(encoded(drawing())[:100])), "is cut off after"),
-        (shown("http://example.com/a.png"), "this server fetches no images"),
+        (shown("http://example.com/a.png"), "or have the operator name its host in images.allowed_hosts"),
         (shown("a.png"), "its URL must be data:"),
         (shown("http://example.com/a.gif", is_video=True), "videos are not fetched"),
         (
             shown("data:video/mp4;base64,AAAAGGZ0eXBpc29t", is_video=True),
-            "it is MP4; this server reads",
+            "it is MP4; this server reads PNG, JPEG, WebP, GIF: take frames from it first",
         ),
-        (shown(frames_url((64, 48), (48, 64)), is_video=True), "frame 1 is 48x64 and the first is 64x48"),
-        (shown(frames_url(*[(8, 8)] * 130), is_video=True), "it has 130 frames, and at most 128"),
+        (shown(frames_url((64, 48), (48, 64)), is_video=True), "frame 2 of 2 is 48x64 and the first is 64x48"),
+        (
+            shown(f"{frames_url((64, 48))},{frames_url((64, 48)).partition(',')[2][:400]}", is_video=True),
+            "frame 2 of 2: it is a JPEG that is cut off after 300 bytes",
+        ),
+        (shown(frames_url(*[(8, 8)] * 130), is_video=True), "it has 130 frames, and at most 128 are read; send fewer"),
     ],
 )
 async def test_the_place_is_named(bad: Shown, message: str) -> None:

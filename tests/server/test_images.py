@@ -202,13 +202,21 @@ async def test_a_template_that_passes_over_images_is_refused(engine: FakeEngine)
             "messages.0.content.0",
             "'input_audio' cannot be read here; text, image_url and video_url can",
         ),
+        *(
+            (
+                {"role": "user", "content": [part]},
+                "messages.0.content.0",
+                "a part of the content must be a JSON object with a type; those of text, image_url and video_url can",
+            )
+            for part in ("text", 7, None, {"text": "a"})
+        ),
         (
             {"role": "system", "content": [image()]},
             "messages.0.content.0.image_url",
             "message of system shows no images",
         ),
         ({"role": "assistant", "content": [image()]}, "messages.0.content.0.image_url", "assistant shows no images"),
-        (user(*[image()] * 33), "messages.0.content.32.image_url", "at most 32"),
+        (user(*[image()] * 33), "messages.0.content.32.image_url", "at most 32 in a request; show fewer"),
     ],
 )
 async def test_what_is_wrong_is_said(

@@ -2,6 +2,7 @@
 
 import asyncio
 import ipaddress
+import re
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -18,7 +19,22 @@ _MOST_AT_ONCE = 16
 """Files under way. Each may be as large as a file may be."""
 _MOST_SHOWN_CHARS = 100
 _PIECE_BYTES = 1 << 16
+_HAVE_ALLOWED = "send it as a data: URL, or have the operator name its host in images.allowed_hosts"
+_MOST_PORT_CHARS = 20
 _NO_URL = "its URL must be data:image/png;base64, and the file in base64, or http:// or https:// and a host"
+_PORT = re.compile(r"https?://(?:[^/?#@]*@)?(?:\[[^/?#\]]*\]|[^/?#:\[]*):([^/?#]*)", re.IGNORECASE)
+"""An http(s) URL up to its port"""
+_COMPRESSIONS = {"br", "compress", "deflate", "gzip", "x-gzip", "zstd"}
+_FAILURES: tuple[tuple[type[aiohttp.ClientError], str], ...] = (
+    (aiohttp.ClientPayloadError, "its host closed the connection before the whole file came"),
+    (aiohttp.ClientConnectorCertificateError, "its host has a certificate that is not trusted"),
+    (aiohttp.ClientSSLError, "its host does not speak TLS as https:// needs"),
+    (aiohttp.ClientConnectorError, "its host refuses connections, or cannot be reached"),
+    (aiohttp.ClientConnectionError, "its host closed the connection without an answer"),
+    (aiohttp.ClientResponseError, "its host does not answer in HTTP"),
+    (aiohttp.ClientError, "it cannot be fetched"),
+)
+"""What each error of a connection means; the first that fits does"""
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 """Addresses of IPv4 hosts as RFC 6052 writes them, in the last 32 bits"""
 
@@ -43,7 +59,7 @@ class Fetcher:
         if not url[:8].lower().startswith(("http://", "https://")):
             raise InvalidImage(_NO_URL)
         if not self._config.allowed_hosts:
-            raise InvalidImage("this server fetches no images; send it as a data: URL, or have its host allowed")
+            raise InvalidImage(f"this server fetches no images; {_HAVE_ALLOWED}")
         try:
             async with self._places, asyncio.timeout(self._config.fetch_timeout_s):
                 return await self._follow(_parse(url))
@@ -52,9 +68,8 @@ class Fetcher:
                 f"its host did not send it within {self._config.fetch_timeout_s:g} s; send it as a data: URL"
             ) from None
         except aiohttp.ClientError as error:
-            raise InvalidImage(
-                f"it cannot be fetched ({type(error).__name__}); check the URL, or send it as a data: URL"
-            ) from error
+            why = next(words for kind, words in _FAILURES if isinstance(error, kind))
+            raise InvalidImage(f"{why}; check the URL, or send it as a data: URL") from error
 
     async def _follow(self, url: URL) -> bytes:
         for _ in range(self._config.max_redirects + 1):
@@ -83,6 +98,12 @@ class Fetcher:
     async def _body(self, response: aiohttp.ClientResponse) -> bytes:
         if response.status != 200:
             raise InvalidImage(f"its host answers {response.status}; check the URL, or send it as a data: URL")
+        encodings = {one.strip().lower() for one in response.headers.get("content-encoding", "").split(",")}
+        for compression in sorted(encodings & _COMPRESSIONS):
+            raise InvalidImage(
+                f"its host compresses it ({compression}), which it was asked not to; have it sent as it is, "
+                "or send it as a data: URL"
+            )
         most = self._config.max_bytes
         pieces = bytearray()
         if (response.content_length or 0) <= most:
@@ -102,17 +123,18 @@ class Fetcher:
         if url.raw_user is not None or url.raw_password is not None:
             raise InvalidImage("its URL has a user's name or password in it; leave them out")
         if not any(_allows(entry, host, port) for entry in self._config.allowed_hosts):
-            raise InvalidImage(
-                f"this server fetches no images from {f'{host}:{port}'[:_MOST_SHOWN_CHARS]}; "
-                "send it as a data: URL, or have the host allowed"
-            )
+            where = f"{_bracketed(host)}:{port}"[:_MOST_SHOWN_CHARS]
+            raise InvalidImage(f"this server fetches no images from {where}; {_HAVE_ALLOWED}")
         try:
             found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:
             raise InvalidImage(f"there is no host {host[:_MOST_SHOWN_CHARS]}; check the URL") from error
         addresses = [(family, str(address[0])) for family, _, _, _, address in found]
         if not self._config.allow_private_addresses and not all(_is_public(address) for _, address in addresses):
-            raise InvalidImage(f"the address of {host[:_MOST_SHOWN_CHARS]} is not a public one; send it as a data: URL")
+            raise InvalidImage(
+                f"the address of {_bracketed(host)[:_MOST_SHOWN_CHARS]} is not a public one; send it as a data: URL, "
+                "or have the operator set images.allow_private_addresses"
+            )
         return [
             ResolveResult(hostname=host, host=address, port=port, family=family, proto=0, flags=socket.AI_NUMERICHOST)
             for family, address in addresses
@@ -142,8 +164,17 @@ def _parse(url: str, *, relative: bool = False) -> URL:
         if parsed.port is not None or relative:
             return parsed
     except ValueError:
-        pass
+        found = _PORT.match(url)
+        if found and not (found[1].isascii() and found[1].isdigit() and int(found[1][:_MOST_PORT_CHARS]) < 1 << 16):
+            raise InvalidImage(
+                f"the port in its URL is {found[1][:_MOST_PORT_CHARS]!r}; a port is a number up to 65535"
+            ) from None
     raise InvalidImage(_NO_URL)
+
+
+def _bracketed(host: str) -> str:
+    """Return a host as URLs write it."""
+    return f"[{host}]" if ":" in host else host
 
 
 def _allows(entry: str, host: str, port: int) -> bool:

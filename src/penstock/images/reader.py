@@ -59,7 +59,8 @@ class ImageReader:
         """
         if len(shown) > self.config.max_images:
             raise InvalidImage(
-                f"there are {len(shown)} images; this server takes at most {self.config.max_images} in a request",
+                f"there are {len(shown)} images; this server takes at most {self.config.max_images} in a request; "
+                "show fewer, or have the operator raise images.max_images",
                 param=shown[self.config.max_images].place,
             )
         num_tokens = 0
@@ -131,18 +132,20 @@ class ImageReader:
             return read_frames(decode_base64(payload, self.config.max_bytes), self._limits)
         payloads = payload.split(",")
         if len(payloads) > self.config.max_frames:
-            raise InvalidImage(f"it has {len(payloads)} frames, and at most {self.config.max_frames} are read")
-        images = [
-            read_image(
-                decode_base64(one, self.config.max_bytes),
-                Limits(
-                    max_pixels=self._limits.max_pixels // len(payloads),
-                    max_frames=1,
-                    timeout_s=self._limits.timeout_s / len(payloads),
-                ),
+            raise InvalidImage(
+                f"it has {len(payloads)} frames, and at most {self.config.max_frames} are read; send fewer"
             )
-            for one in payloads
-        ]
+        limits = Limits(
+            max_pixels=self._limits.max_pixels // len(payloads),
+            max_frames=1,
+            timeout_s=self._limits.timeout_s / len(payloads),
+        )
+        images = []
+        for number, one in enumerate(payloads, 1):
+            try:
+                images.append(read_image(decode_base64(one, self.config.max_bytes), limits))
+            except InvalidImage as error:
+                raise InvalidImage(f"frame {number} of {len(payloads)}: {error.message}") from error
         check_sizes(images)
         return Frames(images, _LISTED_FRAMES_PER_S)
 

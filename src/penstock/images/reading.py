@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import time
 import warnings
 from collections.abc import Iterator
@@ -28,6 +29,8 @@ _MOST_SCANS = 64
 """Of a JPEG. A progressive one has about ten; a dozen bytes can be one, and each costs a pass over all pixels."""
 _FRAME_MS = 100.0
 """How long a frame is shown whose file does not say."""
+_LEAST_NOISE_BYTES = 8
+"""That no row of an image is by chance."""
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Transpose.FLIP_LEFT_RIGHT,
@@ -151,7 +154,8 @@ def check_sizes(images: list[Image.Image]) -> None:
     for index, image in enumerate(images):
         if image.size != images[0].size:
             raise InvalidImage(
-                f"frame {index} is {_shown(image.size)} and the first is {_shown(images[0].size)}: make them one size"
+                f"frame {index + 1} of {len(images)} is {_shown(image.size)} and the first is "
+                f"{_shown(images[0].size)}: make them one size"
             )
 
 
@@ -205,8 +209,11 @@ def _is_cut(data: bytes, kind: str) -> bool:
 def _opened(data: bytes, limits: Limits) -> Iterator[ImageFile]:
     """Open a file whose header and checksums are right; nothing of it is decoded."""
     kind = _kind(data)
+    if not data:
+        raise InvalidImage("it is empty; send the file's bytes")
     if kind not in _READ:
-        raise InvalidImage(f"it is {kind}; this server reads {', '.join(_READ)}: convert it to one of them")
+        remedy = "take frames from it first" if kind in ("MP4", "WebM") else "convert it to one of them"
+        raise InvalidImage(f"it is {kind}; this server reads {', '.join(_READ)}: {remedy}")
     if kind == "JPEG" and (num_scans := data.count(b"\xff\xda")) > _MOST_SCANS:
         raise InvalidImage(f"it is a JPEG of {num_scans} scans, and at most {_MOST_SCANS} are read; save it anew")
     file = _UntilDeadline(data, limits.timeout_s)
@@ -223,8 +230,6 @@ def _opened(data: bytes, limits: Limits) -> Iterator[ImageFile]:
 
 
 def _kind(data: bytes) -> str:
-    if not data:
-        return "empty"
     return next((kind for offset, magic, kind in _MAGIC if data.startswith(magic, offset)), "no image that is known")
 
 
@@ -256,6 +261,8 @@ def _seeks(source: ImageFile, index: int) -> bool:
 
 def _upright(source: ImageFile) -> Image.Image:
     """Decode the current frame."""
+    if isinstance(source, PngImageFile) and source.tell() == 0:
+        _load_whole(source)
     source.load()
     turn = _UPRIGHT.get(_orientation(source))
     image: Image.Image = source
@@ -269,6 +276,25 @@ def _upright(source: ImageFile) -> Image.Image:
     # A copy, for a source's frames share their pixels.
     image = image.convert("RGB") if image.mode != "RGB" else image.copy()
     return image if turn is None else image.transpose(turn)
+
+
+def _load_whole(source: PngImageFile) -> None:
+    """Decode a PNG's picture. Raises ``InvalidImage`` where its data end before its last row.
+
+    The decoder leaves such rows as they were, so that noise is still there. Interlaced, the last odd row comes last.
+    """
+    width, height = source.size
+    last_rows = (0, height - 2, width, height)
+    row_bytes = len(Image.new(source.mode, (width, 1)).tobytes())
+    if row_bytes < _LEAST_NOISE_BYTES:
+        return
+    noise = os.urandom(2 * row_bytes)
+    source.im = Image.new(source.mode, source.size).im
+    source.im.paste(Image.frombytes(source.mode, (width, 2), noise).im, last_rows)
+    source.load()
+    rows = source.crop(last_rows).tobytes()
+    if rows[:row_bytes] == noise[:row_bytes] or rows[row_bytes:] == noise[row_bytes:]:
+        raise InvalidImage("it is a damaged PNG: its data hold fewer rows than its header says; make the file anew")
 
 
 def _orientation(source: ImageFile) -> int:

@@ -48,11 +48,16 @@ class Unreadable(Strict):
     @model_validator(mode="before")
     @classmethod
     def _refuse(cls, value: Any) -> Any:
-        kind = value.get("type") if isinstance(value, dict) else value
+        if not isinstance(value, dict) or value.get("type") is None:
+            raise PydanticCustomError(
+                "unreadable",
+                "A part of the content must be a JSON object with a type; those of {known} can be read here",
+                {"known": cls.known},
+            )
         raise PydanticCustomError(
             "unreadable",
             "Content of type {kind} cannot be read here; {known} can",
-            {"kind": repr(kind)[:60], "known": cls.known},
+            {"kind": repr(value["type"])[:60], "known": cls.known},
         )
 
 
