@@ -91,11 +91,9 @@ def load_library() -> None:
 
     An import would hold the interpreter meanwhile. No other thread can load a library of its own until it is done.
     """
-    spec = importlib.util.find_spec("torch")
-    if "torch" in sys.modules or spec is None or spec.origin is None:
-        return
-    library = Path(spec.origin).with_name("lib") / "libtorch_cpu.so"
-    if library.is_file():
+    spec = None if "torch" in sys.modules else importlib.util.find_spec("torch")
+    library = None if spec is None or spec.origin is None else Path(spec.origin).with_name("lib") / "libtorch_cpu.so"
+    if library is not None and library.is_file():
         # Not by CDLL(library), which would hold it as well. What fails here is said by the import.
         load = ctypes.CDLL(None).dlopen
         load.argtypes, load.restype = (ctypes.c_char_p, ctypes.c_int), ctypes.c_void_p

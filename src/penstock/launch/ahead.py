@@ -1,4 +1,7 @@
-"""What an engine's process does while torch is imported: it reads its settings and packs weights. No torch here."""
+"""What an engine's process does while torch is imported: it reads its settings and a vocabulary, and packs weights.
+
+No torch here.
+"""
 
 import contextlib
 import os
