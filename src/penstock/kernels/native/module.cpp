@@ -161,7 +161,7 @@ class Machine {
 
 // Rows a task takes when each has `width` elements to look at.
 int64_t rows_each(int64_t num_rows, int64_t width) {
-    const int64_t least = std::max<int64_t>(1, 16384 / std::max<int64_t>(width, 1));
+    const int64_t least = std::max<int64_t>(1, 4096 / std::max<int64_t>(width, 1));
     return std::max(least, ceil_div(num_rows, Machine::get().num_threads() * 4));
 }
 
@@ -713,7 +713,7 @@ void rope_write_kv(Address qkv, int64_t num_tokens, int64_t num_heads, int64_t n
                             at<const float>(sin),     at<const int64_t>(slots),
                             at<const float>(q_norm),  at<const float>(k_norm),
                             eps,                      &cache};
-        by_rows(num_tokens, (num_heads + 2 * num_kv_heads) * head_dim, [&](int64_t first, int64_t end) {
+        by_rows(num_tokens, (num_heads + 2 * num_kv_heads) * head_dim * 2, [&](int64_t first, int64_t end) {
             Machine::get().kernels().rope_write_kv(call, first, end);
         });
     });
