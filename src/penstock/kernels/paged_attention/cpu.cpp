@@ -15,7 +15,8 @@ constexpr int64_t kTile = 16;  // keys side by side in a block
 constexpr int kVectors = kTile / W;
 constexpr int64_t kChunk = 64;  // tokens on their way from memory while those before them are computed
 constexpr int64_t kBand = 24;   // rows whose scores of a span stay in the first-level cache
-constexpr int kMaxRows = 6;     // computed together: two vectors of sums each fit in 16 registers
+// Computed together: of six rows, two vectors of sums each fit in 16 registers; of eight, one each of two tiles in 32.
+constexpr int kMaxRows = NUM_REGISTERS == 32 ? 8 : 6;
 constexpr float kLowest = -3.402823466e38f;
 
 static_assert(kSpan % kChunk == 0 && kChunk % kTile == 0);
