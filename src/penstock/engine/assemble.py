@@ -64,6 +64,7 @@ def assemble_engine(
         model.new_cache(plan.num_blocks, plan.block_size),
         sampler,
         block_size=plan.block_size,
+        step_tokens=config.scheduler.step_tokens,
         shown=ShownPictures(feature_rows, model.config.vision),
     )
     scheduler = Scheduler(config.scheduler, cache, encoding=planner)

@@ -1,15 +1,14 @@
 """What every loaded model offers, and the cache it needs."""
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from penstock.kernels import BatchLayout, KVBlocks, Ops, Replay
+from penstock.kernels.pages import lazy_zeros
 from penstock.models.config import ModelConfig
 from penstock.models.lora import Adapted, Adapter
 from penstock.models.vision.encoder import Inserted
@@ -80,16 +79,10 @@ def new_cache(config: ModelConfig, ops: Ops, kv_dtype: torch.dtype, num_blocks: 
     has_scales = kv_dtype is torch.int8
     return [
         KVBlocks(
-            k=_lazy_zeros(shapes.k, kv_dtype),
-            v=_lazy_zeros(shapes.v, kv_dtype),
-            k_scales=_lazy_zeros(shapes.scales, torch.float32) if has_scales else None,
-            v_scales=_lazy_zeros(shapes.scales, torch.float32) if has_scales else None,
+            k=lazy_zeros(shapes.k, kv_dtype),
+            v=lazy_zeros(shapes.v, kv_dtype),
+            k_scales=lazy_zeros(shapes.scales, torch.float32) if has_scales else None,
+            v_scales=lazy_zeros(shapes.scales, torch.float32) if has_scales else None,
         )
         for _ in range(config.num_layers)
     ]
-
-
-def _lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Return zeros that the system hands out page by page; torch.zeros would write gigabytes at start."""
-    num_bytes = math.prod(shape) * dtype.itemsize
-    return torch.from_numpy(np.zeros(num_bytes, dtype=np.uint8)).view(dtype).view(shape)

@@ -14,6 +14,7 @@ from penstock.engine.scheduler import ScheduledBatch
 from penstock.kernels import Replay
 from penstock.kernels.copy_blocks.reference import copy_blocks
 from penstock.kernels.layout import BatchLayout, KVBlocks
+from penstock.kernels.pages import PagesAhead
 from penstock.models.lora import Adapted, Adapter
 from penstock.models.vision import Inserted
 from penstock.protocol import Picture, SamplingParams, TokenLogprobs
@@ -62,12 +63,14 @@ class CPURunner:
         sampler: Sampler,
         *,
         block_size: int,
+        step_tokens: int,
         shown: ShownPictures | None = None,
     ) -> None:
-        """``shown``: what pictures add, if the model sees any."""
+        """``step_tokens``: the most a step may hold. ``shown``: what pictures add, if the model sees any."""
         self._model = model
         self._shown = shown or ShownPictures({}, None)
         self._cache = cache
+        self._pages = PagesAhead(cache, step_blocks=-(-step_tokens // block_size))
         self._replay = model.replay(cache, block_size)
         self._sampler = sampler
         self._block_size = block_size
@@ -121,6 +124,7 @@ class CPURunner:
     @torch.inference_mode()
     def execute(self, batch: ScheduledBatch) -> StepResult:
         """Compute the batch; see ``Runner.execute``."""
+        self._pages.begin_step(batch.block_tables)
         if batch.block_copies:
             copy_blocks(self._cache, batch.block_copies)
         # Grammars are followed while the model runs, on the core that it leaves free.

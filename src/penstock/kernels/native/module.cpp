@@ -231,6 +231,14 @@ class HugePages {
     size_t size_;
 };
 
+// Has the system hand out the pages of all of it, while others may be writing there.
+void touch(const std::vector<std::pair<Address, int64_t>>& memory) {
+    constexpr int64_t kPage = 4096;
+    for (const auto& [first, num_bytes] : memory)
+        for (int64_t offset = 0; offset < num_bytes; offset += kPage)
+            __atomic_fetch_or(at<char>(first) + offset, 0, __ATOMIC_RELAXED);
+}
+
 // A matrix in panels. Whoever comes packs some of them, on any thread, until none is left; the source has to stay where it
 // is until then. One that is a file's, mapped privately and never written to, is no longer in memory after it.
 class PackedMatrix {
@@ -832,6 +840,7 @@ NB_MODULE(_native, m) {
     m.def("rope_write_kv", &rope_write_kv, Unlocked());
     m.def("draw_tokens", &draw_tokens, Unlocked());
     m.def("top_tokens", &top_tokens, Unlocked());
+    m.def("touch", &touch, Unlocked());
     m.def("read_bandwidth", &read_bandwidth, Unlocked());
     m.def("multiply_add_rate", &multiply_add_rate, Unlocked());
 }

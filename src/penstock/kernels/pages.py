@@ -1,0 +1,71 @@
+"""A cache's memory, which the system hands out when it is first written to: in huge pages, and before steps need it."""
+
+import math
+import mmap
+from array import array
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from penstock.kernels.layout import KVBlocks
+from penstock.kernels.native import NATIVE
+from penstock.threads import WorkThread
+
+_HUGE_PAGE = 2 << 20
+_FIRST_BYTES = 256 << 10
+"""What of each tensor lies in small pages: a first prompt waits for few of these, and not for a huge one in each"""
+
+
+def lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Return zeros that take memory as they are written to; torch.zeros would write gigabytes at start.
+
+    All but their beginning is in whole huge pages, where the system has these: blocks lie in no order, and translating
+    their addresses page by page costs attention a tenth and writes a third.
+    """
+    num_bytes = math.prod(shape) * dtype.itemsize
+    memory = mmap.mmap(-1, num_bytes + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    room = torch.frombuffer(memory, dtype=torch.uint8)
+    first = -(room.data_ptr() + _FIRST_BYTES) % _HUGE_PAGE
+    num_in_huge_pages = (num_bytes - _FIRST_BYTES) // _HUGE_PAGE * _HUGE_PAGE
+    if num_in_huge_pages > 0 and hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE, first + _FIRST_BYTES, num_in_huge_pages)
+    return room[first : first + num_bytes].view(dtype).view(shape)
+
+
+class PagesAhead:
+    """Has the system hand out a cache's memory before steps write to it, on a thread beside them.
+
+    New memory has to be zeroed, a huge page in each layer when the first block there is written, and on a virtual
+    machine found by the host too: milliseconds each, all in one step. A pool hands out its blocks in their order before
+    it takes any again, so what comes next is known.
+    """
+
+    def __init__(self, cache: Sequence[KVBlocks], *, step_blocks: int) -> None:
+        """``step_blocks``: how many new ones a step may write to."""
+        tensors = [tensor for kv in cache for tensor in kv.tensors()]
+        self._tensors = tensors if NATIVE is not None else []
+        self._num_blocks = len(tensors[0]) if tensors else 0
+        block_bytes = max((tensor[0].nbytes for tensor in tensors), default=_HUGE_PAGE)
+        self._stretch = max(-(-_HUGE_PAGE // block_bytes), 4 * step_blocks)
+        """Blocks whose memory is asked for at a time"""
+        self._num_asked = 0
+        self._last: int | None = None
+        """The last block that the step before writes to; no first answer shares the machine with this"""
+        self._thread = WorkThread("penstock-pages")
+
+    def begin_step(self, tables: "Sequence[array[int]]") -> None:
+        """Note the blocks that a step writes to, newest last in each table, and ask for what is behind those before."""
+        if self._num_asked >= self._num_blocks or not self._tensors:
+            return
+        last, self._last = self._last, max(table[-1] for table in tables)
+        if last is None:
+            return
+        while last + self._stretch // 2 >= self._num_asked < self._num_blocks:
+            first, self._num_asked = self._num_asked, min(self._num_asked + self._stretch, self._num_blocks)
+            self._thread.submit(_touch, self._tensors, first, self._num_asked)
+
+
+def _touch(tensors: list[Tensor], first: int, end: int) -> None:
+    assert NATIVE is not None
+    NATIVE.touch([(tensor[first].data_ptr(), tensor[first:end].nbytes) for tensor in tensors])

@@ -1,0 +1,92 @@
+"""A cache's memory: had ahead of who writes to it, in huge pages, and unchanged by that."""
+
+import re
+from array import array
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from penstock.kernels import KVBlocks
+from penstock.kernels.pages import PagesAhead, lazy_zeros
+from tests.kernels.backends import needs_native
+
+HUGE = 2 << 20
+THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+def resident_bytes(tensor: Tensor) -> int:
+    """Return how much of the mapping around ``tensor`` the system has handed out, neighbours included."""
+    first, end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
+    total, is_inside = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if bounds := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            is_inside = int(bounds[1], 16) < end and int(bounds[2], 16) > first
+        elif is_inside and line.startswith("Rss:"):
+            total += int(line.split()[1]) << 10
+    return total
+
+
+def cache(num_blocks: int, *, num_layers: int = 2) -> list[KVBlocks]:
+    """Return layers whose blocks of 64 KiB make 32 a huge page."""
+    shape = (num_blocks, 2, 64, 256)
+    return [KVBlocks(lazy_zeros(shape, torch.bfloat16), lazy_zeros(shape, torch.bfloat16)) for _ in range(num_layers)]
+
+
+def settle(pages: PagesAhead) -> None:
+    """Wait until all that was asked for is there."""
+    pages._thread.submit(lambda: None).result(60)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (1 << 20, 3), (0, 4)])
+def test_lazy_memory_is_zeros_of_the_shape_asked_for(shape: tuple[int, ...]) -> None:
+    zeros = lazy_zeros(shape, torch.bfloat16)
+    assert (zeros.shape, zeros.dtype, zeros.is_contiguous()) == (shape, torch.bfloat16, True)
+    assert not zeros.any()
+    zeros += 1
+    assert bool((zeros == 1).all())
+
+
+def test_all_but_the_beginning_is_in_whole_huge_pages() -> None:
+    zeros = lazy_zeros((6 * HUGE,), torch.int8)
+    assert (zeros.data_ptr() + (256 << 10)) % HUGE == 0
+    zeros[0] = 1
+    assert resident_bytes(zeros) < HUGE, "a first write waits for a small page"
+    if THP.exists() and "[never]" not in THP.read_text():
+        zeros[256 << 10] = 1
+        assert resident_bytes(zeros) >= HUGE
+
+
+@needs_native
+def test_memory_is_there_before_blocks_are_reached() -> None:
+    kv = cache(256)
+    tensors = [tensor for layer in kv for tensor in layer.tensors()]
+    pages = PagesAhead(kv, step_blocks=2)
+    assert all(resident_bytes(tensor) < HUGE for tensor in tensors), "nothing is asked for before the first step"
+    pages.begin_step([array("i", [0])])
+    settle(pages)
+    assert all(resident_bytes(tensor) < HUGE for tensor in tensors), "and a first step has the machine to itself"
+    for last in range(0, 256, 15):
+        pages.begin_step([array("i", [0]), array("i", [3, last])])
+        pages.begin_step([array("i", [0]), array("i", [3, last])])
+        settle(pages)
+        ahead = tensors[0][0].nbytes * min(last + 16, 255)
+        assert all(resident_bytes(tensor) >= ahead for tensor in tensors)
+        if last == 0:
+            assert all(resident_bytes(tensor) < 3 * HUGE for tensor in tensors), "and no more than is needed soon"
+
+
+@needs_native
+def test_what_others_write_meanwhile_stays() -> None:
+    kv = cache(128, num_layers=1)
+    pages = PagesAhead(kv, step_blocks=128)
+    for _ in range(2):
+        pages.begin_step([array("i", [127])])
+    for block in range(128):
+        kv[0].k[block] = block
+        kv[0].v[block] = -block
+    settle(pages)
+    blocks = torch.arange(128, dtype=torch.bfloat16).reshape(-1, 1, 1, 1)
+    assert torch.equal(kv[0].k, blocks.expand_as(kv[0].k))
+    assert torch.equal(kv[0].v, -blocks.expand_as(kv[0].v))
