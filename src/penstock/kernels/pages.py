@@ -4,13 +4,13 @@ import math
 import mmap
 from array import array
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
 
 from penstock.kernels.layout import KVBlocks
 from penstock.kernels.native import NATIVE
-from penstock.threads import WorkThread
 
 _HUGE_PAGE = 2 << 20
 _FIRST_BYTES = 256 << 10
@@ -52,7 +52,8 @@ class PagesAhead:
         self._num_asked = 0
         self._last: int | None = None
         """The last block that the step before writes to; no first answer shares the machine with this"""
-        self._thread = WorkThread("penstock-pages")
+        # The process waits for it before it ends: a thread that returns from compiled code to no Python would be fatal.
+        self._thread = ThreadPoolExecutor(1, "penstock-pages")
 
     def begin_step(self, tables: "Sequence[array[int]]") -> None:
         """Note the blocks that a step writes to, newest last in each table, and ask for what is behind those before."""
