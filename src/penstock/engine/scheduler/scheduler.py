@@ -1,5 +1,6 @@
 """The scheduler: one rule for all. Each step lets some sequences catch up within a token budget."""
 
+import math
 from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from penstock.errors import DeadlineUnmeetable
 from penstock.estimate import LEAST_SAMPLED_ROWS
 from penstock.protocol import Preemption, Priority
 
+_SHARE_BESIDE_DECODING = 3 / 8
+"""Of a step's tokens, what prompts may take where others decode and wait for them"""
 _NO_DRAFTS: Mapping[int, SequenceOf[int]] = {}
 
 
@@ -58,6 +61,7 @@ class Scheduler:
         self.running: list[Sequence] = []
         """In the order of admission."""
         self._config = config
+        self._most_beside_decoding = math.ceil(config.step_tokens * _SHARE_BESIDE_DECODING)
         # Every running sequence must be able to decode in one step.
         self._max_running = min(config.max_running, config.step_tokens)
         self._ordering = ordering or EarliestDeadlineFirst()
@@ -268,6 +272,9 @@ class Scheduler:
                 self._plan_sequence(plan, sequence, 1, now_s, draft)
             else:
                 prefilling.append(sequence)
+        if plan.entries and first is None:
+            # A picture that goes first has to be read whole, and may take what there is.
+            plan.tokens_left = min(plan.tokens_left, self._most_beside_decoding)
         if len(prefilling) > 1:
             prefilling.sort(key=self._ordering.key)
         for sequence in prefilling:
