@@ -224,10 +224,10 @@ def main() -> None:
     text = json.dumps({"conditions": conditions, "curves": curves}, indent=1)
     print(text)
     if arguments.out is not None:
-        arguments.out.with_suffix(".json").write_text(text + "\n")
+        Path(f"{arguments.out}.json").write_text(text + "\n")
         what = f"{arguments.shape}, {conditions['precision']}, {conditions['machine']['processor']}"
         when = f"{conditions['date'][:10]}, {conditions['commit']}"
-        write_plot(arguments.out.with_suffix(".png"), curves, f"{what}, {when}")
+        write_plot(Path(f"{arguments.out}.png"), curves, f"{what}, {when}")
 
 
 if __name__ == "__main__":

@@ -155,10 +155,10 @@ def _write(stem: Path, systems: Sequence[System], conditions: dict[str, Any], te
         "figures": {row.label: {name: spread(values) for name, values in row.values.items()} for row in table},
         "ratios": [asdict(ratio) | {"median": ratio.median} for ratio in ratios(table)],
     }
-    stem.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
-    stem.with_suffix(".md").write_text(text)
+    Path(f"{stem}.json").write_text(json.dumps(report, indent=1) + "\n")
+    Path(f"{stem}.md").write_text(text)
     write_plot(
-        stem.with_suffix(".png"),
+        Path(f"{stem}.png"),
         systems,
         f"{conditions['model']['shape']}, threads: {conditions['threads']}, {conditions['machine']['processor']}, "
         f"{conditions['date'][:10]}, {conditions['commit']}",
