@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from penstock.errors import InvalidSetting
 from penstock.kernels import KVBlocks
 from penstock.kernels.pages import PagesAhead, lazy_zeros
 from tests.kernels.backends import needs_native
@@ -90,3 +91,8 @@ def test_what_others_write_meanwhile_stays() -> None:
     blocks = torch.arange(128, dtype=torch.bfloat16).reshape(-1, 1, 1, 1)
     assert torch.equal(kv[0].k, blocks.expand_as(kv[0].k))
     assert torch.equal(kv[0].v, -blocks.expand_as(kv[0].v))
+
+
+def test_memory_that_the_system_refuses_is_said_with_what_helps() -> None:
+    with pytest.raises(InvalidSetting, match=r"1024.0 TiB .*--cache-memory.*ulimit -v"):
+        lazy_zeros((1 << 50,), torch.int8)

@@ -5,12 +5,15 @@ import mmap
 from array import array
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import torch
 from torch import Tensor
 
+from penstock.errors import InvalidSetting
 from penstock.kernels.layout import KVBlocks
 from penstock.kernels.native import NATIVE
+from penstock.units import format_bytes
 
 _HUGE_PAGE = 2 << 20
 _FIRST_BYTES = 256 << 10
@@ -21,15 +24,25 @@ def lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Return zeros that take memory as they are written to; torch.zeros would write gigabytes at start.
 
     All but their beginning is in whole huge pages, where the system has these: blocks lie in no order, and translating
-    their addresses page by page costs attention a tenth and writes a third.
+    their addresses page by page costs attention a tenth and writes a third. Raises ``InvalidSetting`` where the system
+    refuses as much.
     """
     num_bytes = math.prod(shape) * dtype.itemsize
-    memory = mmap.mmap(-1, num_bytes + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        memory = mmap.mmap(-1, num_bytes + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise InvalidSetting(
+            f"the system refuses {format_bytes(num_bytes)} for a part of the cache ({error.strerror}); lower "
+            "cache.memory_bytes (--cache-memory), or raise what limits memory: ulimit -v, or vm.overcommit_memory",
+            param="cache.memory_bytes",
+        ) from error
     room = torch.frombuffer(memory, dtype=torch.uint8)
     first = -(room.data_ptr() + _FIRST_BYTES) % _HUGE_PAGE
     num_in_huge_pages = (num_bytes - _FIRST_BYTES) // _HUGE_PAGE * _HUGE_PAGE
     if num_in_huge_pages > 0 and hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE, first + _FIRST_BYTES, num_in_huge_pages)
+        # A kernel may be built without them.
+        with suppress(OSError):
+            memory.madvise(mmap.MADV_HUGEPAGE, first + _FIRST_BYTES, num_in_huge_pages)
     return room[first : first + num_bytes].view(dtype).view(shape)
 
 
