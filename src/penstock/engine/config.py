@@ -14,8 +14,8 @@ class SchedulerConfig:
     """How requests share the engine's steps."""
 
     step_tokens: Count = 512
-    """Tokens one step may process; prompts take at most three eighths of them where others decode. Up: faster prefill.
-    Down: steadier time between tokens of others."""
+    """Tokens one step may process; prompts take at most three eighths of them where as many others decode. Up: faster
+    prefill. Down: steadier time between tokens of others."""
     encoder_patches: Count = 1024
     """Patches of images that one step may take through the model's vision tower; an image that is more work is encoded
     over as many steps as it takes. Up: images are seen sooner. Down: shorter pauses for who decodes beside them."""

@@ -42,16 +42,20 @@ def test_prompts_are_cut_into_chunks_that_share_steps_with_decodes() -> None:
     assert [sorted(batch.query_lens) for batch in batches] == [*[[1, 6]] * 6, [1, 4]]
 
 
-def test_prompts_take_three_eighths_of_a_step_together_where_anybody_decodes_and_all_of_it_elsewhere() -> None:
+def test_prompts_take_three_eighths_of_a_step_together_unless_more_wait_than_decode() -> None:
     driver = Driver(num_blocks=100)
     for name in ("first", "second"):
         driver.add(request_of(name, prompt=20, max_tokens=20))
     assert driver.step().query_lens == [16]
     assert driver.step().query_lens == [4, 12]
-    driver.add(request_of("waiting", prompt=20, max_tokens=20))
-    assert driver.step().query_lens == [1, 6], "the one that waits is let in when those before it are done"
-    assert driver.step().query_lens == [1, 2, 4]
+    assert driver.step().query_lens == [1, 6]
+    driver.step()
+    driver.add(request_of("third", prompt=20, max_tokens=20))
     assert driver.step().query_lens == [1, 1, 6]
+    for i in range(3):
+        driver.add(request_of(f"another {i}", prompt=20, max_tokens=20))
+    assert driver.step().query_lens == [1, 1, 14], "four wait for a first token, and two for their next"
+    assert driver.step().query_lens == [1, 1, 1, 6], "three for each"
 
 
 def test_urgent_classes_and_early_deadlines_go_first() -> None:

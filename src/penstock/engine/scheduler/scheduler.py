@@ -25,7 +25,7 @@ from penstock.estimate import LEAST_SAMPLED_ROWS
 from penstock.protocol import Preemption, Priority
 
 _SHARE_BESIDE_DECODING = 3 / 8
-"""Of a step's tokens, what prompts may take where others decode and wait for them"""
+"""Of a step's tokens, what prompts may take where as many others decode, or more, and wait for them"""
 _NO_DRAFTS: Mapping[int, SequenceOf[int]] = {}
 
 
@@ -272,8 +272,9 @@ class Scheduler:
                 self._plan_sequence(plan, sequence, 1, now_s, draft)
             else:
                 prefilling.append(sequence)
-        if plan.entries and first is None:
-            # A picture that goes first has to be read whole, and may take what there is.
+        if len(prefilling) + self.num_waiting <= len(plan.entries) and first is None:
+            # Where more wait for a first token than for their next, steps are theirs. A picture that goes first has to
+            # be read whole, and may take what there is.
             plan.tokens_left = min(plan.tokens_left, self._most_beside_decoding)
         if len(prefilling) > 1:
             prefilling.sort(key=self._ordering.key)
