@@ -1,5 +1,7 @@
 """A cache's memory: had ahead of who writes to it, in huge pages, and unchanged by that."""
 
+import ctypes
+import mmap
 import re
 from array import array
 from pathlib import Path
@@ -18,15 +20,23 @@ THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def resident_bytes(tensor: Tensor) -> int:
-    """Return how much of the mapping around ``tensor`` the system has handed out, neighbours included."""
-    first, end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
-    total, is_inside = 0, False
+    """Return how much of ``tensor`` the system has handed out."""
+    first = tensor.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
+    num_bytes = tensor.data_ptr() + tensor.nbytes - first
+    pages = ctypes.create_string_buffer(-(-num_bytes // mmap.PAGESIZE))
+    assert ctypes.CDLL(None).mincore(ctypes.c_void_p(first), ctypes.c_size_t(num_bytes), pages) == 0
+    return sum(page & 1 for page in pages.raw) * mmap.PAGESIZE
+
+
+def flags_at(address: int) -> list[str]:
+    """Return what the system says of the mapping at ``address``; `hg` is advice to use huge pages."""
+    is_inside = False
     for line in Path("/proc/self/smaps").read_text().splitlines():
         if bounds := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
-            is_inside = int(bounds[1], 16) < end and int(bounds[2], 16) > first
-        elif is_inside and line.startswith("Rss:"):
-            total += int(line.split()[1]) << 10
-    return total
+            is_inside = int(bounds[1], 16) <= address < int(bounds[2], 16)
+        elif is_inside and line.startswith("VmFlags:"):
+            return line.split()[1:]
+    raise AssertionError("nothing is mapped there")
 
 
 def cache(num_blocks: int, *, num_layers: int = 2) -> list[KVBlocks]:
@@ -52,11 +62,11 @@ def test_lazy_memory_is_zeros_of_the_shape_asked_for(shape: tuple[int, ...]) -> 
 def test_all_but_the_beginning_is_in_whole_huge_pages() -> None:
     zeros = lazy_zeros((6 * HUGE,), torch.int8)
     assert (zeros.data_ptr() + (256 << 10)) % HUGE == 0
-    zeros[0] = 1
-    assert resident_bytes(zeros) < HUGE, "a first write waits for a small page"
-    if THP.exists() and "[never]" not in THP.read_text():
-        zeros[256 << 10] = 1
-        assert resident_bytes(zeros) >= HUGE
+    first = zeros.data_ptr()
+    assert "hg" not in flags_at(first), "a first write waits for a small page"
+    if THP.exists():
+        assert "hg" in flags_at(first + (256 << 10))
+        assert "hg" in flags_at(first + (256 << 10) + 5 * HUGE - 1)
 
 
 @needs_native

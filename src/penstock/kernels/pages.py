@@ -77,7 +77,9 @@ class PagesAhead:
             return
         while last + self._stretch // 2 >= self._num_asked < self._num_blocks:
             first, self._num_asked = self._num_asked, min(self._num_asked + self._stretch, self._num_blocks)
-            self._thread.submit(_touch, self._tensors, first, self._num_asked)
+            # Where no thread can be had, steps wait for their pages.
+            with suppress(RuntimeError):
+                self._thread.submit(_touch, self._tensors, first, self._num_asked)
 
 
 def _touch(tensors: list[Tensor], first: int, end: int) -> None:
