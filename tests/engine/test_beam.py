@@ -187,12 +187,12 @@ def test_a_failure_takes_the_whole_search_and_nobody_else(
     runner = engine._runner
     forward = runner._forward  # type: ignore[attr-defined]
 
-    def broken(batch: ScheduledBatch, rows: list[int] | None) -> torch.Tensor:
+    def broken(batch: ScheduledBatch, rows: list[int] | None, **how: bool) -> torch.Tensor:
         # Only the search is ever so long, and only once it has gone four steps.
         if 34 in batch.context_lens:
             raise RuntimeError("broken")
-        states: torch.Tensor = forward(batch, rows)
-        return states
+        out: torch.Tensor = forward(batch, rows, **how)
+        return out
 
     monkeypatch.setattr(runner, "_forward", broken)
     deltas = run_to_end(engine, [beams("b", prompt(30, 7), 3), greedy("g", prompt(50, 8), 20)])

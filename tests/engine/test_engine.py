@@ -27,13 +27,13 @@ def test_a_request_that_breaks_the_step_fails_alone(
     forward = runner._forward  # type: ignore[attr-defined]
     poison = 255
 
-    def breaking(batch: ScheduledBatch, rows: list[int] | None) -> torch.Tensor:
-        hidden: torch.Tensor = forward(batch, rows)
+    def breaking(batch: ScheduledBatch, rows: list[int] | None, **how: bool) -> torch.Tensor:
+        out: torch.Tensor = forward(batch, rows, **how)
         poisoned = torch.tensor(batch.token_ids) == poison
         if kind == "raise" and poisoned.any():
             raise RuntimeError("poisoned")
-        hidden[poisoned if rows is None else poisoned[rows]] = torch.nan
-        return hidden
+        out[poisoned if rows is None else poisoned[rows]] = torch.nan
+        return out
 
     monkeypatch.setattr(runner, "_forward", breaking)
     healthy = {f"healthy-{i}": [i, i + 1, i + 2] for i in range(7)}

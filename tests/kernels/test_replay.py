@@ -31,8 +31,8 @@ class Pass:
         self.cache = KVBlocks(torch.randn(shapes.k), torch.randn(shapes.v))  # what earlier steps may have left
         self.num_runs = 0
         table = torch.randn(50, 48)
-        head = OPS.prepare_linear(table, None)
-        self._embedding = OPS.prepare_embedding(lambda: table, torch.float32, scale=3.0, tied=head)
+        self.head = OPS.prepare_linear(table, None)
+        self._embedding = OPS.prepare_embedding(lambda: table, torch.float32, scale=3.0, tied=self.head)
         self._norm, self._inverse = torch.rand(48), 1 / 10 ** torch.rand(D // 2)
         self._qkv = ops.prepare_linear((torch.randn(WIDTH, 48) / 7).bfloat16(), None)
         self._o = ops.prepare_linear(torch.randn(48, H * D) / 8, None)
@@ -41,7 +41,7 @@ class Pass:
         return self.rest(*self.first(token_ids, layout))
 
     def record(self) -> Replay:
-        return OPS.record(self.first, self.rest, BLOCK)
+        return OPS.record(self.first, self.rest, self.head, BLOCK)
 
     def first(self, token_ids: Tensor, layout: BatchLayout) -> tuple[Tensor, Tensor]:
         self.num_runs += 1
@@ -128,6 +128,26 @@ def test_rows_have_the_bits_that_they_have_among_all(rows: list[int]) -> None:
 
 
 @needs_native
+@pytest.mark.parametrize("rows", [None, [], [6], [4, 4, 0]], ids=str)
+@pytest.mark.parametrize("cap", [None, 5.0])
+@torch.inference_mode()
+def test_logits_have_the_bits_that_the_head_gives(rows: list[int] | None, cap: float | None) -> None:
+    plain = Pass()
+
+    def head(hidden: Tensor) -> Tensor:
+        return plain.head(hidden) if cap is None else plain.head(hidden).div_(cap).tanh_()
+
+    replay, step = OPS.record(plain.first, plain.rest, head, BLOCK), random_step(0, [5, 1, 1], [0, 9, 30])
+    for _ in range(2):
+        logits = replay(*step, rows=rows, to_logits=True)
+        assert logits is not None
+        hidden = step.of(Pass())
+        assert torch.equal(logits, head(hidden if rows is None else hidden[rows]))
+        logits.zero_()  # whoever samples may overwrite them
+    assert plain.num_runs == 1
+
+
+@needs_native
 @torch.inference_mode()
 def test_positions_may_lie_elsewhere_than_tokens_in_their_sequences() -> None:
     recorded = Pass().record()
@@ -168,7 +188,7 @@ def test_a_step_too_large_is_left_to_the_pass() -> None:
 def test_what_is_not_native_is_not_recorded(beyond: object) -> None:
     assert callable(beyond)
     plain = Pass()
-    replay = OPS.record(plain.first, lambda x, mixed: beyond(plain.rest(x, mixed)), BLOCK)
+    replay = OPS.record(plain.first, lambda x, mixed: beyond(plain.rest(x, mixed)), plain.head, BLOCK)
     step = random_step(0, [5], [0])
     assert replay(*step) is None
     assert replay(*step) is None
@@ -265,7 +285,7 @@ def test_recording_does_not_import_what_compiles() -> None:
         "embedding = CPUOps().prepare_embedding(lambda: torch.ones(9, 8), torch.float32)\n"
         "first = lambda ids, layout: (embedding(ids).view(-1, 2, 4),)\n"
         "rest = lambda x: x.flatten(1)\n"
-        "hidden = CPUOps().record(first, rest, 4)([1, 2], [2], [2], [array('i', [0])], [0])\n"
+        "hidden = CPUOps().record(first, rest, lambda hidden: hidden, 4)([1, 2], [2], [2], [array('i', [0])], [0])\n"
         "assert hidden.shape == (2, 8)\n"
         "assert 'torch._dynamo' not in sys.modules\n"
     )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from penstock.kernels.sampling import DRAW_ROW, DrawRows, cpu, reference
+from penstock.kernels.sampling import DrawRow, cpu, reference
 from tests.kernels.backends import instruction_sets, using
 
 BACKENDS = ["torch", *instruction_sets()]
@@ -35,12 +35,12 @@ def backend_of(name: str) -> Any:
     return reference if name == "torch" else cpu
 
 
-def rows_of(numbers: np.ndarray[Any, Any], **how: Any) -> DrawRows:
+def rows_of(numbers: np.ndarray[Any, Any], **how: Any) -> list[DrawRow]:
     same = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0} | how
-    return np.array([(number, *same.values()) for number in numbers], dtype=DRAW_ROW)
+    return [DrawRow(number, **same) for number in numbers]
 
 
-def draw(backend: str, logits: torch.Tensor, rows: DrawRows, num_threads: int = 1) -> list[int]:
+def draw(backend: str, logits: torch.Tensor, rows: list[DrawRow], num_threads: int = 1) -> list[int]:
     with using(None if backend == "torch" else backend, num_threads):
         drawn: list[int] = backend_of(backend).draw_tokens(logits, rows)
         return drawn
@@ -126,7 +126,7 @@ def test_a_row_depends_on_nothing_but_itself(isa: str) -> None:
     random = np.random.default_rng(1)
     logits = torch.from_numpy(random.normal(0, 2, (32, 9001)).astype(np.float32))
     numbers = random.random(32)
-    rows = np.concatenate([rows_of(numbers[row : row + 1], **WAYS[row % len(WAYS)]) for row in range(32)])
+    rows = [row_of for row in range(32) for row_of in rows_of(numbers[row : row + 1], **WAYS[row % len(WAYS)])]
     together = draw(isa, logits, rows, num_threads=3)
     alone = [
         draw(isa, logits[row : row + 1], rows_of(numbers[row : row + 1], **WAYS[row % len(WAYS)]))[0]

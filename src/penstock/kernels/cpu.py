@@ -15,7 +15,7 @@ from penstock.kernels.linear.cpu import PackedLinear, form_that_holds
 from penstock.kernels.linear.quantization import QUANTIZATIONS, Quantization, Stacked, WeightCodes
 from penstock.kernels.native import NATIVE, checked, checked_rows, describe
 from penstock.kernels.native.cache import cache_addresses
-from penstock.kernels.native.replay import First, NativeReplay, Rest, empty
+from penstock.kernels.native.replay import First, Head, NativeReplay, Rest, empty
 from penstock.kernels.ops import CacheShapes, Embedding, HeadNorms, Linear, Ops
 from penstock.kernels.paged_attention.cpu import CPUAttention
 from penstock.kernels.reference import ReferenceOps
@@ -93,9 +93,9 @@ class CPUOps:
         return partial(embed, table=table(), scale=scale)
 
     @staticmethod
-    def record(first: First, rest: Rest, block_size: int) -> NativeReplay:
-        """Return what repeats both."""
-        return NativeReplay(first, rest, block_size)
+    def record(first: First, rest: Rest, head: Head, block_size: int) -> NativeReplay:
+        """Return what repeats all three."""
+        return NativeReplay(first, rest, head, block_size)
 
     @staticmethod
     def add(x: Tensor, y: Tensor, *, scale: float = 1.0) -> Tensor:

@@ -55,10 +55,13 @@ class Replay(Protocol):
         table_starts: list[int],
         position_offsets: list[int] | None = None,
         rows: list[int] | None = None,
+        *,
+        to_logits: bool = False,
     ) -> Tensor | None:
         """Return the hidden states [T, E] of ``token_ids``, valid until the next call; writes the cache.
 
-        With ``rows`` [R], any of the T, those alone: [R, E].
+        With ``rows`` [R], any of the T, those alone: [R, E]. ``to_logits``: what the head makes of them, [R, V]
+        float32, valid as long, which may be overwritten.
         ``position_offsets`` are what each sequence's new tokens, all of them text, add to their places in it to get
         their positions, on every axis; None: nothing. The others are what ``BatchLayout.pack`` takes. To the last bit
         they are what the pass itself gives. None, and nothing done, for a step or a pass that cannot be repeated.
@@ -145,11 +148,13 @@ class Ops(Protocol):
         self,
         first: Callable[[Tensor, BatchLayout], tuple[Tensor, ...]],
         rest: Callable[..., Tensor],
+        head: Callable[[Tensor], Tensor],
         block_size: int,
     ) -> Replay | None:
         """Return a faster way to do what a forward pass does in this backend's ops; None where there is none.
 
-        ``first`` makes tensors [T, ...] of token ids [T] int64, ``rest`` the hidden states of any rows of them.
+        ``first`` makes tensors [T, ...] of token ids [T] int64, ``rest`` the hidden states of any rows of them,
+        ``head`` logits [R, V] of these.
         """
 
     def add(self, x: Tensor, y: Tensor, *, scale: float = 1.0) -> Tensor:

@@ -42,7 +42,10 @@ class ReferenceOps:
 
     @staticmethod
     def record(
-        first: Callable[[Tensor, BatchLayout], tuple[Tensor, ...]], rest: Callable[..., Tensor], block_size: int
+        first: Callable[[Tensor, BatchLayout], tuple[Tensor, ...]],
+        rest: Callable[..., Tensor],
+        head: Callable[[Tensor], Tensor],
+        block_size: int,
     ) -> None:
         """Return nothing: torch's ops are called one by one."""
 

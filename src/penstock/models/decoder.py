@@ -136,7 +136,7 @@ class DecoderModel:
 
     def replay(self, cache: list[KVBlocks], block_size: int) -> Replay | None:
         """Return a faster ``forward`` over ``cache``, for steps without adapters; None where there is none."""
-        return self._ops.record(partial(self._mix, cache=cache), self._finish, block_size)
+        return self._ops.record(partial(self._mix, cache=cache), self._finish, self.logits, block_size)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return [R, V] float32 from ``hidden`` [R, E]."""

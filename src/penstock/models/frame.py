@@ -77,7 +77,9 @@ class DecoderEnds:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return [R, V] float32 from final ``hidden`` [R, E]."""
-        config, logits = self._config, self._head(hidden).float()
+        config, logits = self._config, self._head(hidden)
+        if logits.dtype is not torch.float32:
+            logits = logits.float()
         if config.logit_scale != 1.0:
             logits *= config.logit_scale
         if config.logit_cap is not None:

@@ -41,15 +41,15 @@ def test_what_breaks_on_a_guess_goes_on_without_it(
     forward = runner._forward  # type: ignore[attr-defined]
     num_poisoned = 0
 
-    def breaking(batch: ScheduledBatch, rows: list[int] | None) -> torch.Tensor:
+    def breaking(batch: ScheduledBatch, rows: list[int] | None, **how: bool) -> torch.Tensor:
         nonlocal num_poisoned
-        hidden: torch.Tensor = forward(batch, rows)
+        out: torch.Tensor = forward(batch, rows, **how)
         poisoned = torch.tensor(batch.token_ids) == POISON
         num_poisoned += int(poisoned.sum())
         if kind == "raise" and poisoned.any():
             raise RuntimeError("poisoned")
-        hidden[poisoned if rows is None else poisoned[rows]] = torch.nan
-        return hidden
+        out[poisoned if rows is None else poisoned[rows]] = torch.nan
+        return out
 
     monkeypatch.setattr(runner, "_forward", breaking)
     found = run_to_end(engine, REQUESTS)

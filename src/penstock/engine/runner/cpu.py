@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -133,29 +135,37 @@ class CPURunner:
             rows = batch.sample_rows
             # When all decode, every row is sampled, in order: nothing to pick out.
             picked = None if len(rows) == batch.num_tokens and rows == list(range(len(rows))) else rows
-            takes_all = bool(batch.score_rows or batch.pool_rows)
-            hidden = self._forward(batch, None if takes_all else picked)
-            scores = self._score(batch, hidden) if batch.score_rows else []
-            pooled = [hidden[first:last].double().sum(0).numpy() for first, last in batch.pool_rows]
-            if not rows:
-                return StepResult([], scores, pooled)
-            if takes_all and picked is not None:
-                hidden = hidden[torch.tensor(picked, dtype=torch.int64)]
-            logits = self._model.logits(hidden)
+            scores: list[TokenLogprobs] = []
+            pooled: list[npt.NDArray[np.float64]] = []
+            if batch.score_rows or batch.pool_rows:
+                hidden = self._forward(batch, None)
+                scores = self._score(batch, hidden) if batch.score_rows else []
+                pooled = [hidden[first:last].double().sum(0).numpy() for first, last in batch.pool_rows]
+                if rows:
+                    logits = self._model.logits(hidden if picked is None else hidden[torch.tensor(picked)])
+            else:
+                logits = self._forward(batch, picked, to_logits=bool(rows))
         finally:
             masks = self._masks.finish(pending)
+        if not rows:
+            return StepResult([], scores, pooled)
         return StepResult(self._sampler.sample(logits, batch.sample_ids, masks, batch.drafts), scores, pooled)
 
-    def _forward(self, batch: ScheduledBatch, rows: list[int] | None) -> Tensor:
-        """Return the hidden states of ``rows`` [R, E], or of all tokens [T, E], valid until the next step."""
+    def _forward(self, batch: ScheduledBatch, rows: list[int] | None, *, to_logits: bool = False) -> Tensor:
+        """Return the hidden states of ``rows`` [R, E], or of all tokens [T, E], or their logits [.., V].
+
+        Valid until the next step.
+        """
         placement = (batch.query_lens, batch.context_lens, batch.block_tables)
         adapted = self._adapted(batch)
         visible = self._shown.visible(batch)
         if self._replay is not None and not adapted and not batch.pictures and visible is None:
             offsets = self._shown.position_offsets(batch)
-            hidden = self._replay(batch.token_ids, *placement, batch.table_starts, offsets, rows)
-            if hidden is not None:
-                return hidden
+            replayed = self._replay(
+                batch.token_ids, *placement, batch.table_starts, offsets, rows, to_logits=to_logits
+            )
+            if replayed is not None:
+                return replayed
         token_ids = torch.tensor(batch.token_ids, dtype=torch.int64)
         layout = BatchLayout.pack(
             *placement,
@@ -165,7 +175,8 @@ class CPURunner:
             visible=visible,
         )
         places = None if rows is None else torch.tensor(rows, dtype=torch.int64)
-        return self._model.forward(token_ids, layout, self._cache, adapted, self._shown.inserted(batch), places)
+        hidden = self._model.forward(token_ids, layout, self._cache, adapted, self._shown.inserted(batch), places)
+        return self._model.logits(hidden) if to_logits else hidden
 
     def _adapted(self, batch: ScheduledBatch) -> Adapted:
         """Return which rows run with which adapter."""

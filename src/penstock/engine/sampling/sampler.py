@@ -9,6 +9,7 @@ tail.
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,14 +19,14 @@ from torch import Tensor
 from penstock.engine.sampling.masks import TokenMasks
 from penstock.engine.sampling.noise import stream_seed, uniform
 from penstock.engine.sampling.typical import atypical
-from penstock.kernels.sampling import DRAW_ROW, DrawRows, draw_tokens, top_tokens
+from penstock.kernels.sampling import DrawRow, draw_tokens, top_tokens
 from penstock.protocol import Candidate, SamplingParams, TokenLogprobs
 
 _NO_DRAFTS: Mapping[int, Sequence[int]] = {}
+_LIKELIEST = DrawRow(number=0.0, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0)
 
 
-@dataclass(slots=True, frozen=True)
-class SampledToken:
+class SampledToken(NamedTuple):
     """What one row became."""
 
     token_id: int
@@ -49,6 +50,8 @@ class _State:
     """[V] float32, -inf for tokens that are not, if only some are"""
     output: list[int] | None = None
     """Tokens so far, if a word is bad"""
+    is_plain: bool = False
+    """Whether tokens are drawn from what the model said, and nothing else is asked for"""
 
     def after(self, token_ids: Sequence[int]) -> "_State":
         """Return what the state would be with these tokens more."""
@@ -154,6 +157,7 @@ class Sampler:
             state.not_allowed[torch.tensor(params.allowed_token_ids, dtype=torch.int64)] = 0
         if params.bad_words:
             state.output = []
+        state.is_plain = params.logprobs is None and not state.changes_logits
         self._states[sequence_id] = state
 
     def remove(self, sequence_id: int) -> None:
@@ -186,9 +190,10 @@ class Sampler:
         states = [self._states[sequence_id] for sequence_id in sequence_ids]
         if drafts:
             self._follow(drafts, states, sequence_ids)
-        logprobs = self._take_logprobs(logits, states)
-        spoiled = self._adjust(logits, states, masks)
-        tokens = draw_tokens(logits, _draw_rows(states))
+        rows = [row for row, state in enumerate(states) if not state.is_plain]
+        logprobs = self._take_logprobs(logits, states, rows)
+        spoiled = self._adjust(logits, states, rows, masks)
+        tokens = draw_tokens(logits, [_draw_row(state) for state in states])
         return [
             None
             if token_id < 0 or row in spoiled
@@ -205,8 +210,8 @@ class Sampler:
             self._states[sequence_id].after(token_ids)
             for sequence_id, token_ids in zip(sequence_ids, guessed, strict=True)
         ]
-        self._adjust(logits, states, None)
-        return [None if token_id < 0 else token_id for token_id in draw_tokens(logits, _draw_rows(states))]
+        self._adjust(logits, states, range(len(states)), None)
+        return [None if token_id < 0 else token_id for token_id in draw_tokens(logits, [_draw_row(state) for state in states])]
 
     def _follow(self, drafts: Mapping[int, Sequence[int]], states: list[_State], sequence_ids: Sequence[int]) -> None:
         """Replace the states of rows behind guesses by what they would be if these were true."""
@@ -225,8 +230,12 @@ class Sampler:
         taken = self._raw_logprobs(logits, wanted)
         return [taken[row].of(target) for row, target in enumerate(targets)]
 
-    def _take_logprobs(self, logits: Tensor, states: list[_State]) -> dict[int, "_RawLogprobs"]:
-        wanted = {row: state.params.logprobs for row, state in enumerate(states) if state.params.logprobs is not None}
+    def _take_logprobs(
+        self, logits: Tensor, states: list[_State], rows: Sequence[int]
+    ) -> dict[int, "_RawLogprobs"]:
+        """Return the log probabilities of those of ``rows`` that are asked for them."""
+        asked = ((row, states[row].params.logprobs) for row in rows)
+        wanted = {row: number for row, number in asked if number is not None}
         taken = self._raw_logprobs(logits, wanted) if wanted else {}
         for row, raw in taken.items():
             if states[row].changes_logits:
@@ -250,32 +259,38 @@ class Sampler:
             taken[row] = _RawLogprobs(values[i].numpy(), log_total, candidates)
         return taken
 
-    def _adjust(self, logits: Tensor, states: list[_State], masks: TokenMasks | None) -> set[int]:
-        """Apply bias, penalties and what rules tokens out to ``logits`` in place.
+    def _adjust(
+        self, logits: Tensor, states: list[_State], rows: Sequence[int], masks: TokenMasks | None
+    ) -> set[int]:
+        """Apply bias, penalties and what rules tokens out to ``rows`` of ``logits`` in place.
 
         Returns the rows where a forbidden token's logit was no number, which can no longer be seen.
         """
         penalized: list[int] = []
-        for row, state in enumerate(states):
+        for row in rows:
+            state = states[row]
             if state.bias_ids is not None and state.bias_values is not None:
                 logits[row].index_add_(0, state.bias_ids, state.bias_values)
             if state.seen is not None:
                 penalized.append(row)
         if penalized:
             _penalize(logits, penalized, states)
-        spoiled = self._rule_out(logits, states, masks)
-        typical = [row for row, state in enumerate(states) if state.is_typical]
+        spoiled = self._rule_out(logits, states, rows, masks)
+        typical = [row for row in rows if states[row].is_typical]
         if typical:
             spoiled |= _leave_typical(logits, typical, states)
         return spoiled
 
-    def _rule_out(self, logits: Tensor, states: list[_State], masks: TokenMasks | None) -> set[int]:
-        """Rule tokens out, and return as ``_adjust``.
+    def _rule_out(
+        self, logits: Tensor, states: list[_State], rows: Sequence[int], masks: TokenMasks | None
+    ) -> set[int]:
+        """Rule tokens out of ``rows``, and return as ``_adjust``.
 
         Where all that would leave no token, a grammar counts alone, and without one what is allowed.
         """
         spoiled: set[int] = set()
-        for row, state in enumerate(states):
+        for row in rows:
+            state = states[row]
             token_ids = state.forbidden()
             by_grammar = None if masks is None else masks.bias_of(row, self._vocab_size)
             bias = state.not_allowed if by_grammar is None else by_grammar
@@ -326,17 +341,14 @@ def _leave_typical(logits: Tensor, rows: list[int], states: list[_State]) -> set
     return {row for row, is_one in zip(rows, is_number, strict=True) if not is_one}
 
 
-def _draw_rows(states: list[_State]) -> DrawRows:
-    return np.array([_draw_row(state) for state in states], dtype=DRAW_ROW)
-
-
-def _draw_row(state: _State) -> tuple[float, float, int, float, float]:
+def _draw_row(state: _State) -> DrawRow:
     params = state.params
     if params.temperature == 0:
-        return 0.0, 0.0, 0, 1.0, 0.0
+        return _LIKELIEST
     # Subnormal temperatures would overflow to infinities of both signs; this one is greedy already.
     temperature = max(params.temperature, 1e-5)
-    return uniform(state.seed, state.num_output_tokens), temperature, params.top_k, params.top_p, params.min_p
+    number = uniform(state.seed, state.num_output_tokens)
+    return DrawRow(number, temperature, params.top_k, params.top_p, params.min_p)
 
 
 @dataclass(slots=True, frozen=True)

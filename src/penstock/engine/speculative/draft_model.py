@@ -120,16 +120,16 @@ class DraftModel:
         guessing = [i for i, work in enumerate(working) if work.most]
         ends = list(accumulate(query_lens))
         rows = [ends[i] - 1 for i in guessing]
-        hidden = None
+        logits = None
         if self._replay is not None:
-            hidden = self._replay(token_ids, *placement, [0] * len(working), rows=rows)
-        if hidden is None:
+            logits = self._replay(token_ids, *placement, [0] * len(working), rows=rows, to_logits=True)
+        if logits is None:
             layout, places = BatchLayout.pack(*placement, self._block_size), torch.tensor(rows, dtype=torch.int64)
-            hidden = self._model.forward(torch.tensor(token_ids), layout, self._cache, rows=places)
+            logits = self._model.logits(self._model.forward(torch.tensor(token_ids), layout, self._cache, rows=places))
         if not guessing:
             return
         guesses = self._sampler.guess(
-            self._model.logits(hidden),
+            logits,
             [working[i].sequence.id for i in guessing],
             [working[i].draft for i in guessing],
         )

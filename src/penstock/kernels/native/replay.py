@@ -9,7 +9,7 @@ T packed tokens, S sequences, E width.
 import weakref
 from array import array
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -30,15 +30,18 @@ First = Callable[[Tensor, BatchLayout], tuple[Tensor, ...]]
 """From token ids [T] int64 to tensors [T, ...]"""
 Rest = Callable[..., Tensor]
 """From any rows of those to hidden states [R, E]"""
+Head = Callable[[Tensor], Tensor]
+"""From hidden states to logits [R, V]"""
 
 
 class NativeReplay:
     """See ``ops.Replay``."""
 
-    def __init__(self, first: First, rest: Rest, block_size: int) -> None:
-        """Both have to do the same whatever the step, and what their tensors lie on has to live as long as they."""
+    def __init__(self, first: First, rest: Rest, head: Head, block_size: int) -> None:
+        """All have to do the same whatever the step, and what their tensors lie on has to live as long as they."""
         self._first = first
         self._rest = rest
+        self._head = head
         self._block_size = block_size
         self._recording: _Recording | None = None
         self._is_recordable = True
@@ -52,6 +55,8 @@ class NativeReplay:
         table_starts: list[int],
         position_offsets: list[int] | None = None,
         rows: list[int] | None = None,
+        *,
+        to_logits: bool = False,
     ) -> Tensor | None:
         """See ``ops.Replay``."""
         if not self._is_recordable or max(len(token_ids), len(rows or ())) > MAX_TOKENS:
@@ -61,13 +66,15 @@ class NativeReplay:
             self._recording = None  # its memory first
             table_width = max(_LEAST_WIDTH, 1 << (width - 1).bit_length())
             try:
-                self._recording = _Recording(self._first, self._rest, table_width, self._block_size)
+                self._recording = _Recording(
+                    self._first, self._rest, self._head, table_width, self._block_size
+                )
             except _Unrecordable:
                 self._is_recordable = False
                 return None
         recording = self._recording
         recording.inputs.load(token_ids, query_lens, context_lens, tables, table_starts, position_offsets)
-        return recording.run(len(token_ids), len(query_lens), rows)
+        return recording.run(len(token_ids), len(query_lens), rows, to_logits=to_logits)
 
 
 class _Unrecordable(Exception):
@@ -77,7 +84,7 @@ class _Unrecordable(Exception):
 class _Recording:
     """One recorded pass, for tables of up to ``table_width`` blocks, and all memory it works in."""
 
-    def __init__(self, first: First, rest: Rest, table_width: int, block_size: int) -> None:
+    def __init__(self, first: First, rest: Rest, head: Head, table_width: int, block_size: int) -> None:
         assert NATIVE is not None
         self.table_width = table_width
         self._arena = Arena()
@@ -113,9 +120,15 @@ class _Recording:
                 self._between = first(self._token_ids, layout)
             with _onto(self._rest):
                 self._hidden = rest(*self._between)
+            self._last = NATIVE.Tape(MAX_TOKENS, MAX_TOKENS)
+            self._head = head
+            self._logits: Tensor | None = None
+            # Some do more to logits than multiply; then Python does it.
+            with suppress(_Unrecordable), _onto(self._last):
+                self._logits = head(self._hidden)
 
-    def run(self, num_tokens: int, num_sequences: int, rows: list[int] | None) -> Tensor:
-        """Return the hidden states of a step that was loaded, all or those of ``rows``."""
+    def run(self, num_tokens: int, num_sequences: int, rows: list[int] | None, *, to_logits: bool) -> Tensor:
+        """Return the hidden states, or the logits, of a step that was loaded, all or those of ``rows``."""
         self._first.run(num_tokens, num_sequences)
         if rows is None:
             num_rows = num_tokens
@@ -126,7 +139,13 @@ class _Recording:
                 tensor[:num_rows] = tensor[:num_tokens][places]
         if num_rows:
             self._rest.run(num_rows, num_sequences)
-        return self._hidden[:num_rows]
+        if not to_logits:
+            return self._hidden[:num_rows]
+        if self._logits is None:
+            return self._head(self._hidden[:num_rows])
+        if num_rows:
+            self._last.run(num_rows, num_sequences)
+        return self._logits[:num_rows]
 
 
 def _zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:

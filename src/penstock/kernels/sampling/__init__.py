@@ -2,9 +2,9 @@
 
 from penstock.kernels.native import NATIVE
 from penstock.kernels.sampling import cpu, reference
-from penstock.kernels.sampling.rows import DRAW_ROW, DrawRows, TopTokens
+from penstock.kernels.sampling.rows import DrawRow, TopTokens
 
-__all__ = ["DRAW_ROW", "DrawRows", "TopTokens", "draw_tokens", "scratch_bytes", "top_tokens"]
+__all__ = ["DrawRow", "TopTokens", "draw_tokens", "scratch_bytes", "top_tokens"]
 
 draw_tokens = reference.draw_tokens if NATIVE is None else cpu.draw_tokens
 top_tokens = reference.top_tokens if NATIVE is None else cpu.top_tokens

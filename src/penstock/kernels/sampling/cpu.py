@@ -1,22 +1,26 @@
 """Compiled sampling: a pass or two over each row, and work on the few tokens that can be picked. R rows, V tokens."""
 
+from collections.abc import Sequence
+from itertools import starmap
+from struct import Struct
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from penstock.kernels.native import NATIVE, checked
-from penstock.kernels.sampling.rows import DRAW_ROW, DrawRows, TopTokens
+from penstock.kernels.sampling.rows import DrawRow, TopTokens
+
+_ROW = Struct("@dfqdd")
+"""``Sampling`` of draw.h: a ``DrawRow`` as the compiler lays it out"""
 
 
-def draw_tokens(logits: Tensor, rows: DrawRows) -> list[int]:
+def draw_tokens(logits: Tensor, rows: Sequence[DrawRow]) -> list[int]:
     """See ``reference.draw_tokens``; ``logits`` is dense."""
     assert NATIVE is not None
     num_rows, size = logits.shape
-    assert rows.dtype == DRAW_ROW
-    assert rows.shape == (num_rows,)
-    assert rows.flags.c_contiguous
-    address = checked(logits, torch.float32, num_rows, size)
-    drawn: list[int] = NATIVE.draw_tokens(address, num_rows, size, rows.ctypes.data)
+    address = checked(logits, torch.float32, len(rows), size)
+    drawn: list[int] = NATIVE.draw_tokens(address, num_rows, size, b"".join(starmap(_ROW.pack, rows)))
     return drawn
 
 

@@ -1,18 +1,20 @@
 """R rows, V tokens, K candidates."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from penstock.kernels.sampling.rows import DrawRows, TopTokens
+from penstock.kernels.sampling.rows import DrawRow, TopTokens
 
 _ROWS_TOGETHER = 16
 _NARROW = 1024
 """Candidates looked at before a full sort: top_p rarely needs more, and choosing these is far cheaper."""
 
 
-def draw_tokens(logits: Tensor, rows: DrawRows) -> list[int]:
+def draw_tokens(logits: Tensor, rows: Sequence[DrawRow]) -> list[int]:
     """Return a token for each row of ``logits`` [R, V] float32; -1 where the highest is not a finite number.
 
     Without a temperature it is the likeliest, the first of several. Otherwise logits are divided by the temperature,
@@ -29,18 +31,18 @@ def draw_tokens(logits: Tensor, rows: DrawRows) -> list[int]:
     return tokens
 
 
-def _draw(logits: Tensor, rows: DrawRows) -> list[int]:
+def _draw(logits: Tensor, rows: Sequence[DrawRow]) -> list[int]:
+    number, temperature, top_k, top_p, min_p = (np.array(column) for column in zip(*rows, strict=True))
     highest, tokens = logits.max(dim=-1)
-    is_random = rows["temperature"] > 0
-    is_cut = is_random & ((rows["top_k"] > 0) | (rows["top_p"] < 1) | (rows["min_p"] > 0))
-    numbers, temperatures = _column(rows["number"]), _column(rows["temperature"])
+    is_random = temperature > 0
+    is_cut = is_random & ((top_k > 0) | (top_p < 1) | (min_p > 0))
+    numbers, temperatures = _column(number), _column(temperature.astype(np.float32))
     if (whole := np.flatnonzero(is_random & ~is_cut)).size:
         probabilities = torch.softmax(logits[whole] / temperatures[whole], dim=-1, dtype=torch.float64)
         tokens[whole] = _invert(probabilities, numbers[whole])
     if (cut := np.flatnonzero(is_cut)).size:
-        some = rows[cut]
         values, candidates = _candidates(
-            logits[cut] / temperatures[cut], some["top_k"], _column(some["top_p"]), _column(some["min_p"])
+            logits[cut] / temperatures[cut], top_k[cut], _column(top_p[cut]), _column(min_p[cut])
         )
         picks = _invert(torch.softmax(values, dim=-1, dtype=torch.float64), numbers[cut])
         tokens[cut] = candidates.gather(1, picks.unsqueeze(1)).squeeze(1)

@@ -1,27 +1,20 @@
 """What goes into sampling a batch and what comes out. R rows."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 
-DRAW_ROW = np.dtype(
-    [
-        # In [0, 1): where in its distribution the row is inverted.
-        ("number", np.float64),
-        # Positive, or 0 for the likeliest token.
-        ("temperature", np.float32),
-        # 0 for all.
-        ("top_k", np.int64),
-        ("top_p", np.float64),
-        ("min_p", np.float64),
-    ],
-    align=True,
-)
-"""How a row becomes a token; ``Sampling`` of draw.h, byte by byte."""
+class DrawRow(NamedTuple):
+    """How a row becomes a token."""
 
-DrawRows = npt.NDArray[np.void]
-"""[R] of ``DRAW_ROW``"""
+    number: float
+    """In [0, 1): where in its distribution the row is inverted"""
+    temperature: float
+    """Positive, or 0 for the likeliest token"""
+    top_k: int
+    """0 for all"""
+    top_p: float
+    min_p: float
 
 
 @dataclass(frozen=True, slots=True)
