@@ -76,6 +76,8 @@ class CPURunner:
         self._replay = model.replay(cache, block_size)
         self._sampler = sampler
         self._block_size = block_size
+        # As a decorator it is made anew in every step.
+        self._inference_mode = torch.inference_mode()
         self._masks = GrammarMasks()
         self._adapters: dict[int, Adapter] = {}
         """By sequence; those that run without are not in it"""
@@ -123,9 +125,12 @@ class CPURunner:
         self._sampler.commit(sequence_id, token_id)
         return self._masks.commit(sequence_id, token_id)
 
-    @torch.inference_mode()
     def execute(self, batch: ScheduledBatch) -> StepResult:
         """Compute the batch; see ``Runner.execute``."""
+        with self._inference_mode:
+            return self._execute(batch)
+
+    def _execute(self, batch: ScheduledBatch) -> StepResult:
         self._pages.begin_step(batch.block_tables)
         if batch.block_copies:
             copy_blocks(self._cache, batch.block_copies)

@@ -190,9 +190,11 @@ class Sampler:
         states = [self._states[sequence_id] for sequence_id in sequence_ids]
         if drafts:
             self._follow(drafts, states, sequence_ids)
-        rows = [row for row, state in enumerate(states) if not state.is_plain]
-        logprobs = self._take_logprobs(logits, states, rows)
-        spoiled = self._adjust(logits, states, rows, masks)
+        logprobs: dict[int, _RawLogprobs] = {}
+        spoiled: set[int] = set()
+        if rows := [row for row, state in enumerate(states) if not state.is_plain]:
+            logprobs = self._take_logprobs(logits, states, rows)
+            spoiled = self._adjust(logits, states, rows, masks)
         tokens = draw_tokens(logits, [_draw_row(state) for state in states])
         return [
             None
@@ -232,7 +234,7 @@ class Sampler:
 
     def _take_logprobs(
         self, logits: Tensor, states: list[_State], rows: Sequence[int]
-    ) -> dict[int, "_RawLogprobs"]:
+    ) -> "dict[int, _RawLogprobs]":
         """Return the log probabilities of those of ``rows`` that are asked for them."""
         asked = ((row, states[row].params.logprobs) for row in rows)
         wanted = {row: number for row, number in asked if number is not None}
