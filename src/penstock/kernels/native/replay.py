@@ -123,8 +123,12 @@ class _Recording:
             self._last = NATIVE.Tape(MAX_TOKENS, MAX_TOKENS)
             self._head = head
             self._logits: Tensor | None = None
-            # Some do more to logits than multiply; then Python does it.
-            with suppress(_Unrecordable), _onto(self._last):
+            # By how many rows: behind a product of the head, when nothing else is in the caches, torch takes 45 us to
+            # make one.
+            self._logits_of: dict[int, Tensor] = {}
+            # Some do more to logits than multiply, or there is no room for as many as a step may ever have: then they
+            # are made anew in each.
+            with suppress(_Unrecordable, MemoryError), _onto(self._last):
                 self._logits = head(self._hidden)
 
     def run(self, num_tokens: int, num_sequences: int, rows: list[int] | None, *, to_logits: bool) -> Tensor:
@@ -145,7 +149,10 @@ class _Recording:
             return self._head(self._hidden[:num_rows])
         if num_rows:
             self._last.run(num_rows, num_sequences)
-        return self._logits[:num_rows]
+        found = self._logits_of.get(num_rows)
+        if found is None:
+            found = self._logits_of[num_rows] = self._logits[:num_rows]
+        return found
 
 
 def _zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
