@@ -166,9 +166,7 @@ class CPURunner:
         visible = self._shown.visible(batch)
         if self._replay is not None and not adapted and not batch.pictures and visible is None:
             offsets = self._shown.position_offsets(batch)
-            replayed = self._replay(
-                batch.token_ids, *placement, batch.table_starts, offsets, rows, to_logits=to_logits
-            )
+            replayed = self._replay(batch.token_ids, *placement, batch.table_starts, offsets, rows, to_logits=to_logits)
             if replayed is not None:
                 return replayed
         token_ids = torch.tensor(batch.token_ids, dtype=torch.int64)

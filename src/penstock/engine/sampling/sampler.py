@@ -213,7 +213,10 @@ class Sampler:
             for sequence_id, token_ids in zip(sequence_ids, guessed, strict=True)
         ]
         self._adjust(logits, states, range(len(states)), None)
-        return [None if token_id < 0 else token_id for token_id in draw_tokens(logits, [_draw_row(state) for state in states])]
+        return [
+            None if token_id < 0 else token_id
+            for token_id in draw_tokens(logits, [_draw_row(state) for state in states])
+        ]
 
     def _follow(self, drafts: Mapping[int, Sequence[int]], states: list[_State], sequence_ids: Sequence[int]) -> None:
         """Replace the states of rows behind guesses by what they would be if these were true."""
@@ -232,9 +235,7 @@ class Sampler:
         taken = self._raw_logprobs(logits, wanted)
         return [taken[row].of(target) for row, target in enumerate(targets)]
 
-    def _take_logprobs(
-        self, logits: Tensor, states: list[_State], rows: Sequence[int]
-    ) -> "dict[int, _RawLogprobs]":
+    def _take_logprobs(self, logits: Tensor, states: list[_State], rows: Sequence[int]) -> "dict[int, _RawLogprobs]":
         """Return the log probabilities of those of ``rows`` that are asked for them."""
         asked = ((row, states[row].params.logprobs) for row in rows)
         wanted = {row: number for row, number in asked if number is not None}
@@ -261,9 +262,7 @@ class Sampler:
             taken[row] = _RawLogprobs(values[i].numpy(), log_total, candidates)
         return taken
 
-    def _adjust(
-        self, logits: Tensor, states: list[_State], rows: Sequence[int], masks: TokenMasks | None
-    ) -> set[int]:
+    def _adjust(self, logits: Tensor, states: list[_State], rows: Sequence[int], masks: TokenMasks | None) -> set[int]:
         """Apply bias, penalties and what rules tokens out to ``rows`` of ``logits`` in place.
 
         Returns the rows where a forbidden token's logit was no number, which can no longer be seen.

@@ -66,9 +66,7 @@ class NativeReplay:
             self._recording = None  # its memory first
             table_width = max(_LEAST_WIDTH, 1 << (width - 1).bit_length())
             try:
-                self._recording = _Recording(
-                    self._first, self._rest, self._head, table_width, self._block_size
-                )
+                self._recording = _Recording(self._first, self._rest, self._head, table_width, self._block_size)
             except _Unrecordable:
                 self._is_recordable = False
                 return None
