@@ -13,12 +13,20 @@ def give_back() -> None:
     Importing torch runs 70 MB of libraries, in which its ops are registered, and malloc holds on to what loading freed.
     Code is mapped from its file: what is run again comes from the page cache, in microseconds.
     """
-    libc = ctypes.CDLL(None)
-    if not hasattr(libc, "malloc_trim"):
+    if not return_freed():
         return
-    libc.malloc_trim(0)
+    libc = ctypes.CDLL(None)
     for begin, end in _unchanged_code():
         libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _MADV_DONTNEED)
+
+
+def return_freed() -> bool:
+    """Return to the system what was freed; False, and nothing done, without glibc."""
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "malloc_trim"):
+        return False
+    libc.malloc_trim(0)
+    return True
 
 
 def _unchanged_code() -> Iterator[tuple[int, int]]:

@@ -18,7 +18,7 @@ from penstock.estimate.memory import format_memory_plan
 from penstock.launch import process, worker
 from penstock.launch.settings import Settings
 from penstock.protocol import ModelInfo
-from penstock.resident import give_back
+from penstock.resident import give_back, return_freed
 from penstock.uncollected import uncollected
 
 if TYPE_CHECKING:
@@ -86,11 +86,17 @@ class _Server:
             await client.stop()
 
     def _http(self, client: ProcessClient, metrics: EngineMetrics) -> "uvicorn.Server":
+        from penstock.launch.text import load_template, load_tokenizer
+
+        settings = self._settings
+        # First, for what reading it takes besides would lie on top of all else.
+        tokenizer = load_tokenizer(settings.model)
+        return_freed()
+
         import uvicorn
 
         _import_fastapi()
         from penstock.launch.images import load_images
-        from penstock.launch.text import load_template, load_tokenizer
         from penstock.server.app import create_app
 
         class QuietServer(uvicorn.Server):
@@ -101,10 +107,9 @@ class _Server:
                 """Capture nothing."""
                 yield
 
-        settings = self._settings
         app = create_app(
             client=client,
-            tokenizer=load_tokenizer(settings.model),
+            tokenizer=tokenizer,
             template=load_template(settings.model),
             config=settings.server,
             registry=metrics.registry,
