@@ -18,6 +18,7 @@ from penstock.engine.request import Sequence
 from penstock.engine.sampling import Sampler
 from penstock.engine.speculative.drafter import Offer
 from penstock.kernels import BatchLayout, KVBlocks
+from penstock.kernels.pages import PagesAhead
 from penstock.models.model import LanguageModel
 
 _MOST_MISSED = 256
@@ -68,6 +69,7 @@ class DraftModel:
         """``sampler`` is the target's. ``reserve`` gives a sequence blocks for so many guesses, if there is room."""
         self._model = model
         self._cache: list[KVBlocks] = model.new_cache(pool.num_blocks, block_size)
+        self._pages = PagesAhead(self._cache, step_blocks=-(-_MOST_MISSED // block_size))
         self._replay = model.replay(self._cache, block_size)
         self._sampler = sampler
         self._pool = pool
@@ -116,6 +118,7 @@ class DraftModel:
         """Compute inputs and add what follows them to the drafts that still want it; ends those that get nothing."""
         query_lens = [len(work.inputs) for work in working]
         placement = (query_lens, [work.end for work in working], [work.sequence.table.block_ids for work in working])
+        self._pages.begin_step(placement[2])
         token_ids = [token_id for work in working for token_id in work.inputs]
         guessing = [i for i, work in enumerate(working) if work.most]
         ends = list(accumulate(query_lens))

@@ -149,10 +149,10 @@ struct Singles {
     }
 };
 
-// All values of a span set out for the second-level cache, which waits for more lines at a time than the first does: from
-// there the next are fetched in time.
+// All values of a span, to the second-level cache, which waits for more lines at a time than the first does: from there
+// the next are fetched in time.
 template <class T>
-void call_values(const Span<T>& span, int64_t first, int64_t end, int64_t D) {
+void fetch_all_values(const Span<T>& span, int64_t first, int64_t end, int64_t D) {
     for (int64_t j = first; j < end; ++j)
         for (int64_t d = 0; d < D; d += 64 / sizeof(T)) __builtin_prefetch(span.values[j] + d, 0, 2);
 }
@@ -431,7 +431,7 @@ void attend_band(const AttentionCall& call, const Source& source, const Rows& ro
         });
     }
     // Unless they were packed before, or another band of rows has read them.
-    if (kPiece < kSpan && first_row == 0) call_values(source.span, first - begin, end - begin, D);
+    if (kPiece < kSpan && first_row == 0) fetch_all_values(source.span, first - begin, end - begin, D);
     for (int64_t row = 0; row < num_rows; ++row) {
         const int64_t low = rows.lows[first_row + row];
         fetch_first_values(source.span, first - begin, end - begin, row, D);
