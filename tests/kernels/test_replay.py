@@ -149,6 +149,26 @@ def test_logits_have_the_bits_that_the_head_gives(rows: list[int] | None, cap: f
 
 @needs_native
 @torch.inference_mode()
+def test_where_there_is_no_room_for_all_logits_each_step_makes_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, step = Pass(), random_step(0, [5, 1, 1], [0, 9, 30])
+    empty = Arena.empty
+
+    def bounded(arena: Arena, num_rows: int, width: int) -> Tensor:
+        if width == 50:
+            raise MemoryError
+        return empty(arena, num_rows, width)
+
+    monkeypatch.setattr(Arena, "empty", bounded)
+    replay = plain.record()
+    for _ in range(2):
+        logits = replay(*step, rows=[6, 0], to_logits=True)
+        assert logits is not None
+        assert torch.equal(logits, plain.head(step.of(Pass())[[6, 0]]))
+    assert plain.num_runs == 1
+
+
+@needs_native
+@torch.inference_mode()
 def test_positions_may_lie_elsewhere_than_tokens_in_their_sequences() -> None:
     recorded = Pass().record()
     step = random_step(0, [5, 1, 1], [0, 9, 30])
