@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from penstock.errors import KernelUnsupported
+from penstock.kernels.native import NATIVE
 from penstock.kernels.sampling import DrawRow, cpu, reference
-from tests.kernels.backends import instruction_sets, using
+from tests.kernels.backends import instruction_sets, needs_native, using
 
 BACKENDS = ["torch", *instruction_sets()]
 SIZES = [1, 2, 7, 255, 256, 257, 1000, 5000, 40_000]
@@ -156,3 +158,12 @@ def test_tokens_that_cannot_be_are_not_among_the_top(backend: str) -> None:
         top = backend_of(backend).top_tokens(logits, 5)
     assert (top.tokens, top.logits) == ([[7]], [[2.0]])
     assert top.log_totals == pytest.approx([2.0])
+
+
+@needs_native
+def test_as_many_ways_to_draw_as_rows_are_wanted() -> None:
+    logits = torch.zeros(2, 300)
+    with pytest.raises(KernelUnsupported, match="not a dense"):
+        cpu.draw_tokens(logits, rows_of(np.zeros(1)))
+    with pytest.raises(ValueError, match="not as many ways to draw as rows"):
+        NATIVE.draw_tokens(logits.data_ptr(), 2, 300, b"")

@@ -2,14 +2,13 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from penstock.protocol import FinishReason, SamplingParams
 from penstock.text import StopMatcher, Tokenizer
 
 
-@dataclass(slots=True, frozen=True)
-class OutputStep:
+class OutputStep(NamedTuple):
     """What one token did to one choice."""
 
     text: str

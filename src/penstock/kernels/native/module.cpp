@@ -728,9 +728,8 @@ void rope_write_kv(Address qkv, int64_t num_tokens, int64_t num_heads, int64_t n
 }
 
 // One token for each row, -1 where its logits are not finite numbers; `how` is [num_rows] of Sampling.
-// `how` holds a Sampling for each row.
 std::vector<int64_t> draw_tokens(Address logits, int64_t num_rows, int64_t size, const nb::bytes& how) {
-    if (how.size() != num_rows * sizeof(Sampling)) throw std::invalid_argument("a row of another size, or none");
+    if (how.size() != num_rows * sizeof(Sampling)) throw std::invalid_argument("not as many ways to draw as rows");
     std::vector<int64_t> tokens(num_rows);
     const Kernels& kernels = Machine::get().kernels();
     Machine::get().each(num_rows, Row::scratch_floats(size), [&](int64_t r, float* scratch) {
