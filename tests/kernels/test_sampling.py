@@ -165,5 +165,6 @@ def test_as_many_ways_to_draw_as_rows_are_wanted() -> None:
     logits = torch.zeros(2, 300)
     with pytest.raises(KernelUnsupported, match="not a dense"):
         cpu.draw_tokens(logits, rows_of(np.zeros(1)))
+    assert NATIVE is not None
     with pytest.raises(ValueError, match="not as many ways to draw as rows"):
         NATIVE.draw_tokens(logits.data_ptr(), 2, 300, b"")
