@@ -115,13 +115,13 @@ def test_a_port_in_use_is_named_before_anything_is_loaded() -> None:
     assert "loading" not in result.stderr
 
 
-def test_kill_9_of_the_engine_mid_stream(checkpoint: Callable[[str], Path]) -> None:
-    with serving(str(checkpoint("llama"))) as server:
-        body = {"prompt": "abc", "max_tokens": 480, "ignore_eos": True, "stream": True}
-        with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as response:
+def test_kill_9_of_the_engine_mid_stream() -> None:
+    with serving() as server:
+        engine_pid = server.engine_pid()
+        with httpx.stream("POST", f"{server.url}/v1/completions", json=LONG, timeout=60) as response:
             lines = response.iter_lines()
             next(lines)
-            os.kill(server.engine_pid(), signal.SIGKILL)
+            os.kill(engine_pid, signal.SIGKILL)
             rest = [line for line in lines if line]
         assert '"code":"worker_died"' in rest[-1]
         states = set()
