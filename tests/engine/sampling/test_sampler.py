@@ -95,6 +95,36 @@ def test_rows_do_not_depend_on_their_neighbours() -> None:
     assert together == [sample(logits[i : i + 1], [params[i]])[0] for i in range(24)]
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"logprobs": 3},
+        {"logit_bias": {7: 50.0}},
+        {"repetition_penalty": 9.0},
+        {"min_tokens": 5, "stop_token_ids": tuple(range(V - 1))},
+        {"allowed_token_ids": (3, 4)},
+        {"bad_words": ((5,),)},
+        {"typical_p": 0.1, "temperature": 2.0},
+    ],
+    ids=str,
+)
+def test_what_one_row_asks_for_is_done_to_it_and_to_no_other(changes: dict[str, Any]) -> None:
+    logits, greedy = logits_of(4, seed=5), params_of(temperature=0.0)
+    logits[:, 5] = 40.0
+    asking = params_of(**{"temperature": 0.0, **changes})
+    sampler = Sampler(vocab_size=V, eos_token_ids=(0,))
+    for sequence_id, params in enumerate((greedy, greedy, asking, greedy)):
+        sampler.add(sequence_id, 0, params, [5])
+    together = logits.clone()
+    sampled = sampler.sample(together, range(4))
+    alone = logits[2:3].clone()
+    assert sampled[2] == sampler.sample(alone, [2])[0]
+    assert [token and token.token_id for token in (sampled[0], sampled[1], sampled[3])] == [5, 5, 5]
+    assert torch.equal(together[[0, 1, 3]], logits[[0, 1, 3]])
+    assert torch.equal(together[2:3], alone)
+    assert "logprobs" in changes or not torch.equal(alone, logits[2:3])
+
+
 def test_frequencies_follow_the_distribution() -> None:
     row = torch.tensor([0.1, 1.0, -0.5, 2.0, 0.0, -3.0])
     num_draws = 6000
