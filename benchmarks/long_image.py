@@ -129,7 +129,7 @@ def measure_peak(path: Path, encoder: VisionEncoder, threads: int) -> dict[str, 
     return {
         "tokens": num_tokens,
         "peak_bytes": _status_bytes("VmHWM") - before,
-        "planned_bytes": encoding_bytes(settings, path, torch.float32) + features.nbytes,
+        "planned_bytes": encoding_bytes(settings, path, "float32") + features.nbytes,
     }
 
 
@@ -149,7 +149,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = make_qwen2_vl(Path(folder))
         use_threads(arguments.threads)
-        encoder = load_vision(path, torch.float32)
+        encoder = load_vision(path, "float32")
         assert encoder is not None
         print(json.dumps(measure_peak(path, encoder, arguments.threads)), flush=True)
         for turn in range(arguments.turns):

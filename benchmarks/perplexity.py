@@ -5,8 +5,6 @@ The text of `penstock eval --task source` in windows of 512 tokens, read by mode
 
 import argparse
 
-import torch
-
 from penstock.eval import TextWindows, cut_windows, held_out_text, perplexity
 from penstock.kernels import QUANTIZATIONS, Ops, ops_for
 from penstock.models import resolve_model
@@ -15,11 +13,11 @@ from penstock.text import Tokenizer
 
 WINDOW = 512
 PRECISIONS: dict[str, tuple[str, str, Ops]] = {
-    "float32": ("float32", "auto", ops_for(torch.float32)),
-    "bfloat16 weights and cache (the checkpoint's own)": ("bfloat16", "auto", ops_for(torch.bfloat16)),
-    "bfloat16 weights, int8 cache": ("bfloat16", "int8", ops_for(torch.bfloat16)),
+    "float32": ("float32", "auto", ops_for("float32")),
+    "bfloat16 weights and cache (the checkpoint's own)": ("bfloat16", "auto", ops_for("bfloat16")),
+    "bfloat16 weights, int8 cache": ("bfloat16", "int8", ops_for("bfloat16")),
 } | {
-    f"{name}, {kv_dtype} cache": ("bfloat16", kv_dtype, ops_for(torch.bfloat16, name))
+    f"{name}, {kv_dtype} cache": ("bfloat16", kv_dtype, ops_for("bfloat16", name))
     for name in QUANTIZATIONS
     for kv_dtype in ("bfloat16", "int8")
 }

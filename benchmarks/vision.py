@@ -174,10 +174,9 @@ def make_engine(
     path: Path, source: FeatureSource | None = None, dtype: str = "float32", quantize: str | None = None
 ) -> Engine:
     """Return an engine with the defaults but for 16 running sequences."""
-    weights_dtype: torch.dtype = getattr(torch, dtype)
-    model = load_model(path, dtype=dtype, ops=ops_for(weights_dtype, quantize))
+    model = load_model(path, dtype=dtype, ops=ops_for(dtype, quantize))
     if source is None:
-        found = load_vision(path, weights_dtype)
+        found = load_vision(path, dtype)
         assert found is not None
         source = LocalEncoder(found, step_patches=SchedulerConfig().encoder_patches)
     info = engine_info(path, model, max_model_tokens=4096, encoder_cache_bytes=256 << 20)

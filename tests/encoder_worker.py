@@ -71,7 +71,7 @@ if __name__ == "__main__":
 
     def build(payload: Future[bytes], wake: Callable[[], object]) -> Host:
         path = Path(payload.result().decode())
-        encoder = load_vision(path, torch.float32) if path.is_dir() else None
+        encoder = load_vision(path, "float32") if path.is_dir() else None
         if encoder is None:
             raise ModelUnreadable(f"{path} is not there")
         return Tearing(LocalEncoder(Mortal(encoder, path)))

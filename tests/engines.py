@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from penstock.engine.assemble import assemble_engine
 from penstock.engine.config import CacheConfig, EngineConfig, RunnerConfig, SchedulerConfig, SpeculationConfig
 from penstock.engine.encoding.source import FeatureSource
@@ -42,10 +40,10 @@ def build_engine(
     If it sees, it encodes images itself, or has ``source`` do it.
     """
     if source is None:
-        encoder = load_vision(path, getattr(torch, dtype))
+        encoder = load_vision(path, dtype)
         source = None if encoder is None else LocalEncoder(encoder, step_patches=encoder_patches)
     if profiler is not None:
-        ops = profiler.around_ops(ops or ops_for(torch.float32), read_config(path))
+        ops = profiler.around_ops(ops or ops_for("float32"), read_config(path))
     model = load_model(path, dtype=dtype, kv_dtype=kv_dtype, ops=ops, adaptable=max_adapters > 0)
     config = EngineConfig(
         runner=RunnerConfig(max_adapters=max_adapters),

@@ -120,7 +120,7 @@ def output_of(model: Path, sequences: list[list[int]], scratch: Path) -> tuple[T
     """Return what the layer reads and what it leaves, [T, E] float32."""
     with Weights(model) as weights:
         pass
-    stream = LayerStream(read_config(model), weights, sequences, ops_for(torch.float32))
+    stream = LayerStream(read_config(model), weights, sequences, ops_for("float32"))
     stream.embed(scratch / "read")
     stream.run_layer(0, scratch / "read", scratch / "left")
     read, left = (torch.from_numpy(stream.read(scratch / name).copy()) for name in ("read", "left"))
@@ -142,7 +142,7 @@ def reading_difference(model: Path, sequence: list[int], scratch: Path) -> float
     """Return the norm of the logits' difference over their norm, ours and the reference's own of the same files."""
     with Weights(model) as weights:
         pass
-    stream = LayerStream(read_config(model), weights, [sequence], ops_for(torch.float32))
+    stream = LayerStream(read_config(model), weights, [sequence], ops_for("float32"))
     (_, ours), *_ = stream.finished(stream.run_through(scratch / "reading"))
     theirs = torch.from_numpy(np.load(model.with_name(f"{model.name}.logits.npy")))
     return float((ours - theirs).norm() / theirs.norm())

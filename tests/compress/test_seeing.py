@@ -45,7 +45,7 @@ def _compression(model: Path, out: Path, recipe: Recipe, **options: Any) -> Comp
 @torch.inference_mode()
 def _seen(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """Return features of an image, and logits of a prompt that shows it."""
-    encoder, processor = load_vision(path, torch.float32), load_processor(path)
+    encoder, processor = load_vision(path, "float32"), load_processor(path)
     assert encoder is not None
     assert processor is not None
     token_ids, pictures = with_images(path, processor, "What is @?", [drawing(60, 50)])
@@ -54,7 +54,7 @@ def _seen(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
 
 @torch.inference_mode()
 def _logits(path: Path, token_ids: Sequence[int], pictures: Sequence[Picture]) -> torch.Tensor:
-    model, encoder = load_model(path, dtype="float32"), load_vision(path, torch.float32)
+    model, encoder = load_model(path, dtype="float32"), load_vision(path, "float32")
     assert encoder is not None
     inserted = None
     if pictures:
@@ -130,7 +130,7 @@ def test_transformers_sees_the_same(family: str, seeing_checkpoint: Callable[[st
     features, _ = _seen(out)
     _, pictures = with_images(out, processor, "@", [drawing(60, 50)])
     theirs = upstream_model(out)
-    encoder = load_vision(source, torch.float32)
+    encoder = load_vision(source, "float32")
     assert encoder is not None
     coded = {name for name, module in theirs.named_modules() if hasattr(module, "weight_scale")}
     assert any("vision" in name for name in coded)
@@ -169,7 +169,7 @@ def test_calibration_sees_what_the_model_is_shown(
         read_config(source),
         Checkpoint(source),
         found.sequences,
-        ops_for(torch.float32),
+        ops_for("float32"),
         pictures=Pictures(source, shown),
     )
     with torch.inference_mode():

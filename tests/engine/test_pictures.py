@@ -81,7 +81,7 @@ def upstream_greedy(path: Path, request: GenerateRequest, num_tokens: int) -> li
     """Return what transformers' model says, given our features: pixels are compared elsewhere."""
     model = upstream_model(path)
     embeddings: Tensor = model.get_input_embeddings()(torch.tensor([request.prompt_token_ids]))
-    encoder = load_vision(path, torch.float32)
+    encoder = load_vision(path, "float32")
     assert encoder is not None
     for picture, features in zip(request.pictures, encoder.encode(request.pictures), strict=True):
         embeddings[0, picture.offset : picture.offset + picture.num_tokens] = features
@@ -110,7 +110,7 @@ def test_tokens_equal_transformers(path: Path, ask: Asking) -> None:
 @torch.inference_mode()
 def first_logprob(path: Path, request: GenerateRequest) -> float:
     """Return the log probability of the likeliest first token by one pass over the whole prompt."""
-    model, encoder = load_model(path, dtype="float32"), load_vision(path, torch.float32)
+    model, encoder = load_model(path, dtype="float32"), load_vision(path, "float32")
     assert encoder is not None
     assert model.config.vision is not None
     T, pictures = len(request.prompt_token_ids), request.pictures
@@ -225,7 +225,7 @@ class _Choking:
     weights_bytes = 0
 
     def __init__(self, path: Path, poison: bytes, *, loses_a_row: bool) -> None:
-        encoder = load_vision(path, torch.float32)
+        encoder = load_vision(path, "float32")
         assert encoder is not None
         self._encoder = encoder
         self.work, self.patch_work = encoder.work, encoder.patch_work
@@ -271,7 +271,7 @@ class _Counting:
     weights_bytes = 0
 
     def __init__(self, path: Path) -> None:
-        encoder = load_vision(path, torch.float32)
+        encoder = load_vision(path, "float32")
         assert encoder is not None
         self._encoder = encoder
         self.work, self.patch_work = encoder.work, encoder.patch_work
@@ -345,7 +345,7 @@ def test_a_small_image_is_seen_before_a_large_one_is_done(
     for name, side in (("large", 112), ("small", 56)):
         token_ids, pictures = with_images(path, processor, "@what is this?", [drawing(side, side, side)])
         requests.append(msgspec.structs.replace(greedy(name, token_ids, 2, logprobs=0), pictures=tuple(pictures)))
-    encoder = load_vision(path, torch.float32)
+    encoder = load_vision(path, "float32")
     assert encoder is not None
     source = LocalEncoder(encoder, step_patches=step_patches)
     large, small = (source.cost(request.pictures[0]) for request in requests)
@@ -367,7 +367,7 @@ def test_a_small_image_is_seen_before_a_large_one_is_done(
 
 
 def test_a_long_image_that_nobody_waits_for_is_given_up(path: Path, ask: Asking) -> None:
-    encoder = load_vision(path, torch.float32)
+    encoder = load_vision(path, "float32")
     assert encoder is not None
     source = LocalEncoder(encoder, step_patches=4)
     engine = build_engine(path, source=source)

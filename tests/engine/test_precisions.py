@@ -47,7 +47,7 @@ def test_alone_equals_among_strangers(
             step_tokens=step_tokens,
             dtype=dtype,
             kv_dtype=kv_dtype,
-            ops=ops_for(getattr(torch, dtype), quantize),
+            ops=ops_for(dtype, quantize),
         )
 
     mine = greedy("mine", draw_prompt(70, 1), NUM_TOKENS, logprobs=1)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from penstock.errors import ModelUnreadable
 from penstock.images.families import load_processor
@@ -79,4 +78,4 @@ def test_the_encoder_says_what_does_not_fit(
 ) -> None:
     path = changed(seeing_checkpoint(family), tmp_path / "model", file, changes)
     with pytest.raises(ModelUnreadable, match=named):
-        load_vision(path, torch.float32)
+        load_vision(path, "float32")

@@ -28,11 +28,11 @@ def test_rows_are_those_of_the_table(isa: str, dtype: torch.dtype, vocab_size: i
     torch.manual_seed(0)
     table = torch.randn(vocab_size, width).to(dtype)
     token_ids = some_tokens(vocab_size)
-    expected = ReferenceOps().prepare_embedding(lambda: table, torch.float32, scale=1.7)(token_ids)
+    expected = ReferenceOps().prepare_embedding(lambda: table, "float32", scale=1.7)(token_ids)
     with using(isa):
         head = CPUOps().prepare_linear(table, None)
-        tied = CPUOps().prepare_embedding(no_table, torch.float32, scale=1.7, tied=head)
-        plain = CPUOps().prepare_embedding(lambda: table, torch.float32, scale=1.7)
+        tied = CPUOps().prepare_embedding(no_table, "float32", scale=1.7, tied=head)
+        plain = CPUOps().prepare_embedding(lambda: table, "float32", scale=1.7)
     for num_threads in (1, 3):
         with using(isa, num_threads):
             assert torch.equal(plain(token_ids), expected)
@@ -61,7 +61,7 @@ def test_rows_of_codes_are_what_they_stand_for(
     token_ids = some_tokens(vocab_size)
     with using(isa):
         head = CPUOps().prepare_linear(codes, None)
-        embedding = CPUOps().prepare_embedding(no_table, torch.float32, scale=1.7, tied=head)
+        embedding = CPUOps().prepare_embedding(no_table, "float32", scale=1.7, tied=head)
         assert torch.equal(embedding(token_ids), dequantize(codes)[token_ids] * 1.7)
 
 
@@ -69,6 +69,6 @@ def test_rows_of_codes_are_what_they_stand_for(
 @pytest.mark.parametrize("quantize", QUANTIZATIONS)
 def test_a_rounded_head_is_not_read(quantize: str) -> None:
     table, ops = torch.randn(40, 64), CPUOps(QUANTIZATIONS[quantize])
-    embedding = ops.prepare_embedding(lambda: table, torch.float32, tied=ops.prepare_linear(table, None))
+    embedding = ops.prepare_embedding(lambda: table, "float32", tied=ops.prepare_linear(table, None))
     token_ids = torch.tensor([3, 39, 3])
     assert torch.equal(embedding(token_ids), table[token_ids])

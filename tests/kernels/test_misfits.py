@@ -87,12 +87,12 @@ OPS: dict[str, tuple[Call, Callable[[Ops], Tensors]]] = {
         },
     ),
     "embed": (
-        lambda ops, token_ids, table: ops.prepare_embedding(lambda: table, torch.float32)(token_ids),
+        lambda ops, token_ids, table: ops.prepare_embedding(lambda: table, "float32")(token_ids),
         lambda _: {"token_ids": torch.tensor([2, 0, 4]), "table": floats(5, E)},
     ),
     "embed from a head": (
         lambda ops, token_ids, head: ops.prepare_embedding(
-            lambda: head, torch.float32, tied=ops.prepare_linear(head, None)
+            lambda: head, "float32", tied=ops.prepare_linear(head, None)
         )(token_ids),
         lambda _: {"token_ids": torch.tensor([2, 0, 4]), "head": floats(5, E)},
     ),
@@ -230,4 +230,4 @@ def test_no_threads_are_refused(num_threads: int) -> None:
 @pytest.mark.parametrize("token_id", [-1, 5, 2**62, -(2**63)])
 def test_tokens_that_are_none_are_refused(token_id: int) -> None:
     with pytest.raises(IndexError, match=f"token {token_id} is not one of 5"):
-        CPUOps().prepare_embedding(lambda: floats(5, E), torch.float32)(torch.tensor([0, token_id]))
+        CPUOps().prepare_embedding(lambda: floats(5, E), "float32")(torch.tensor([0, token_id]))

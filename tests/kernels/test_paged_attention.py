@@ -9,6 +9,7 @@ from torch import Tensor
 
 from penstock.errors import KernelUnsupported
 from penstock.kernels import BatchLayout, CPUOps, KVBlocks, Ops, ReferenceOps
+from penstock.kernels.dtypes import dtype_name, torch_dtype
 from penstock.kernels.rope_write_kv.reference import write_kv
 from tests.kernels.backends import by_slot, instruction_sets, needs_native, numbers, poisoned_cache, using
 from tests.packing import layout_of
@@ -88,10 +89,11 @@ def make_case(
     for places, start in zip(slots, starts, strict=True):
         k, v = (torch.cat([torch.zeros(start, G, head_dim), cache.flatten(0, 1)[places]]) for cache in numbers(ops, kv))
         histories.append((k, v))
+    of_queries = "float32" if dtype is torch.int8 else ops.activation_dtype(dtype_name(dtype))
     queries, contexts = [query for query, _ in sequences], [context for _, context in sequences]
     return Case(
         layout=layout_of(queries, contexts, tables, block_size, starts),
-        q=random(sum(queries), H, head_dim).to(torch.float32 if dtype is torch.int8 else ops.activation_dtype(dtype)),
+        q=random(sum(queries), H, head_dim).to(torch_dtype(of_queries)),
         kv=kv,
         histories=histories,
     )

@@ -42,7 +42,7 @@ def flags_at(address: int) -> list[str]:
 def cache(num_blocks: int, *, num_layers: int = 2) -> list[KVBlocks]:
     """Return layers whose blocks of 64 KiB make 32 a huge page."""
     shape = (num_blocks, 2, 64, 256)
-    return [KVBlocks(lazy_zeros(shape, torch.bfloat16), lazy_zeros(shape, torch.bfloat16)) for _ in range(num_layers)]
+    return [KVBlocks(lazy_zeros(shape, "bfloat16"), lazy_zeros(shape, "bfloat16")) for _ in range(num_layers)]
 
 
 def settle(pages: PagesAhead) -> None:
@@ -52,7 +52,7 @@ def settle(pages: PagesAhead) -> None:
 
 @pytest.mark.parametrize("shape", [(3, 5), (1 << 20, 3), (0, 4)])
 def test_lazy_memory_is_zeros_of_the_shape_asked_for(shape: tuple[int, ...]) -> None:
-    zeros = lazy_zeros(shape, torch.bfloat16)
+    zeros = lazy_zeros(shape, "bfloat16")
     assert (zeros.shape, zeros.dtype, zeros.is_contiguous()) == (shape, torch.bfloat16, True)
     assert not zeros.any()
     zeros += 1
@@ -60,7 +60,7 @@ def test_lazy_memory_is_zeros_of_the_shape_asked_for(shape: tuple[int, ...]) -> 
 
 
 def test_all_but_the_beginning_is_in_whole_huge_pages() -> None:
-    zeros = lazy_zeros((6 * HUGE,), torch.int8)
+    zeros = lazy_zeros((6 * HUGE,), "int8")
     assert (zeros.data_ptr() + (256 << 10)) % HUGE == 0
     first = zeros.data_ptr()
     assert "hg" not in flags_at(first), "a first write waits for a small page"
@@ -105,4 +105,4 @@ def test_what_others_write_meanwhile_stays() -> None:
 
 def test_memory_that_the_system_refuses_is_said_with_what_helps() -> None:
     with pytest.raises(InvalidSetting, match=r"1024.0 TiB .*--cache-memory.*ulimit -v"):
-        lazy_zeros((1 << 50,), torch.int8)
+        lazy_zeros((1 << 50,), "int8")

@@ -32,7 +32,7 @@ class Pass:
         self.num_runs = 0
         table = torch.randn(50, 48)
         self.head = OPS.prepare_linear(table, None)
-        self._embedding = OPS.prepare_embedding(lambda: table, torch.float32, scale=3.0, tied=self.head)
+        self._embedding = OPS.prepare_embedding(lambda: table, "float32", scale=3.0, tied=self.head)
         self._norm, self._inverse = torch.rand(48), 1 / 10 ** torch.rand(D // 2)
         self._qkv = ops.prepare_linear((torch.randn(WIDTH, 48) / 7).bfloat16(), None)
         self._o = ops.prepare_linear(torch.randn(48, H * D) / 8, None)
@@ -302,7 +302,7 @@ def test_recording_does_not_import_what_compiles() -> None:
         "import sys, torch\n"
         "from array import array\n"
         "from penstock.kernels import CPUOps\n"
-        "embedding = CPUOps().prepare_embedding(lambda: torch.ones(9, 8), torch.float32)\n"
+        "embedding = CPUOps().prepare_embedding(lambda: torch.ones(9, 8), 'float32')\n"
         "first = lambda ids, layout: (embedding(ids).view(-1, 2, 4),)\n"
         "rest = lambda x: x.flatten(1)\n"
         "hidden = CPUOps().record(first, rest, lambda hidden: hidden, 4)([1, 2], [2], [2], [array('i', [0])], [0])\n"

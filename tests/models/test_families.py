@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from penstock.kernels import ops_for
+from penstock.kernels.dtypes import dtype_name
 from penstock.models.decoder import load_model
 from tests.kernels.backends import needs_native
 from tests.packing import layout_of
@@ -81,7 +82,7 @@ def test_a_recorded_pass_gives_the_same_bits(family: str, checkpoint: Callable[[
 def test_rows_alone_have_the_bits_that_they_have_among_all(
     family: str, quantize: str | None, checkpoint: Callable[[str], Path]
 ) -> None:
-    model = load_model(checkpoint(family), dtype="float32", ops=ops_for(torch.float32, quantize))
+    model = load_model(checkpoint(family), dtype="float32", ops=ops_for("float32", quantize))
     cache, token_ids = model.new_cache(17, BLOCK), torch.tensor(_prompt(30))
     layout = layout_of([17, 1, 12], [17, 1, 12], [[0, 1, 2, 3, 4], [5], [6, 7, 8]], BLOCK)
     hidden = model.forward(token_ids, layout, cache)
@@ -148,7 +149,7 @@ def test_half_precision_checkpoints_widen_exactly(dtype: torch.dtype, tmp_path: 
         torch.tensor(token_ids), layout_of([20], [20], [list(range(5))], BLOCK), model.new_cache(5, BLOCK)
     )
     torch.testing.assert_close(model.logits(hidden), reference_logits(path, token_ids), atol=1e-4, rtol=0)
-    assert load_model(path, dtype=str(dtype).removeprefix("torch.")).dtype is dtype
+    assert load_model(path, dtype=dtype_name(dtype)).dtype == dtype_name(dtype)
 
 
 def test_sharded_checkpoints_load(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def kib(*names):
     return [int(lines[name].split()[0]) for name in names]
 
 path, quantize = Path(sys.argv[1]), sys.argv[2] if sys.argv[2] != "none" else None
-ops = ops_for(torch.bfloat16, quantize)
+ops = ops_for("bfloat16", quantize)
 (before,) = kib("VmRSS")
 Path("/proc/self/clear_refs").write_text("5")
 model = load_model(path, ops=ops, max_tokens=64)

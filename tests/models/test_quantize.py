@@ -126,7 +126,7 @@ def test_the_demo_models_logits_stay_near(quantize: str | None, most: float) -> 
     path = resolve_model("penstock-mini")
     token_ids = Tokenizer.load(path).encode(Path(textwrap.__file__).read_text(), add_special_tokens=False)[:512]
     exact = logits(load_model(path, dtype="float32", ops=ReferenceOps()), token_ids)
-    found = logits(load_model(path, dtype="bfloat16", ops=ops_for(torch.bfloat16, quantize)), token_ids)
+    found = logits(load_model(path, dtype="bfloat16", ops=ops_for("bfloat16", quantize)), token_ids)
     # Without what all of a token's logits have in common, which changes nothing.
     exact, found = (x - x.mean(-1, keepdim=True) for x in (exact, found))
     assert most / 10 < (found - exact).norm() / exact.norm() < most
@@ -149,9 +149,9 @@ def test_neighbours_change_no_bit_of_a_quantized_model(quantize: str, checkpoint
 
 def test_an_unknown_precision_is_named() -> None:
     with pytest.raises(InvalidSetting, match="quantize is 'int3'; it can be int8, int4, w8a16, w4a16"):
-        ops_for(torch.float32, "int3")
+        ops_for("float32", "int3")
 
 
 def test_what_native_kernels_do_not_read_cannot_be_quantized() -> None:
     with pytest.raises(KernelUnsupported, match="--dtype bfloat16"):
-        ops_for(torch.float16, "int8")
+        ops_for("float16", "int8")

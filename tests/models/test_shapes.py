@@ -35,18 +35,18 @@ def test_names_of_shapes() -> None:
 
 def test_tensors_depend_on_their_names_and_have_no_two_rows_alike() -> None:
     weights = RandomWeights()
-    matrix = weights.take("a.weight", (5000, 896), torch.bfloat16)
-    assert torch.equal(matrix, RandomWeights().take("a.weight", (5000, 896), torch.bfloat16))
-    assert not torch.equal(matrix, weights.take("b.weight", (5000, 896), torch.bfloat16))
+    matrix = weights.take("a.weight", (5000, 896), "bfloat16")
+    assert torch.equal(matrix, RandomWeights().take("a.weight", (5000, 896), "bfloat16"))
+    assert not torch.equal(matrix, weights.take("b.weight", (5000, 896), "bfloat16"))
     assert len(torch.unique(matrix[:, :8], dim=0)) == 5000
     assert matrix.float().std().item() == pytest.approx(896**-0.5, rel=0.01)
-    assert weights.take("norm.weight", (8,), torch.float32).tolist() == [1.0] * 8
-    assert weights.take("q_proj.bias", (8,), torch.float32).tolist() == [0.0] * 8
+    assert weights.take("norm.weight", (8,), "float32").tolist() == [1.0] * 8
+    assert weights.take("q_proj.bias", (8,), "float32").tolist() == [0.0] * 8
 
 
 @torch.inference_mode()
 def test_activations_neither_vanish_nor_explode() -> None:
-    model = make_random_model(SHAPES["smollm2-135m"], torch.float32, torch.float32, ReferenceOps())
+    model = make_random_model(SHAPES["smollm2-135m"], "float32", "float32", ReferenceOps())
     layout = layout_of([12], [12], [[0]], 16)
     hidden = model.forward(torch.arange(12) * 4001, layout, model.new_cache(1, 16))
     logits = model.logits(hidden)

@@ -210,10 +210,9 @@ def _compare_decode_settings(options: EvalOptions, tasks: Sequence[Task], progre
         for kv_dtype in ("auto", "int8")
     )
     found = closeness(coded, exact, windows, _TaskBars(progress, "int8 and exact")("cache"))
-    exact_dtype = str(exact.kv_dtype).removeprefix("torch.")
     reports = (
         SettingReport(
-            setting=f"keys and values in int8 instead of {exact_dtype}",
+            setting=f"keys and values in int8 instead of {exact.kv_dtype}",
             closeness=report_closeness(texts[0].name, found, seed=options.seed),
         ),
         SettingReport(

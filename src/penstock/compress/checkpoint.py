@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from penstock.errors import ModelUnreadable
@@ -54,7 +53,7 @@ class Checkpoint:
         plain, stored = next(item for item in self._stored.items() if layer_of(item[0]) is not None)
         return stored.removesuffix(plain.removeprefix("model.")) + name.removeprefix("model.")
 
-    def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    def take(self, name: str, shape: tuple[int, ...], dtype: str) -> Tensor:
         """See ``TensorSource``."""
         return self._weights.take(name, shape, dtype)
 

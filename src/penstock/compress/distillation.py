@@ -34,6 +34,7 @@ from penstock.errors import CalibrationUnfit, InternalError, InvalidSetting, Mis
 from penstock.eval.statistics import Estimate, Metric, Table, bootstrap, estimate
 from penstock.json_objects import read_json_object
 from penstock.kernels import ops_for
+from penstock.kernels.dtypes import ELEMENT_BYTES
 from penstock.models import read_config
 from penstock.models.weights import Weights
 from penstock.quant import write_checkpoint
@@ -182,7 +183,7 @@ class Distillation:
         rows = []
         with Weights(path) as weights, Weights(self._options.teacher) as teacher_weights:
             pass
-        ops = ops_for(torch.float32)
+        ops = ops_for("float32")
         model = LayerStream(read_config(path), weights, self._judged, ops)
         teacher = LayerStream(self._teacher.config, teacher_weights, self._judged, ops)
         with torch.inference_mode():
@@ -204,7 +205,7 @@ class Distillation:
         """Return how far the written model's ``logits`` [T, V] are off. Raises ``InternalError`` if that is far."""
         with Weights(result) as weights:
             pass
-        stream = LayerStream(read_config(result), weights, self._judged[:1], ops_for(torch.float32))
+        stream = LayerStream(read_config(result), weights, self._judged[:1], ops_for("float32"))
         ((_, written),) = stream.finished(stream.run_through(scratch / "proof"))
         difference, largest = float((written - logits).abs().max()), float(logits.abs().max())
         if not difference <= _LARGEST_DIFFERENCE * largest:
@@ -407,5 +408,4 @@ def _recovered(sums: list[Table]) -> Table:
 
 
 def _itemsize(checkpoint: Checkpoint) -> int:
-    itemsize: int = getattr(torch, checkpoint.config.dtype).itemsize
-    return itemsize
+    return ELEMENT_BYTES[checkpoint.config.dtype]

@@ -17,6 +17,7 @@ from penstock.compress.methods.rtn import rtn
 from penstock.compress.output import read_codes
 from penstock.compress.recipe import Treatment
 from penstock.compress.units import Unit
+from penstock.kernels.dtypes import torch_dtype
 from penstock.quant import QuantizedWeight, Scheme, dequantize
 
 _ROWS = 8192
@@ -52,13 +53,13 @@ class WithEnds:
         self._file = file
         self._schemes = schemes
 
-    def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    def take(self, name: str, shape: tuple[int, ...], dtype: str) -> Tensor:
         """See ``TensorSource``."""
         module = name.removesuffix(".weight")
         if module not in self._schemes:
             return self._checkpoint.take(name, shape, dtype)
         with safe_open(self._file, framework="pt") as done:
-            return dequantize(read_codes(done, module, self._schemes[module])).to(dtype)
+            return dequantize(read_codes(done, module, self._schemes[module])).to(torch_dtype(dtype))
 
     def take_codes(self, module: str, shape: tuple[int, int]) -> QuantizedWeight | None:
         """See ``TensorSource``."""

@@ -9,6 +9,7 @@ import torch
 from penstock.compress.checkpoint import Checkpoint
 from penstock.compress.recipe import Treatment
 from penstock.compress.units import Unit
+from penstock.kernels.dtypes import ELEMENT_BYTES
 from penstock.quant import Scheme
 
 _AWQ_TRIALS = 20
@@ -93,7 +94,7 @@ def coverage(checkpoint: Checkpoint, treatments: Mapping[Unit, Treatment]) -> li
     for unit, treatment in treatments.items():
         name = "embeddings and head" if unit.role == "tied" else unit.component
         groups.setdefault((name, describe(treatment)), []).append((unit, treatment))
-    itemsize = getattr(torch, checkpoint.config.dtype).itemsize
+    itemsize = ELEMENT_BYTES[checkpoint.config.dtype]
     rows = []
     for (component, treatment_text), members in groups.items():
         before = sum(unit.num_weights for unit, _ in members) * itemsize
@@ -147,7 +148,7 @@ def estimate(
 ) -> Estimate:
     """Return what a run with calibration sequences of these ``lengths`` takes, some of them being probes as well."""
     config, num_tokens = checkpoint.config, sum(lengths)
-    itemsize: int = getattr(torch, config.dtype).itemsize
+    itemsize: int = ELEMENT_BYTES[config.dtype]
     layers: dict[int | None, list[tuple[Unit, Treatment]]] = {}
     for unit, treatment in treatments.items():
         layers.setdefault(unit.layer, []).append((unit, treatment))

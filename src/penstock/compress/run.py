@@ -133,7 +133,7 @@ class Compression:
             or options.recipe.kv_cache is not None
         ):
             sequences = sequences[:_NUM_PROBES]
-        self._ops = ops_for(torch.float32)
+        self._ops = ops_for("float32")
         ends = {module: self._change.schemes[module] for module in _coded_ends(self._change)}
         weights = WithEnds(checkpoint, ends_file(options.out), ends) if ends else checkpoint
         self._pictures = Pictures(options.model, self.calibration.texts.pictures)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from penstock.kernels import Linear, Ops, ReferenceOps, Stacked, WeightCodes
+from penstock.kernels.dtypes import torch_dtype
 from penstock.models import ModelConfig
 from penstock.models.frame import DecoderLayer
 from penstock.models.parts import Loader
@@ -69,12 +70,12 @@ class NamedTensors:
         self._replaced = replaced or {}
         self._matrices: list[tuple[str, tuple[int, int]]] = []
 
-    def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    def take(self, name: str, shape: tuple[int, ...], dtype: str) -> Tensor:
         """Return the tensor ``name``; see ``TensorSource``."""
         if len(shape) == 2:
             self._matrices.append((name.removesuffix(".weight"), (shape[0], shape[1])))
         replacement = self._replaced.get(name)
-        return self._source.take(name, shape, dtype) if replacement is None else replacement.to(dtype)
+        return self._source.take(name, shape, dtype) if replacement is None else replacement.to(torch_dtype(dtype))
 
     def take_codes(self, module: str, shape: tuple[int, int]) -> QuantizedWeight | None:
         """Return codes where they are to stay, None where they are asked for as the floats they stand for."""
@@ -154,8 +155,8 @@ class WatchedOps:
 class _Shapes:
     """A ``TensorSource`` of tensors without contents."""
 
-    def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device="meta")
+    def take(self, name: str, shape: tuple[int, ...], dtype: str) -> Tensor:
+        return torch.empty(shape, dtype=torch_dtype(dtype), device="meta")
 
     def take_codes(self, module: str, shape: tuple[int, int]) -> QuantizedWeight | None:
         return None
@@ -177,7 +178,7 @@ def seeing_units(path: Path, config: ModelConfig) -> list[Unit]:
     """Return the units of what the model in directory ``path`` sees with, encoder and projector, if it does."""
     tensors = NamedTensors(_Shapes())
     ops = WatchedOps(ReferenceOps(), tensors)
-    if make_encoder(path, Loader(config, tensors, torch.float32, ops, adaptable=False)) is None:
+    if make_encoder(path, Loader(config, tensors, "float32", ops, adaptable=False)) is None:
         return []
     units = []
     for kind, matrices in ops.products:
@@ -199,7 +200,7 @@ def units_of(config: ModelConfig) -> list[Unit]:
 def _layer_units(config: ModelConfig, index: int) -> list[Unit]:
     tensors = NamedTensors(_Shapes())
     ops = WatchedOps(ReferenceOps(), tensors)
-    DecoderLayer.load(Loader(config, tensors, torch.float32, ops, adaptable=False), index)
+    DecoderLayer.load(Loader(config, tensors, "float32", ops, adaptable=False), index)
     units = []
     attention = ["o", "qkv"]
     for kind, matrices in ops.products:

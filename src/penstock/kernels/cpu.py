@@ -10,7 +10,7 @@ from torch import Tensor
 from penstock.errors import InvalidSetting, KernelUnsupported
 from penstock.kernels.embedding.cpu import embed
 from penstock.kernels.layout import BatchLayout, KVBlocks
-from penstock.kernels.linear.ahead import PackedAhead
+from penstock.kernels.linear.ahead import FLOAT_KINDS, PackedAhead
 from penstock.kernels.linear.cpu import PackedLinear, form_that_holds
 from penstock.kernels.linear.quantization import QUANTIZATIONS, Quantization, Stacked, WeightCodes
 from penstock.kernels.native import NATIVE, checked, checked_rows, describe
@@ -40,9 +40,9 @@ class CPUOps:
         return describe()
 
     @staticmethod
-    def activation_dtype(weights_dtype: torch.dtype) -> torch.dtype:
+    def activation_dtype(weights_dtype: str) -> str:
         """Return float32: it holds every product of the weights' dtypes, and is what the vector unit computes in."""
-        return torch.float32
+        return "float32"
 
     @staticmethod
     def cache_shapes(num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int) -> CacheShapes:
@@ -84,10 +84,10 @@ class CPUOps:
 
     @staticmethod
     def prepare_embedding(
-        table: Callable[[], Tensor], dtype: torch.dtype, *, scale: float = 1.0, tied: Linear | None = None
+        table: Callable[[], Tensor], dtype: str, *, scale: float = 1.0, tied: Linear | None = None
     ) -> Embedding:
         """See ``ops.Ops``; ``dtype`` is float32."""
-        assert dtype is torch.float32
+        assert dtype == "float32"
         if isinstance(tied, PackedLinear) and tied.holds_rows:
             return partial(tied.embed, scale=scale)
         return partial(embed, table=table(), scale=scale)
@@ -198,14 +198,14 @@ class CPUOps:
         return qkv.view(T, H + 2 * G, D)[:, :H]
 
 
-def ops_for(weights_dtype: torch.dtype, quantize: str | None = None) -> Ops:
+def ops_for(weights_dtype: str, quantize: str | None = None) -> Ops:
     """Return the fastest backend there is for weights of ``weights_dtype``, to be kept as ``quantize`` says.
 
     Raises ``InvalidSetting`` for a precision nobody knows and ``KernelUnsupported`` where native kernels are missing.
     """
     if quantize not in (None, *QUANTIZATIONS):
         raise InvalidSetting(f"quantize is {quantize!r}; it can be {', '.join(QUANTIZATIONS)}", param="runner.quantize")
-    if NATIVE is not None and weights_dtype in (torch.float32, torch.bfloat16):
+    if NATIVE is not None and weights_dtype in FLOAT_KINDS:
         return CPUOps(QUANTIZATIONS[quantize] if quantize else None)
     if quantize is not None:
         raise KernelUnsupported(

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-import torch
 from torch import Tensor
 
 from penstock.kernels.layout import BatchLayout, KVBlocks
@@ -95,7 +94,7 @@ class Ops(Protocol):
     def name(self) -> str:
         """Which kernels these are: an instruction set's, or reference."""
 
-    def activation_dtype(self, weights_dtype: torch.dtype) -> torch.dtype:
+    def activation_dtype(self, weights_dtype: str) -> str:
         """Return what activations are computed in beside weights of ``weights_dtype``."""
 
     def cache_shapes(self, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int) -> CacheShapes:
@@ -136,7 +135,7 @@ class Ops(Protocol):
         """
 
     def prepare_embedding(
-        self, table: Callable[[], Tensor], dtype: torch.dtype, *, scale: float = 1.0, tied: Linear | None = None
+        self, table: Callable[[], Tensor], dtype: str, *, scale: float = 1.0, tied: Linear | None = None
     ) -> Embedding:
         """Return what looks up rows of ``table()`` [V, E]; see ``embedding/reference.py``.
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from penstock.errors import InvalidSetting
+from penstock.kernels.dtypes import ELEMENT_BYTES, torch_dtype
 from penstock.kernels.layout import KVBlocks
 from penstock.kernels.native import NATIVE
 from penstock.units import format_bytes
@@ -20,14 +21,14 @@ _FIRST_BYTES = 256 << 10
 """What of each tensor lies in small pages: a first prompt waits for few of these, and not for a huge one in each"""
 
 
-def lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def lazy_zeros(shape: tuple[int, ...], dtype: str) -> Tensor:
     """Return zeros that take memory as they are written to; torch.zeros would write gigabytes at start.
 
     All but their beginning is in whole huge pages, where the system has these: blocks lie in no order, and translating
     their addresses page by page costs attention a tenth and writes a third. Raises ``InvalidSetting`` where the system
     refuses as much.
     """
-    num_bytes = math.prod(shape) * dtype.itemsize
+    num_bytes = math.prod(shape) * ELEMENT_BYTES[dtype]
     try:
         memory = mmap.mmap(-1, num_bytes + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:
@@ -43,7 +44,7 @@ def lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         # A kernel may be built without them.
         with suppress(OSError):
             memory.madvise(mmap.MADV_HUGEPAGE, first + _FIRST_BYTES, num_in_huge_pages)
-    return room[first : first + num_bytes].view(dtype).view(shape)
+    return room[first : first + num_bytes].view(torch_dtype(dtype)).view(shape)
 
 
 class PagesAhead:

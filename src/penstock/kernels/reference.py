@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from penstock.kernels.add.reference import add
+from penstock.kernels.dtypes import torch_dtype
 from penstock.kernels.embedding.reference import embed
 from penstock.kernels.layer_norm.reference import layer_norm
 from penstock.kernels.layout import BatchLayout
@@ -34,11 +34,11 @@ class ReferenceOps:
 
     @staticmethod
     def prepare_embedding(
-        table: Callable[[], Tensor], dtype: torch.dtype, *, scale: float = 1.0, tied: Linear | None = None
+        table: Callable[[], Tensor], dtype: str, *, scale: float = 1.0, tied: Linear | None = None
     ) -> Embedding:
         """Keep one table."""
         weight = tied.weight if isinstance(tied, ReferenceLinear) else table()
-        return partial(embed, table=weight, dtype=dtype, scale=scale)
+        return partial(embed, table=weight, dtype=torch_dtype(dtype), scale=scale)
 
     @staticmethod
     def record(
@@ -55,7 +55,7 @@ class ReferenceOps:
         return None
 
     @staticmethod
-    def activation_dtype(weights_dtype: torch.dtype) -> torch.dtype:
+    def activation_dtype(weights_dtype: str) -> str:
         """Return the weights' own."""
         return weights_dtype
 

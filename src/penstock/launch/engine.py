@@ -13,6 +13,7 @@ from penstock.estimate.memory import ModelShape, plan_memory
 from penstock.estimate.seeing import encoding_peak_bytes
 from penstock.estimate.system import available_memory_bytes
 from penstock.images.config import DECODED_PIXEL_BYTES
+from penstock.kernels.dtypes import ELEMENT_BYTES
 from penstock.launch import encoder
 from penstock.launch.ahead import Begun
 from penstock.launch.settings import ModelSettings, Settings
@@ -25,7 +26,7 @@ from penstock.text import Tokenizer
 from penstock.threads import WorkThread
 
 try:
-    import torch
+    import torch  # noqa: F401 - whoever lacks it is told so
 
     from penstock.engine.assemble import assemble_engine
     from penstock.engine.config import EngineConfig, RunnerConfig
@@ -113,7 +114,7 @@ def build_engine(settings: Settings, profiler: "Profiler | None" = None, *, ahea
         source="random weights" if target.path is None else str(target.path),
         architecture=config.architecture,
         dtype=target.precision,
-        kv_dtype=str(target.kv_dtype).removeprefix("torch."),
+        kv_dtype=target.kv_dtype,
         num_parameters=model.num_parameters + _num_seeing(target),
         vocab_size=config.vocab_size,
         max_model_tokens=max_model_tokens,
@@ -182,7 +183,7 @@ def load_encoder(settings: Settings) -> "VisionEncoder":
 
     config, path = find_model(settings.model)
     assert path is not None, "no shape of a published model sees"
-    found = load_vision(path, getattr(torch, run_dtype(config, settings.runner.dtype)))
+    found = load_vision(path, run_dtype(config, settings.runner.dtype))
     assert found is not None, "it was asked of a model that sees"
     return found
 
@@ -203,10 +204,10 @@ class _Chosen:
     config: ModelConfig
     path: Path | None
     """None for random weights"""
-    dtype: torch.dtype
+    dtype: str
     precision: str
     """What weights are kept in: a dtype, a quantization, or what most of a checkpoint's codes are, such as w4a16"""
-    kv_dtype: torch.dtype
+    kv_dtype: str
     max_tokens: int
     """Of the longest sequence"""
     ops: Ops
@@ -220,7 +221,7 @@ def _choose(model: ModelSettings, settings: Settings, num_threads: int) -> _Chos
     num_parameters: Mapping[Scheme | None, int] = (
         {None: count_random_parameters(config)} if path is None else count_parameters(path, config)
     )
-    dtype = getattr(torch, run_dtype(config, runner.dtype))
+    dtype = run_dtype(config, runner.dtype)
     kv_dtype = cache_dtype(dtype, runner.kv_dtype)
     max_tokens = min(runner.max_model_tokens or config.max_positions, config.max_positions)
     ops = ops_for(dtype, runner.quantize)
@@ -233,13 +234,13 @@ def _choose(model: ModelSettings, settings: Settings, num_threads: int) -> _Chos
         num_kv_heads=config.num_kv_heads,
         head_dim=config.head_dim,
         vocab_size=config.vocab_size,
-        activation_element_bytes=ops.activation_dtype(dtype).itemsize,
-        kv_element_bytes=kv_dtype.itemsize,
+        activation_element_bytes=ELEMENT_BYTES[ops.activation_dtype(dtype)],
+        kv_element_bytes=ELEMENT_BYTES[kv_dtype],
         attention_scratch_bytes=_attention_scratch_bytes(
             ops, (config.num_heads, config.num_kv_heads, config.head_dim), max_tokens, num_threads
         ),
         sampling_scratch_bytes=scratch_bytes(config.vocab_size, num_threads),
-        kv_scale_bytes=torch.float32.itemsize if kv_dtype is torch.int8 else 0,
+        kv_scale_bytes=ELEMENT_BYTES["float32"] if kv_dtype == "int8" else 0,
     )
     if path is not None and config.vision is not None:
         shape = _with_seeing(shape, settings, path, dtype)
@@ -255,10 +256,10 @@ def _choose(model: ModelSettings, settings: Settings, num_threads: int) -> _Chos
     )
 
 
-def _precision(num_parameters: Mapping[Scheme | None, int], dtype: torch.dtype) -> str:
+def _precision(num_parameters: Mapping[Scheme | None, int], dtype: str) -> str:
     coded = {scheme: number for scheme, number in num_parameters.items() if scheme is not None}
     if not coded:
-        return str(dtype).removeprefix("torch.")
+        return dtype
     scheme = max(coded, key=coded.__getitem__)
     return f"w{scheme.bits}a{16 if scheme.activations is None else 8}"
 
@@ -334,7 +335,7 @@ def find_model(model: ModelSettings) -> tuple[ModelConfig, Path | None]:
     return read_config(path), path
 
 
-def _with_seeing(shape: ModelShape, settings: Settings, path: Path, dtype: torch.dtype) -> ModelShape:
+def _with_seeing(shape: ModelShape, settings: Settings, path: Path, dtype: str) -> ModelShape:
     """Return ``shape`` with what it takes to see, in all processes. Raises ``ModelUnreadable``."""
     decoded = settings.images.workers * settings.images.max_pixels * DECODED_PIXEL_BYTES
     # In the API's process: in base64 as a body and as text, and as what they became.
@@ -348,7 +349,7 @@ def _with_seeing(shape: ModelShape, settings: Settings, path: Path, dtype: torch
     )
 
 
-def encoding_bytes(settings: Settings, path: Path, dtype: torch.dtype) -> int:
+def encoding_bytes(settings: Settings, path: Path, dtype: str) -> int:
     """Return what one process holds at most while it encodes images, beside weights and features.
 
     For the model in directory ``path``, which sees. Raises ``ModelUnreadable``.
@@ -366,7 +367,7 @@ def encoding_bytes(settings: Settings, path: Path, dtype: torch.dtype) -> int:
         image_bytes=3 * processor.most_pixels,
         num_tiles=processor.most_tiles,
         rows_at_once=ROWS_AT_ONCE,
-        element_bytes=ops.activation_dtype(dtype).itemsize,
+        element_bytes=ELEMENT_BYTES[ops.activation_dtype(dtype)],
     ) + _attention_scratch_bytes(
         ops,
         (tower.num_heads, tower.num_heads, tower.head_dim),
@@ -389,17 +390,17 @@ def _attention_scratch_bytes(ops: Ops, heads: tuple[int, int, int], max_model_to
     return cpu_attention.scratch_bytes(**sizes, num_threads=num_threads)
 
 
-def _encoder_bytes(path: Path, dtype: torch.dtype, num_workers: int) -> int:
+def _encoder_bytes(path: Path, dtype: str, num_workers: int) -> int:
     """Return what the weights take that a model sees with, in all processes that have them."""
     from penstock.models.vision.load import count_vision_parameters
 
-    return max(1, num_workers) * count_vision_parameters(path) * dtype.itemsize
+    return max(1, num_workers) * count_vision_parameters(path) * ELEMENT_BYTES[dtype]
 
 
 def _weights_bytes(
     config: ModelConfig,
     num_parameters: Mapping[Scheme | None, int],
-    dtype: torch.dtype,
+    dtype: str,
     quantize: str | None,
     ops: Ops,
 ) -> int:
@@ -418,8 +419,8 @@ def _weights_bytes(
     embedding = config.vocab_size * config.hidden_size
     if quantize is None:
         # transformers' code computes in float32, its embedding included.
-        widened = 0 if config.is_native else embedding * (4 - dtype.itemsize)
-        return int(coded_bytes) + num_floats * dtype.itemsize + widened
+        widened = 0 if config.is_native else embedding * (4 - ELEMENT_BYTES[dtype])
+        return int(coded_bytes) + num_floats * ELEMENT_BYTES[dtype] + widened
     num_rounded = num_floats - (0 if config.tie_word_embeddings else embedding)
     rounded_bytes = num_rounded * QUANTIZATIONS[quantize].rounded_weight_bytes
-    return int(coded_bytes + rounded_bytes) + embedding * dtype.itemsize
+    return int(coded_bytes + rounded_bytes) + embedding * ELEMENT_BYTES[dtype]

@@ -46,8 +46,8 @@ class DecoderModel:
         self,
         config: ModelConfig,
         weights: TensorSource,
-        dtype: torch.dtype,
-        kv_dtype: torch.dtype,
+        dtype: str,
+        kv_dtype: str,
         ops: Ops,
         *,
         max_tokens: int | None = None,
@@ -66,12 +66,7 @@ class DecoderModel:
         self._ends = DecoderEnds(loader)
         self._body = DecoderBody(config, ops, max_tokens)
         self._layers = [DecoderLayer.load(loader, index) for index in range(config.num_layers)]
-        self.num_parameters = loader.num_parameters
-
-    @property
-    def weights_bytes(self) -> int:
-        """Bytes of all parameters in the dtype they run in."""
-        return self.num_parameters * self.dtype.itemsize
+        self.num_parameters, self.weights_bytes = loader.num_parameters, loader.weights_bytes
 
     def new_cache(self, num_blocks: int, block_size: int) -> list[KVBlocks]:
         """Return zeroed cache blocks for each layer; memory is taken page by page as it is first written."""
@@ -161,9 +156,9 @@ def load_model(
     Raises ``ModelUnreadable`` if the checkpoint is incomplete or broken, ``InvalidSetting`` for an unknown dtype.
     """
     config = read_config(path)
-    torch_dtype: torch.dtype = getattr(torch, run_dtype(config, dtype))
-    torch_kv_dtype = cache_dtype(torch_dtype, kv_dtype)
-    ops = ops or ops_for(torch_dtype)
+    dtype = run_dtype(config, dtype)
+    kv_dtype = cache_dtype(dtype, kv_dtype)
+    ops = ops or ops_for(dtype)
     if not config.is_native:
         if adaptable:
             raise InvalidSetting(
@@ -174,11 +169,9 @@ def load_model(
         # Optional, and slow to import.
         from penstock.models.upstream import UpstreamModel
 
-        return UpstreamModel(path, config, torch_dtype, torch_kv_dtype, ops)
+        return UpstreamModel(path, config, dtype, kv_dtype, ops)
     with torch.inference_mode(), open_weights(path, None if ahead is None else ahead.files) as weights:
-        model = DecoderModel(
-            config, weights, torch_dtype, torch_kv_dtype, ops, max_tokens=max_tokens, adaptable=adaptable
-        )
+        model = DecoderModel(config, weights, dtype, kv_dtype, ops, max_tokens=max_tokens, adaptable=adaptable)
         ignored = list(weights.unused())
     for name in ignored:
         if plain_name(name).startswith(f"model.layers.{config.num_layers}."):
@@ -188,7 +181,7 @@ def load_model(
             )
     num_scales = sum(name.endswith(_CACHE_SCALES) for name in ignored)
     if num_scales:
-        _log.info("cache_scales_ignored", num_tensors=num_scales, kv_dtype=str(torch_kv_dtype).removeprefix("torch."))
+        _log.info("cache_scales_ignored", num_tensors=num_scales, kv_dtype=kv_dtype)
     if ignored:
         _log.debug("weights_ignored", num_tensors=len(ignored), first=ignored[0])
     return model
@@ -221,11 +214,10 @@ def run_dtype(config: ModelConfig, dtype: str) -> str:
         if dtype not in DTYPES:
             raise InvalidSetting(f"dtype is {dtype!r}; it can be auto, {', '.join(DTYPES)}", param="dtype")
         return dtype
-    own = getattr(torch, config.dtype)
-    return config.dtype if ops_for(own).activation_dtype(own) is torch.float32 else "float32"
+    return config.dtype if ops_for(config.dtype).activation_dtype(config.dtype) == "float32" else "float32"
 
 
-def cache_dtype(weights_dtype: torch.dtype, kv_dtype: str) -> torch.dtype:
+def cache_dtype(weights_dtype: str, kv_dtype: str) -> str:
     """Return the dtype of cached keys and values: the one asked for, or for ``auto`` the weights'."""
     kv_dtype = _SHORT_NAMES.get(kv_dtype, kv_dtype)
     if kv_dtype == "auto":
@@ -234,5 +226,4 @@ def cache_dtype(weights_dtype: torch.dtype, kv_dtype: str) -> torch.dtype:
         raise InvalidSetting(
             f"kv_dtype is {kv_dtype!r}; it can be auto, {', '.join(KV_DTYPES)}", param="runner.kv_dtype"
         )
-    dtype: torch.dtype = getattr(torch, kv_dtype)
-    return dtype
+    return kv_dtype

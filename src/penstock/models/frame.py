@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from penstock.kernels import BatchLayout, KVBlocks, Ops
+from penstock.kernels.dtypes import torch_dtype
 from penstock.models.config import ModelConfig
 from penstock.models.lora import Adapted
 from penstock.models.parts import AttentionBlock, FeedForward, Loader, Step, load_feed_forward
@@ -63,7 +64,7 @@ class DecoderEnds:
             partial(loader.tensor, f"{name}.weight", V, E),
             loader.ops.activation_dtype(loader.dtype),
             # Rounded as the weights are, because that is how it was trained.
-            scale=torch.tensor(config.embedding_scale, dtype=loader.dtype).item(),
+            scale=torch.tensor(config.embedding_scale, dtype=torch_dtype(loader.dtype)).item(),
             tied=self._head if is_tied else None,
         )
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from penstock.errors import ModelUnreadable
 from penstock.gguf.dequantize import FORMATS
 from penstock.gguf.reader import TensorInfo, read_gguf
+from penstock.kernels.dtypes import torch_dtype
 from penstock.quant import QuantizedWeight, Scheme
 
 _NAMES = {
@@ -76,7 +77,7 @@ class GGUFWeights:
         for name, info in self._file.tensors.items():
             yield name, math.prod(info.shape), _scheme(info)
 
-    def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    def take(self, name: str, shape: tuple[int, ...], dtype: str) -> Tensor:
         """Return the tensor a checkpoint would call ``name``, dequantized, in ``dtype``.
 
         Raises ``ModelUnreadable`` if it is missing or not of ``shape``.
@@ -84,7 +85,7 @@ class GGUFWeights:
         ours, expert = self._find(name, shape)
         tensor = torch.from_numpy(self._file.tensor(ours, expert))
         order = self._order(name, shape[0])
-        return (tensor if order is None else tensor[order]).to(dtype)
+        return (tensor if order is None else tensor[order]).to(torch_dtype(dtype))
 
     def take_codes(self, module: str, shape: tuple[int, int]) -> QuantizedWeight | None:
         """Return the weight of ``module`` if its format is one of a code and a scale; see ``TensorSource``."""

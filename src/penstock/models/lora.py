@@ -17,6 +17,7 @@ from torch import Tensor
 
 from penstock.errors import ModelUnreadable
 from penstock.kernels import Linear, Ops
+from penstock.kernels.dtypes import torch_dtype
 from penstock.models.config import ModelConfig
 from penstock.models.files import plain_name
 from penstock.models.rope import rotary_order
@@ -59,7 +60,7 @@ def adapt(adapted: Adapted, site: tuple[int, str], x: Tensor, out: Tensor) -> No
             out.index_add_(0, rows, low_rank(x[rows]).to(out.dtype))
 
 
-def read_adapter(path: Path, config: ModelConfig, ops: Ops, dtype: torch.dtype) -> Adapter:
+def read_adapter(path: Path, config: ModelConfig, ops: Ops, dtype: str) -> Adapter:
     """Return the adapter in directory ``path`` for a model of ``config``. Raises ``ModelUnreadable``."""
     scale, rank = _read_settings(path / "adapter_config.json")
     file = path / "adapter_model.safetensors"
@@ -143,9 +144,7 @@ class _Pairs:
         self.left = set(tensors)
         """Names nobody took"""
 
-    def take(
-        self, layer: int, site: tuple[int, list[_Block]], scale: float, ops: Ops, dtype: torch.dtype
-    ) -> LowRank | None:
+    def take(self, layer: int, site: tuple[int, list[_Block]], scale: float, ops: Ops, dtype: str) -> LowRank | None:
         """Return what the file has for a site, None if that is nothing."""
         num_inputs, blocks = site
         a_parts: list[Tensor] = []
@@ -164,7 +163,7 @@ class _Pairs:
         for i, (row, part) in enumerate(b_parts):
             b[row : row + len(part), i * self._rank : (i + 1) * self._rank] = part
         # Small, and what the fine-tuning was about: kept exact whatever the model is kept in.
-        a, wide_b = torch.cat(a_parts).to(dtype), b.to(dtype)
+        a, wide_b = torch.cat(a_parts).to(torch_dtype(dtype)), b.to(torch_dtype(dtype))
         return LowRank(ops.prepare_linear(a, None, exact=True), ops.prepare_linear(wide_b, None, exact=True))
 
     def _tensor(self, name: str, *shape: int) -> Tensor:

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from penstock.kernels import BatchLayout, KVBlocks, Ops, Replay
@@ -19,9 +18,9 @@ class LanguageModel(Protocol):
 
     config: ModelConfig
     num_parameters: int
-    dtype: torch.dtype
+    dtype: str
     """What weights run in."""
-    kv_dtype: torch.dtype
+    kv_dtype: str
     """What keys and values are cached in."""
 
     @property
@@ -73,16 +72,16 @@ class LanguageModel(Protocol):
         """Return [R, V] float32 from ``hidden`` [R, E]."""
 
 
-def new_cache(config: ModelConfig, ops: Ops, kv_dtype: torch.dtype, num_blocks: int, block_size: int) -> list[KVBlocks]:
+def new_cache(config: ModelConfig, ops: Ops, kv_dtype: str, num_blocks: int, block_size: int) -> list[KVBlocks]:
     """See ``LanguageModel.new_cache``."""
     shapes = ops.cache_shapes(num_blocks, block_size, config.num_kv_heads, config.head_dim)
-    has_scales = kv_dtype is torch.int8
+    has_scales = kv_dtype == "int8"
     return [
         KVBlocks(
             k=lazy_zeros(shapes.k, kv_dtype),
             v=lazy_zeros(shapes.v, kv_dtype),
-            k_scales=lazy_zeros(shapes.scales, torch.float32) if has_scales else None,
-            v_scales=lazy_zeros(shapes.scales, torch.float32) if has_scales else None,
+            k_scales=lazy_zeros(shapes.scales, "float32") if has_scales else None,
+            v_scales=lazy_zeros(shapes.scales, "float32") if has_scales else None,
         )
         for _ in range(config.num_layers)
     ]

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from penstock.kernels import Attention, BatchLayout, HeadNorms, KVBlocks, Linear, Ops
+from penstock.kernels.dtypes import ELEMENT_BYTES
 from penstock.models.config import Experts, ModelConfig
 from penstock.models.lora import Adapted, adapt
 from penstock.models.rope import rotary_order
@@ -22,9 +23,7 @@ from penstock.quant import Weight, prepare_gated_linear, prepare_linear, select_
 class Loader:
     """Takes tensors from a checkpoint in the form kernels want them, and counts them."""
 
-    def __init__(
-        self, config: ModelConfig, weights: TensorSource, dtype: torch.dtype, ops: Ops, *, adaptable: bool
-    ) -> None:
+    def __init__(self, config: ModelConfig, weights: TensorSource, dtype: str, ops: Ops, *, adaptable: bool) -> None:
         self.config = config
         self.adaptable = adaptable
         """Whether adapters may be added to every projection."""
@@ -40,6 +39,11 @@ class Loader:
     def num_parameters(self) -> int:
         """Of all that was taken; what was taken twice counts once."""
         return sum(self._sizes.values())
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of all that in the dtype weights run in."""
+        return self.num_parameters * ELEMENT_BYTES[self.dtype]
 
     def tensor(self, name: str, *shape: int) -> Tensor:
         """Return a tensor in the dtype weights run in."""

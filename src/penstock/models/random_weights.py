@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from penstock.kernels import Ops, ReferenceOps
+from penstock.kernels.dtypes import torch_dtype
 from penstock.models.config import ModelConfig
 from penstock.models.decoder import DecoderModel
 
@@ -26,12 +27,13 @@ class RandomWeights:
     def __init__(self) -> None:
         self._pool = torch.from_numpy(np.random.default_rng(0).standard_normal(_POOL_SIZE, dtype=np.float32))
 
-    def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    def take(self, name: str, shape: tuple[int, ...], dtype: str) -> Tensor:
         """Return a new tensor."""
         if len(shape) == 1:
-            return torch.zeros(shape, dtype=dtype) if name.endswith("bias") else torch.ones(shape, dtype=dtype)
-        tensor = torch.empty(shape, dtype=dtype)
-        pool = (self._pool * shape[-1] ** -0.5).to(dtype).roll(zlib.crc32(name.encode()) % _POOL_SIZE)
+            fill = torch.zeros if name.endswith("bias") else torch.ones
+            return fill(shape, dtype=torch_dtype(dtype))
+        tensor = torch.empty(shape, dtype=torch_dtype(dtype))
+        pool = (self._pool * shape[-1] ** -0.5).to(tensor.dtype).roll(zlib.crc32(name.encode()) % _POOL_SIZE)
         flat = tensor.view(-1)
         for start in range(0, len(flat), _POOL_SIZE):
             part = flat[start : start + _POOL_SIZE]
@@ -43,7 +45,7 @@ class RandomWeights:
 
 
 def make_random_model(
-    config: ModelConfig, dtype: torch.dtype, kv_dtype: torch.dtype, ops: Ops, *, adaptable: bool = False
+    config: ModelConfig, dtype: str, kv_dtype: str, ops: Ops, *, adaptable: bool = False
 ) -> DecoderModel:
     """Return a model of this shape, the same one every time."""
     with torch.inference_mode():
@@ -53,8 +55,8 @@ def make_random_model(
 class _Sizes:
     """A ``TensorSource`` of tensors without contents."""
 
-    def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device="meta")
+    def take(self, name: str, shape: tuple[int, ...], dtype: str) -> Tensor:
+        return torch.empty(shape, dtype=torch_dtype(dtype), device="meta")
 
     def take_codes(self, module: str, shape: tuple[int, int]) -> None:
         return None
@@ -62,4 +64,4 @@ class _Sizes:
 
 def count_random_parameters(config: ModelConfig) -> int:
     """Return how many parameters ``make_random_model`` will hold, without making them."""
-    return DecoderModel(config, _Sizes(), torch.float32, torch.float32, ReferenceOps()).num_parameters
+    return DecoderModel(config, _Sizes(), "float32", "float32", ReferenceOps()).num_parameters

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from penstock.errors import MissingExtra, ModelUnreadable
 from penstock.kernels import Attention, BatchLayout, KVBlocks, Linear, Ops
+from penstock.kernels.dtypes import ELEMENT_BYTES, torch_dtype
 from penstock.lean_torch import load_deferred
 from penstock.models.config import LayerConfig, ModelConfig
 from penstock.models.config_json import ConfigJson
@@ -120,17 +121,17 @@ def read_upstream_config(raw: ConfigJson, architecture: str) -> ModelConfig:
 class UpstreamModel:
     """A decoder-only language model in transformers' code."""
 
-    def __init__(self, path: Path, config: ModelConfig, dtype: torch.dtype, kv_dtype: torch.dtype, ops: Ops) -> None:
+    def __init__(self, path: Path, config: ModelConfig, dtype: str, kv_dtype: str, ops: Ops) -> None:
         """Load; raises ``ModelUnreadable`` if it cannot be, or is not itself over our cache."""
         self.config = config
         self.dtype = dtype
         self.kv_dtype = kv_dtype
         self._ops = ops
-        self._activation_dtype = ops.activation_dtype(dtype)
+        self._activation_dtype = torch_dtype(ops.activation_dtype(dtype))
         transformers = _transformers_module()
         try:
             model = transformers.AutoModelForCausalLM.from_pretrained(
-                path, dtype=dtype, local_files_only=True, use_safetensors=True
+                path, dtype=torch_dtype(dtype), local_files_only=True, use_safetensors=True
             )
         except Exception as error:  # whatever upstream's loader makes of a broken checkpoint
             raise ModelUnreadable(f"{path} cannot be loaded by transformers: {error}; fetch it again") from error
@@ -150,7 +151,8 @@ class UpstreamModel:
     @property
     def weights_bytes(self) -> int:
         """Bytes of all parameters in the dtype they run in."""
-        return int(self.num_parameters * self.dtype.itemsize)
+        num_bytes: int = self.num_parameters * ELEMENT_BYTES[self.dtype]
+        return num_bytes
 
     def new_cache(self, num_blocks: int, block_size: int) -> list[KVBlocks]:
         """Return zeroed cache blocks for each layer; memory is taken page by page as it is first written."""
@@ -234,7 +236,7 @@ class UpstreamModel:
     def _compare(self, path: Path, expected: Tensor, found: Tensor) -> None:
         worst = float((found - expected).abs().max() / expected.std())
         # In half precision, upstream rounds where our attention does not.
-        if not worst <= (1e-3 if self.dtype is torch.float32 else 0.2):
+        if not worst <= (1e-3 if self.dtype == "float32" else 0.2):
             raise ModelUnreadable(
                 f"{path}: {self.config.architecture} is not itself over a paged cache (logits differ by {worst:.2g} of "
                 "their deviation): its layers keep or add something that Penstock does not know, so it cannot be served"

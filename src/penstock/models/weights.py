@@ -14,6 +14,7 @@ from torch import Tensor
 from penstock.errors import ModelUnreadable
 from penstock.gguf import is_gguf
 from penstock.json_objects import read_json_object
+from penstock.kernels.dtypes import torch_dtype
 from penstock.models.files import MappedFile, plain_name, weight_files
 from penstock.models.gguf_weights import GGUFWeights
 from penstock.quant import QuantizedModules, QuantizedWeight, Scheme, dequantize, read_layout
@@ -24,7 +25,7 @@ _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16}
 class TensorSource(Protocol):
     """Where a model gets its tensors."""
 
-    def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    def take(self, name: str, shape: tuple[int, ...], dtype: str) -> Tensor:
         """Return the tensor that a checkpoint would call ``name``, of ``shape``, in ``dtype``; codes are widened.
 
         Raises ``ModelUnreadable`` if there is none.
@@ -133,7 +134,7 @@ class Weights:
             tensor: Tensor = handle.get_tensor(name)
         return tensor
 
-    def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    def take(self, name: str, shape: tuple[int, ...], dtype: str) -> Tensor:
         """Return the tensor ``name`` in ``dtype``; mapped, not copied, where it has that dtype already.
 
         Raises ``ModelUnreadable`` if it is missing or not of ``shape``.
@@ -141,7 +142,7 @@ class Weights:
         if len(shape) == 2 and name.endswith(".weight"):
             codes = self.take_codes(name.removesuffix(".weight"), (shape[0], shape[1]))
             if codes is not None:
-                return dequantize(codes).to(dtype)
+                return dequantize(codes).to(torch_dtype(dtype))
         stored = self._stored_names.get(name)
         if stored is None:
             raise ModelUnreadable(
@@ -155,7 +156,7 @@ class Weights:
                 f"{self._files[stored]}: {stored} is {tensor.dtype}; weights must be bf16, fp16 or fp32, or have a "
                 "quantization_config in config.json"
             )
-        return tensor.to(dtype)
+        return tensor.to(torch_dtype(dtype))
 
     def take_codes(self, module: str, shape: tuple[int, int]) -> QuantizedWeight | None:
         """Return the weight of ``module`` if it is kept in codes; see ``TensorSource``."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from penstock.kernels import InputCodes, Linear, Ops, Quantization, Stacked, WeightCodes
+from penstock.kernels.dtypes import torch_dtype
 from penstock.quant.codes import QuantizedWeight, Scheme, dequantize
 from penstock.telemetry import get_logger
 
@@ -26,7 +27,7 @@ def select_rows(weight: Weight, which: Tensor | slice) -> Weight:
 
 
 def prepare_linear(
-    ops: Ops, parts: Sequence[Weight], bias: Tensor | None, dtype: torch.dtype, *, activation: str | None = None
+    ops: Ops, parts: Sequence[Weight], bias: Tensor | None, dtype: str, *, activation: str | None = None
 ) -> Linear:
     """Return the product with ``parts`` [N, K] one below the other, ``bias`` [sum of N] and ``activation``.
 
@@ -42,7 +43,7 @@ def prepare_gated_linear(
     up: Weight,
     gate_bias: Tensor | None,
     up_bias: Tensor | None,
-    dtype: torch.dtype,
+    dtype: str,
     *,
     activation: str,
 ) -> Linear:
@@ -52,7 +53,7 @@ def prepare_gated_linear(
 
 
 def _in_one_form(
-    ops: Ops, parts: Sequence[Weight], dtype: torch.dtype
+    ops: Ops, parts: Sequence[Weight], dtype: str
 ) -> tuple[list[Tensor] | list[WeightCodes], Tensor | None]:
     """Return ``parts`` as the kernels take them, and the order [K] of their inputs; None: as they come."""
     coded = [part for part in parts if isinstance(part, QuantizedWeight)]
@@ -68,11 +69,11 @@ def _in_one_form(
     if coded:
         _log.info(
             "codes_widened",
-            to=str(dtype).removeprefix("torch."),
+            to=dtype,
             schemes=sorted({str(part.scheme) for part in coded}),
             beside_floats=len(coded) < len(parts),
         )
-    return [(part if isinstance(part, Tensor) else dequantize(part)).to(dtype) for part in parts], None
+    return [(part if isinstance(part, Tensor) else dequantize(part)).to(torch_dtype(dtype)) for part in parts], None
 
 
 def form_of(ops: Ops, scheme: Scheme) -> Quantization | None:

@@ -101,7 +101,7 @@ def accepted(engine: Engine) -> tuple[int, int]:
 def test_guesses_right_and_wrong_change_nothing(
     family: str, dtype: str, quantize: str | None, kv_dtype: str, one_in: int, checkpoint: Checkpoint
 ) -> None:
-    ops = ops_for(getattr(torch, dtype), quantize)
+    ops = ops_for(dtype, quantize)
     plain = partial(build_engine, checkpoint(family), dtype=dtype, kv_dtype=kv_dtype, ops=ops)
     requests = every_way()
     expected = {request.request_id: said(run_to_end(plain(), [request])[request.request_id]) for request in requests}

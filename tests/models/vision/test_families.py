@@ -57,7 +57,7 @@ def _inserted(pictures: list[Picture], features: list[Tensor]) -> Inserted:
 @torch.inference_mode()
 def test_features_equal_transformers(family: str, seeing_checkpoint: Callable[[str], Path]) -> None:
     path = seeing_checkpoint(family)
-    encoder = load_vision(path, torch.float32)
+    encoder = load_vision(path, "float32")
     assert encoder is not None
     _, pictures = _prompt(path, SIZES)
     found = torch.cat(encoder.encode(pictures))
@@ -71,7 +71,7 @@ def test_features_equal_transformers(family: str, seeing_checkpoint: Callable[[s
 @torch.inference_mode()
 def test_logits_and_greedy_tokens_equal_transformers(family: str, seeing_checkpoint: Callable[[str], Path]) -> None:
     path = seeing_checkpoint(family)
-    model, encoder = load_model(path, dtype="float32"), load_vision(path, torch.float32)
+    model, encoder = load_model(path, dtype="float32"), load_vision(path, "float32")
     assert encoder is not None
     token_ids, pictures = _prompt(path, SIZES)
     upstream, inputs = upstream_model(path), _upstream_inputs(family, SIZES)
@@ -111,7 +111,7 @@ def test_logits_and_greedy_tokens_equal_transformers(family: str, seeing_checkpo
 @torch.inference_mode()
 def test_no_bit_of_a_picture_depends_on_its_neighbours(family: str, seeing_checkpoint: Callable[[str], Path]) -> None:
     path = seeing_checkpoint(family)
-    encoder = load_vision(path, torch.float32)
+    encoder = load_vision(path, "float32")
     assert encoder is not None
     _, pictures = _prompt(path, [*SIZES, (200, 33), (80, 60), (1, 1)])
     for picture, together in zip(pictures, encoder.encode(pictures), strict=True):
@@ -123,7 +123,7 @@ def test_no_bit_of_a_picture_depends_on_its_neighbours(family: str, seeing_check
 @torch.inference_mode()
 def test_an_image_without_tiles_ends_with_a_new_line(seeing_checkpoint: Callable[[str], Path]) -> None:
     path = seeing_checkpoint("llava-next")
-    processor, encoder = load_processor(path), load_vision(path, torch.float32)
+    processor, encoder = load_processor(path), load_vision(path, "float32")
     assert processor is not None
     assert encoder is not None
     expansions = [processor.image(drawing(90, 70), detail) for detail in ("low", "high")]
@@ -135,7 +135,7 @@ def test_an_image_without_tiles_ends_with_a_new_line(seeing_checkpoint: Callable
 @pytest.mark.parametrize("family", SEEING)
 def test_every_parameter_is_counted_on_one_side(family: str, seeing_checkpoint: Callable[[str], Path]) -> None:
     path = seeing_checkpoint(family)
-    config, encoder = read_config(path), load_vision(path, torch.float32)
+    config, encoder = read_config(path), load_vision(path, "float32")
     assert encoder is not None
     assert sum(count_parameters(path, config).values()) == load_model(path).num_parameters
     # Layers after the last that is wanted are not loaded.
@@ -158,14 +158,14 @@ def _as_version_4(name: str) -> str:
 def test_older_names_of_tensors_are_known(rename: Callable[[str], str], tmp_path: Path) -> None:
     path, older = make_seeing_checkpoint(tmp_path / "5"), make_seeing_checkpoint(tmp_path / "4", rename=rename)
     _, pictures = _prompt(path, SIZES)
-    encoders = [load_vision(each, torch.float32) for each in (path, older)]
+    encoders = [load_vision(each, "float32") for each in (path, older)]
     features = [torch.cat(encoder.encode(pictures)) for encoder in encoders if encoder is not None]
     assert torch.equal(*features)
     assert load_model(older).num_parameters == load_model(path).num_parameters
 
 
 def test_a_model_that_reads_text_has_no_encoder(checkpoint: Callable[[str], Path]) -> None:
-    assert load_vision(checkpoint("llama"), torch.float32) is None
+    assert load_vision(checkpoint("llama"), "float32") is None
 
 
 @needs_native
@@ -187,7 +187,7 @@ def test_steps_of_text_are_recorded(seeing_checkpoint: Callable[[str], Path]) ->
 def test_a_tower_can_be_quantized(quantize: str, seeing_checkpoint: Callable[[str], Path]) -> None:
     path = seeing_checkpoint("llava")
     _, pictures = _prompt(path, SIZES)
-    exact, rounded = (load_vision(path, torch.float32, ops_for(torch.float32, name)) for name in (None, quantize))
+    exact, rounded = (load_vision(path, "float32", ops_for("float32", name)) for name in (None, quantize))
     assert exact is not None
     assert rounded is not None
     for expected, found in zip(exact.encode(pictures), rounded.encode(pictures), strict=True):
@@ -199,7 +199,7 @@ def test_a_tower_can_be_quantized(quantize: str, seeing_checkpoint: Callable[[st
 def test_half_precision_rounds_weights_alone(seeing_checkpoint: Callable[[str], Path]) -> None:
     path = seeing_checkpoint("llava")
     _, pictures = _prompt(path, SIZES)
-    exact, half = load_vision(path, torch.float32), load_vision(path, torch.bfloat16)
+    exact, half = load_vision(path, "float32"), load_vision(path, "bfloat16")
     assert exact is not None
     assert half is not None
     assert half.weights_bytes * 2 == exact.weights_bytes

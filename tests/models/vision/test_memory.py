@@ -46,8 +46,8 @@ def kib(*names):
 path = Path(sys.argv[1])
 small, large = (msgspec.msgpack.decode(Path(file).read_bytes(), type=Picture) for file in sys.argv[2:])
 use_threads(2)
-source = LocalEncoder(load_vision(path, torch.float32), step_patches=512)
-planned = encoding_bytes(Settings(runner=RunnerConfig(threads=2)), path, torch.float32)
+source = LocalEncoder(load_vision(path, "float32"), step_patches=512)
+planned = encoding_bytes(Settings(runner=RunnerConfig(threads=2)), path, "float32")
 
 def encode(number, picture):
     source.submit([(number, picture)])

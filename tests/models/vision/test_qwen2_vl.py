@@ -38,7 +38,7 @@ backends = pytest.mark.parametrize(
 
 
 def load(path: Path, ops: Ops | None = None) -> VisionEncoder:
-    encoder = load_vision(path, torch.float32, ops)
+    encoder = load_vision(path, "float32", ops)
     assert encoder is not None
     return encoder
 

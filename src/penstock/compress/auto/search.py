@@ -35,6 +35,7 @@ from penstock.compress.units import Unit, units_of
 from penstock.compress.work import WorkDirectory, require_absent, require_room, write_whole
 from penstock.errors import CalibrationUnfit, InvalidSetting
 from penstock.kernels import ops_for
+from penstock.kernels.dtypes import ELEMENT_BYTES
 from penstock.models.weights import TensorSource, Weights
 from penstock.quant import QuantizedWeight, Scheme, layout_to_write
 from penstock.text.chat_template import ChatTemplate
@@ -214,7 +215,7 @@ class Search:
 
     def _count_bytes(self, units: Sequence[Unit]) -> list[list[int]]:
         """Return the bytes of each unit, headers included, for each of ``CHOICES``."""
-        itemsize: int = getattr(torch, self._checkpoint.config.dtype).itemsize
+        itemsize: int = ELEMENT_BYTES[self._checkpoint.config.dtype]
         packed = _PackedSizes(self._options.layout)
         return [
             [
@@ -253,7 +254,7 @@ class Search:
         """Return nats per token on the texts for checks."""
         pictures = Pictures(self._options.model, self._checks.pictures)
         config, sequences = self._checkpoint.config, self._checks.sequences
-        stream = LayerStream(config, weights, sequences, ops_for(torch.float32), pictures=pictures)
+        stream = LayerStream(config, weights, sequences, ops_for("float32"), pictures=pictures)
         return stream.loss(stream.run_through(self._directory / "check"))
 
 

@@ -90,7 +90,7 @@ def measure(
 
     ``calibration`` is what units are compressed by, ``texts`` what outputs are compared on, where text follows.
     """
-    config, ops = checkpoint.config, ops_for(torch.float32)
+    config, ops = checkpoint.config, ops_for("float32")
     watched, judged = (
         LayerStream(config, checkpoint, one.sequences, ops, pictures=Pictures(checkpoint.path, one.pictures))
         for one in (calibration, texts)
@@ -152,7 +152,7 @@ class _Ahead:
             self._checkpoint.config,
             self._checkpoint,
             repeated.sequences,
-            ops_for(torch.float32),
+            ops_for("float32"),
             pictures=Pictures(self._checkpoint.path, repeated.pictures),
         )
         here, there = self._directory / "ahead.0", self._directory / "ahead.1"

@@ -58,13 +58,13 @@ class LayerStream:
 
     def ends(self) -> DecoderEnds:
         """Return the model's ends, read anew: they are as large as layers, and needed twice."""
-        return DecoderEnds(Loader(self._config, self._weights, torch.float32, self._ops, adaptable=False))
+        return DecoderEnds(Loader(self._config, self._weights, "float32", self._ops, adaptable=False))
 
     def embed(self, path: Path) -> None:
         """Write what the first layer reads to file ``path``."""
         ends, pictures = self.ends(), self._pictures
         tensors = NamedTensors(self._weights, as_served=self._as_served)
-        loader = Loader(self._config, tensors, torch.float32, self._ops, adaptable=False)
+        loader = Loader(self._config, tensors, "float32", self._ops, adaptable=False)
         encoder = None if pictures is None else pictures.load(loader)
         with path.open("wb") as out:
             for batch, (tokens, _) in zip(self._batches, self._rows(), strict=True):
@@ -93,7 +93,7 @@ class LayerStream:
         """
         tensors = NamedTensors(self._weights, replaced, as_served=self._as_served)
         ops = WatchedOps(self._ops, tensors, observe)
-        layer = DecoderLayer.load(Loader(self._config, tensors, torch.float32, ops, adaptable=False), index)
+        layer = DecoderLayer.load(Loader(self._config, tensors, "float32", ops, adaptable=False), index)
         hidden = self.read(source)
         single = replace(self._config, layers=self._config.layers[:1])
         # Written rather than mapped: where the disk is full, a write fails, and a mapping ends the process.
@@ -103,7 +103,7 @@ class LayerStream:
                 starts = [0, *accumulate(-(-length // _BLOCK) for length in lengths)]
                 tables = [range(start, end) for start, end in pairwise(starts)]
                 layout = BatchLayout.pack(lengths, lengths, tables, _BLOCK, **self._seen(batch, lengths))
-                (kv,) = new_cache(single, self._ops, torch.float32, starts[-1], _BLOCK)
+                (kv,) = new_cache(single, self._ops, "float32", starts[-1], _BLOCK)
                 x = self._body.run_layer(layer, torch.from_numpy(hidden[rows].copy()), kv, self._body.begin(layout))
                 if observe_cache is not None:
                     observe_cache(kv)

@@ -5,7 +5,6 @@ T packed tokens, S sequences, N outputs, K inputs, E width, H query heads, G KV 
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from penstock.engine.profiling.recorder import Cost, Recorder
@@ -115,7 +114,7 @@ class _Ops:
         return timed
 
     def prepare_embedding(
-        self, table: Callable[[], Tensor], dtype: torch.dtype, *, scale: float = 1.0, tied: Linear | None = None
+        self, table: Callable[[], Tensor], dtype: str, *, scale: float = 1.0, tied: Linear | None = None
     ) -> Embedding:
         # Whether rows can be read from it is seen from what the ops underneath made.
         tied = None if tied is None else self._untimed.get(tied, tied)

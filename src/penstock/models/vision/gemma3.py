@@ -37,7 +37,7 @@ class Gemma3Encoder:
         weight_CE = loader.tensor(f"{prefix}.mm_input_projection_weight", C, E)
         self._projection = loader.side_by_side([weight_CE.T])
         self.num_parameters = loader.num_parameters
-        self.weights_bytes = loader.num_parameters * loader.dtype.itemsize
+        self.weights_bytes = loader.weights_bytes
 
     @staticmethod
     def shape(raw: ConfigJson, hidden_size: int) -> TowerShape:

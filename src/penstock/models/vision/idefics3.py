@@ -30,7 +30,7 @@ class Idefics3Encoder:
             "connector.modality_projection.proj", loader.config.hidden_size, config.hidden_size * self._scale**2
         )
         self.num_parameters = loader.num_parameters
-        self.weights_bytes = loader.num_parameters * loader.dtype.itemsize
+        self.weights_bytes = loader.weights_bytes
 
     @staticmethod
     def shape(raw: ConfigJson, hidden_size: int) -> TowerShape:

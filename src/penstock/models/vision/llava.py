@@ -46,7 +46,7 @@ class LlavaEncoder:
         )
         self._scale = loader.config.inserted_scale
         self.num_parameters = loader.num_parameters
-        self.weights_bytes = loader.num_parameters * loader.dtype.itemsize
+        self.weights_bytes = loader.weights_bytes
 
     @staticmethod
     def shape(raw: ConfigJson, hidden_size: int) -> TowerShape:

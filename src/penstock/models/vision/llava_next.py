@@ -10,6 +10,7 @@ from torch import Tensor
 
 from penstock.images.families.llava_next import best_resolution, read_resolutions, seen_part
 from penstock.images.settings import ImageSettings, Normalization
+from penstock.kernels.dtypes import torch_dtype
 from penstock.models.config_json import ConfigJson
 from penstock.models.parts import Loader
 from penstock.models.vision.layers import Parts, finish
@@ -24,7 +25,7 @@ class LlavaNextEncoder:
         """Load. Raises ``ModelUnreadable``."""
         self._resolutions = read_resolutions(ImageSettings(raw.values, str(raw.path)))
         E = loader.config.hidden_size
-        newline = loader.tensor("image_newline", E).to(loader.ops.activation_dtype(loader.dtype))
+        newline = loader.tensor("image_newline", E).to(torch_dtype(loader.ops.activation_dtype(loader.dtype)))
         self._newline = newline * loader.config.inserted_scale
         self._tiles = LlavaEncoder(raw, loader, normalization)
         self.work, self.patch_work = self._tiles.work, self._tiles.patch_work

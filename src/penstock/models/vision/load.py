@@ -52,7 +52,7 @@ ENCODERS: dict[str, Family] = {
 """By the name in config.json's ``architectures``"""
 
 
-def load_vision(path: Path, dtype: torch.dtype, ops: Ops | None = None) -> VisionEncoder | None:
+def load_vision(path: Path, dtype: str, ops: Ops | None = None) -> VisionEncoder | None:
     """Load what the model in directory or GGUF file ``path`` sees with; None if it sees nothing.
 
     Weights run in ``dtype``, the decoder's; features come in the dtype that ``ops`` compute activations in. Give

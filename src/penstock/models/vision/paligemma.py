@@ -28,7 +28,7 @@ class PaliGemmaEncoder:
         self._projection = loader.linear(name, E, config.hidden_size, bias=True)
         self._projection_work = E * config.hidden_size
         self.num_parameters = loader.num_parameters
-        self.weights_bytes = loader.num_parameters * loader.dtype.itemsize
+        self.weights_bytes = loader.weights_bytes
 
     @torch.inference_mode()
     def encode(self, pictures: Sequence[Picture]) -> list[Tensor]:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from penstock.estimate.seeing import TowerShape
 from penstock.images.settings import Normalization
+from penstock.kernels.dtypes import torch_dtype
 from penstock.models.config_json import ConfigJson
 from penstock.models.parts import GatedMLP, Loader
 from penstock.models.vision.attention import ROWS_AT_ONCE, PackedAttention, keys_and_values, runs
@@ -119,7 +120,7 @@ class QwenVisionEncoder:
     def __init__(self, loader: Loader, config: TowerConfig, normalization: Normalization) -> None:
         """Take the tensors, whose names begin with ``visual``."""
         self._config, self._ops = config, loader.ops
-        self._dtype = loader.ops.activation_dtype(loader.dtype)
+        self._dtype = torch_dtype(loader.ops.activation_dtype(loader.dtype))
         E, frames, side = config.width, config.frames_each, config.patch_size
         kernel = loader.tensor("visual.patch_embed.proj.weight", E, 3, frames, side, side)
         # Its inputs in the order of a picture's bytes.
@@ -140,7 +141,7 @@ class QwenVisionEncoder:
         inverse = 1.0 / config.rope_theta ** (torch.arange(num_each, dtype=torch.float32) / num_each)
         self._inverse, self._axes = inverse.repeat(2), torch.arange(2).repeat_interleave(num_each)
         self.num_parameters = loader.num_parameters
-        self.weights_bytes = loader.num_parameters * loader.dtype.itemsize
+        self.weights_bytes = loader.weights_bytes
 
     def work(self, picture: Picture) -> int:
         """Return the multiply-adds of all layers for a picture."""
@@ -260,7 +261,7 @@ def _load_mlp(loader: Loader, config: TowerConfig, name: str) -> MLP | GatedMLP:
 def _load_norm(loader: Loader, config: TowerConfig, name: str) -> Norm:
     if not config.is_gated:
         return LayerNorm(loader, name, config.width, _EPS)
-    weight = loader.tensor(f"{name}.weight", config.width).to(loader.ops.activation_dtype(loader.dtype))
+    weight = loader.tensor(f"{name}.weight", config.width).to(torch_dtype(loader.ops.activation_dtype(loader.dtype)))
     return partial(loader.ops.rms_norm, weight=weight, eps=_EPS)
 
 

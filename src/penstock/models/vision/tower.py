@@ -12,6 +12,7 @@ from torch import Tensor
 
 from penstock.estimate.seeing import TowerShape
 from penstock.images.settings import Normalization
+from penstock.kernels.dtypes import torch_dtype
 from penstock.models.config_json import ConfigJson
 from penstock.models.parts import Loader
 from penstock.models.vision.attention import PackedAttention, keys_and_values, runs
@@ -103,7 +104,7 @@ class LayerNorm:
     """Ba et al., "Layer Normalization" (2016)."""
 
     def __init__(self, loader: Loader, name: str, width: int, eps: float) -> None:
-        dtype = loader.ops.activation_dtype(loader.dtype)
+        dtype = torch_dtype(loader.ops.activation_dtype(loader.dtype))
         self._weight, self._bias = (loader.tensor(f"{name}.{part}", width).to(dtype) for part in ("weight", "bias"))
         self._eps = eps
         self._ops = loader.ops
@@ -181,7 +182,7 @@ class VisionTower:
         # Patches come as they lie in an image, colours innermost.
         self._embed = loader.ops.prepare_linear(weight_CKPP.permute(0, 2, 3, 1).reshape(C, -1), bias, exact=True)
         self._embed_work = C * 3 * P**2
-        self._ops, self._dtype = loader.ops, loader.ops.activation_dtype(loader.dtype)
+        self._ops, self._dtype = loader.ops, torch_dtype(loader.ops.activation_dtype(loader.dtype))
         dtype = self._dtype
         positions = loader.tensor(f"{embeddings}.position_embedding.weight", config.num_tokens, C).to(dtype)
         if config.has_fractional_positions:
