@@ -98,7 +98,7 @@ def parts(name: str, tokenizer: Tokenizer) -> None:
     followed = GrammarMasks()
     for sequence_id in range(NUM_RUNNING):
         followed.add(sequence_id, compiler.compile(grammar))
-    logits = torch.randn(NUM_RUNNING, tokenizer.vocab_size)
+    logits = torch.randn(NUM_RUNNING, tokenizer.vocab_size).numpy()
 
     def apply() -> None:
         masks = followed.finish(pending)

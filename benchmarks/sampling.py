@@ -49,7 +49,7 @@ def measure_us(logits: torch.Tensor, changes: dict[str, Any], num_calls: int) ->
             sampler.commit(row, token_id)
     times = []
     for _ in range(num_calls):
-        own = logits.clone()
+        own = logits.clone().numpy()
         began = time.perf_counter()
         sampler.sample(own, rows)
         times.append(time.perf_counter() - began)

@@ -44,7 +44,7 @@ def rows_of(numbers: np.ndarray[Any, Any], **how: Any) -> list[DrawRow]:
 
 def draw(backend: str, logits: torch.Tensor, rows: list[DrawRow], num_threads: int = 1) -> list[int]:
     with using(None if backend == "torch" else backend, num_threads):
-        drawn: list[int] = backend_of(backend).draw_tokens(logits, rows)
+        drawn: list[int] = backend_of(backend).draw_tokens(logits.numpy(), rows)
         return drawn
 
 
@@ -143,7 +143,7 @@ def test_top_tokens(backend: str) -> None:
         logits = torch.randn(4, size, generator=torch.Generator().manual_seed(size)) * 4
         for count in {0, 1, min(20, size), min(700, size)}:
             with using(None if backend == "torch" else backend):
-                top = backend_of(backend).top_tokens(logits, count)
+                top = backend_of(backend).top_tokens(logits.numpy(), count)
             expected = logits.topk(count)
             assert top.tokens == expected.indices.tolist()
             assert top.logits == expected.values.tolist()
@@ -155,7 +155,7 @@ def test_tokens_that_cannot_be_are_not_among_the_top(backend: str) -> None:
     logits = torch.full((1, 300), -torch.inf)
     logits[0, 7] = 2.0
     with using(None if backend == "torch" else backend):
-        top = backend_of(backend).top_tokens(logits, 5)
+        top = backend_of(backend).top_tokens(logits.numpy(), 5)
     assert (top.tokens, top.logits) == ([[7]], [[2.0]])
     assert top.log_totals == pytest.approx([2.0])
 
@@ -163,8 +163,8 @@ def test_tokens_that_cannot_be_are_not_among_the_top(backend: str) -> None:
 @needs_native
 def test_as_many_ways_to_draw_as_rows_are_wanted() -> None:
     logits = torch.zeros(2, 300)
-    with pytest.raises(KernelUnsupported, match="not a dense"):
-        cpu.draw_tokens(logits, rows_of(np.zeros(1)))
+    with pytest.raises(KernelUnsupported, match="takes dense float32 logits of 1 rows"):
+        cpu.draw_tokens(logits.numpy(), rows_of(np.zeros(1)))
     assert NATIVE is not None
     with pytest.raises(ValueError, match="not as many ways to draw as rows"):
         NATIVE.draw_tokens(logits.data_ptr(), 2, 300, b"")

@@ -28,7 +28,7 @@ def sample(logits: torch.Tensor, params: list[SamplingParams], prompts: list[lis
     sampler = Sampler(vocab_size=logits.shape[1], eos_token_ids=(0,))
     for i, one in enumerate(params):
         sampler.add(i, 0, one, prompts[i] if prompts else [])
-    return [token.token_id if token else -1 for token in sampler.sample(logits.clone(), range(len(params)))]
+    return [token.token_id if token else -1 for token in sampler.sample(logits.clone().numpy(), range(len(params)))]
 
 
 def naive(row: torch.Tensor, params: SamplingParams) -> int:
@@ -116,9 +116,9 @@ def test_what_one_row_asks_for_is_done_to_it_and_to_no_other(changes: dict[str, 
     for sequence_id, params in enumerate((greedy, greedy, asking, greedy)):
         sampler.add(sequence_id, 0, params, [5])
     together = logits.clone()
-    sampled = sampler.sample(together, range(4))
+    sampled = sampler.sample(together.numpy(), range(4))
     alone = logits[2:3].clone()
-    assert sampled[2] == sampler.sample(alone, [2])[0]
+    assert sampled[2] == sampler.sample(alone.numpy(), [2])[0]
     assert [token and token.token_id for token in (sampled[0], sampled[1], sampled[3])] == [5, 5, 5]
     assert torch.equal(together[[0, 1, 3]], logits[[0, 1, 3]])
     assert torch.equal(together[2:3], alone)
@@ -145,7 +145,7 @@ def test_penalties_bias_and_minimum_length() -> None:
 
     def greedy(sequence: int, **changes: Any) -> int:
         sampler.add(sequence, 0, params_of(temperature=0.0, **changes), [3])
-        (token,) = sampler.sample(row.clone(), [sequence])
+        (token,) = sampler.sample(row.clone().numpy(), [sequence])
         assert token is not None
         return token.token_id
 
@@ -155,13 +155,13 @@ def test_penalties_bias_and_minimum_length() -> None:
     assert greedy(3, logit_bias={7: 5.0}) == 7
     assert greedy(4, min_tokens=1) == 4, "the end may not come yet"
     sampler.commit(2, 3)
-    (token,) = sampler.sample(row.clone(), [2])
+    (token,) = sampler.sample(row.clone().numpy(), [2])
     assert token is not None
     assert token.token_id == 4, "the output does"
     sampler.add(5, 0, params_of(temperature=0.0, frequency_penalty=0.06), [])
     picks = []
     for _ in range(4):
-        (token,) = sampler.sample(row.clone(), [5])
+        (token,) = sampler.sample(row.clone().numpy(), [5])
         assert token is not None
         picks.append(token.token_id)
         sampler.commit(5, token.token_id)
@@ -173,7 +173,7 @@ def test_logprobs_are_the_models_own() -> None:
     sampler = Sampler(vocab_size=V, eos_token_ids=())
     sampler.add(0, 0, params_of(temperature=0.5, logprobs=3, logit_bias={9: 50.0}), [])
     sampler.add(1, 0, params_of(logprobs=0), [])
-    first, second = sampler.sample(logits.clone(), [0, 1])
+    first, second = sampler.sample(logits.clone().numpy(), [0, 1])
     expected = torch.log_softmax(logits, -1)
     assert first is not None
     assert first.logprobs is not None
@@ -243,7 +243,7 @@ def test_scores_of_a_prompt() -> None:
     sampler = Sampler(vocab_size=V, eos_token_ids=())
     sampler.add(0, 0, params_of(prompt_logprobs=2), [])
     sampler.add(1, 0, params_of(prompt_logprobs=0), [])
-    scores = sampler.score(logits, [4, 5, 6], [0, 1, 0])
+    scores = sampler.score(logits.numpy(), [4, 5, 6], [0, 1, 0])
     expected = torch.log_softmax(logits, -1)
     assert [score.chosen.token_id for score in scores] == [4, 5, 6]
     assert [score.chosen.logprob for score in scores] == pytest.approx([float(expected[i, 4 + i]) for i in range(3)])

@@ -37,7 +37,7 @@ def generate(params: SamplingParams, verify: Verify, *, num_guesses: int) -> lis
             drafts[sequence_id] = draft
             contexts += [tokens[-1] if tokens else VOCAB_SIZE, *draft]
             rows += [sequence_id] * (1 + len(draft))
-        sampled = sampler.sample(LOGITS[contexts].clone(), rows, None, drafts)
+        sampled = sampler.sample(LOGITS[contexts].numpy(), rows, None, drafts)
         first = 0
         for sequence_id in unfinished:
             draft = drafts[sequence_id]

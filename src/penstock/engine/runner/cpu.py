@@ -154,7 +154,7 @@ class CPURunner:
             masks = self._masks.finish(pending)
         if not rows:
             return StepResult([], scores, pooled)
-        return StepResult(self._sampler.sample(logits, batch.sample_ids, masks, batch.drafts), scores, pooled)
+        return StepResult(self._sampler.sample(logits.numpy(), batch.sample_ids, masks, batch.drafts), scores, pooled)
 
     def _forward(self, batch: ScheduledBatch, rows: list[int] | None, *, to_logits: bool = False) -> Tensor:
         """Return the hidden states of ``rows`` [R, E], or of all tokens [T, E], or their logits [.., V].
@@ -202,5 +202,5 @@ class CPURunner:
             part = slice(start, start + _SCORED_AT_ONCE)
             owners = [batch.sequence_ids[s] for s in batch.score_owners[part]]
             logits = self._model.logits(hidden[rows[part]])
-            scores.extend(self._sampler.score(logits, batch.score_targets[part], owners))
+            scores.extend(self._sampler.score(logits.numpy(), batch.score_targets[part], owners))
         return scores

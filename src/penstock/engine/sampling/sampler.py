@@ -13,8 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from penstock.engine.sampling.masks import TokenMasks
 from penstock.engine.sampling.noise import stream_seed, uniform
@@ -42,11 +40,11 @@ class _State:
     num_output_tokens: int = 0
     seen: "_Seen | None" = None
     """Tokens that occurred, if a penalty asks"""
-    bias_ids: Tensor | None = None
-    bias_values: Tensor | None = None
-    forbidden_early: Tensor | None = None
+    bias_ids: npt.NDArray[np.int64] | None = None
+    bias_values: npt.NDArray[np.float32] | None = None
+    forbidden_early: npt.NDArray[np.int64] | None = None
     """Token ids that may not come before ``min_tokens``"""
-    not_allowed: Tensor | None = None
+    not_allowed: npt.NDArray[np.float32] | None = None
     """[V] float32, -inf for tokens that are not, if only some are"""
     output: list[int] | None = None
     """Tokens so far, if a word is bad"""
@@ -80,7 +78,7 @@ class _State:
         """Whether tokens that are not typical are to be left out."""
         return self.params.typical_p < 1 and self.params.temperature > 0
 
-    def forbidden(self) -> Tensor | None:
+    def forbidden(self) -> npt.NDArray[np.int64] | None:
         """Return the ids of tokens that may not come next, besides those that are never allowed."""
         token_ids = []
         if self.output is not None:
@@ -88,10 +86,10 @@ class _State:
                 first = len(self.output) - len(word) + 1
                 if first >= 0 and tuple(self.output[first:]) == word[:-1]:
                     token_ids.append(word[-1])
-        found = torch.tensor(token_ids, dtype=torch.int64) if token_ids else None
+        found = np.array(token_ids, dtype=np.int64) if token_ids else None
         if self.forbidden_early is None or self.num_output_tokens >= self.params.min_tokens:
             return found
-        return self.forbidden_early if found is None else torch.cat([self.forbidden_early, found])
+        return self.forbidden_early if found is None else np.concatenate([self.forbidden_early, found])
 
 
 class _Seen:
@@ -143,18 +141,18 @@ class Sampler:
         seed = params.seed if params.seed is not None else int.from_bytes(os.urandom(8), "little")
         state = _State(params, stream_seed(seed, index))
         if params.logit_bias:
-            state.bias_ids = torch.tensor(list(params.logit_bias), dtype=torch.int64)
-            state.bias_values = torch.tensor(list(params.logit_bias.values()), dtype=torch.float32)
+            state.bias_ids = np.array(list(params.logit_bias), dtype=np.int64)
+            state.bias_values = np.array(list(params.logit_bias.values()), dtype=np.float32)
         if params.min_tokens:
             forbidden = {*self._eos_token_ids, *params.stop_token_ids}
-            state.forbidden_early = torch.tensor(sorted(forbidden), dtype=torch.int64)
+            state.forbidden_early = np.array(sorted(forbidden), dtype=np.int64)
         if params.repetition_penalty != 1:
             state.seen = _Seen(prompt_token_ids, most=params.max_tokens)
         elif params.presence_penalty or params.frequency_penalty:
             state.seen = _Seen((), most=params.max_tokens)
         if params.allowed_token_ids is not None:
-            state.not_allowed = torch.full((self._vocab_size,), -torch.inf)
-            state.not_allowed[torch.tensor(params.allowed_token_ids, dtype=torch.int64)] = 0
+            state.not_allowed = np.full(self._vocab_size, -np.inf, dtype=np.float32)
+            state.not_allowed[np.array(params.allowed_token_ids, dtype=np.int64)] = 0
         if params.bad_words:
             state.output = []
         state.is_plain = params.logprobs is None and not state.changes_logits
@@ -175,7 +173,7 @@ class Sampler:
 
     def sample(
         self,
-        logits: Tensor,
+        logits: npt.NDArray[np.float32],
         sequence_ids: Sequence[int],
         masks: TokenMasks | None = None,
         drafts: Mapping[int, Sequence[int]] = _NO_DRAFTS,
@@ -203,7 +201,9 @@ class Sampler:
             for row, token_id in enumerate(tokens)
         ]
 
-    def guess(self, logits: Tensor, sequence_ids: Sequence[int], guessed: Sequence[Sequence[int]]) -> list[int | None]:
+    def guess(
+        self, logits: npt.NDArray[np.float32], sequence_ids: Sequence[int], guessed: Sequence[Sequence[int]]
+    ) -> list[int | None]:
         """Pick a token for each row of another model's ``logits`` [R, V] as ``sample`` would, all ``guessed`` true.
 
         Grammars are not followed.
@@ -227,7 +227,9 @@ class Sampler:
                 states[row] = states[row - 1].after([token_id])
             row += 1
 
-    def score(self, logits: Tensor, targets: Sequence[int], sequence_ids: Sequence[int]) -> list[TokenLogprobs]:
+    def score(
+        self, logits: npt.NDArray[np.float32], targets: Sequence[int], sequence_ids: Sequence[int]
+    ) -> list[TokenLogprobs]:
         """Return how likely each of ``targets`` [C] is in its row of ``logits`` [C, V], one of ``sequence_ids`` [C]."""
         wanted = {
             row: self._states[sequence_id].params.prompt_logprobs or 0 for row, sequence_id in enumerate(sequence_ids)
@@ -235,7 +237,9 @@ class Sampler:
         taken = self._raw_logprobs(logits, wanted)
         return [taken[row].of(target) for row, target in enumerate(targets)]
 
-    def _take_logprobs(self, logits: Tensor, states: list[_State], rows: Sequence[int]) -> "dict[int, _RawLogprobs]":
+    def _take_logprobs(
+        self, logits: npt.NDArray[np.float32], states: list[_State], rows: Sequence[int]
+    ) -> "dict[int, _RawLogprobs]":
         """Return the log probabilities of those of ``rows`` that are asked for them."""
         asked = ((row, states[row].params.logprobs) for row in rows)
         wanted = {row: number for row, number in asked if number is not None}
@@ -245,7 +249,7 @@ class Sampler:
                 taken[row] = replace(raw, logits=raw.logits.copy())
         return taken
 
-    def _raw_logprobs(self, logits: Tensor, wanted: dict[int, int]) -> dict[int, "_RawLogprobs"]:
+    def _raw_logprobs(self, logits: npt.NDArray[np.float32], wanted: dict[int, int]) -> dict[int, "_RawLogprobs"]:
         """Return the log probabilities of the rows in ``wanted``, and as many of the likeliest tokens as it says.
 
         They may share memory with ``logits``.
@@ -259,10 +263,14 @@ class Sampler:
                 Candidate(token_id, logit - log_total, rank + 1)
                 for rank, (token_id, logit) in enumerate(zip(top.tokens[i][:k], top.logits[i][:k], strict=True))
             )
-            taken[row] = _RawLogprobs(values[i].numpy(), log_total, candidates)
+            taken[row] = _RawLogprobs(values[i], log_total, candidates)
         return taken
 
-    def _adjust(self, logits: Tensor, states: list[_State], rows: Sequence[int], masks: TokenMasks | None) -> set[int]:
+    # What is no number stays so, and is found where tokens are drawn.
+    @np.errstate(invalid="ignore", over="ignore")
+    def _adjust(
+        self, logits: npt.NDArray[np.float32], states: list[_State], rows: Sequence[int], masks: TokenMasks | None
+    ) -> set[int]:
         """Apply bias, penalties and what rules tokens out to ``rows`` of ``logits`` in place.
 
         Returns the rows where a forbidden token's logit was no number, which can no longer be seen.
@@ -271,7 +279,7 @@ class Sampler:
         for row in rows:
             state = states[row]
             if state.bias_ids is not None and state.bias_values is not None:
-                logits[row].index_add_(0, state.bias_ids, state.bias_values)
+                logits[row, state.bias_ids] += state.bias_values
             if state.seen is not None:
                 penalized.append(row)
         if penalized:
@@ -283,7 +291,7 @@ class Sampler:
         return spoiled
 
     def _rule_out(
-        self, logits: Tensor, states: list[_State], rows: Sequence[int], masks: TokenMasks | None
+        self, logits: npt.NDArray[np.float32], states: list[_State], rows: Sequence[int], masks: TokenMasks | None
     ) -> set[int]:
         """Rule tokens out of ``rows``, and return as ``_adjust``.
 
@@ -296,21 +304,24 @@ class Sampler:
             by_grammar = None if masks is None else masks.bias_of(row, self._vocab_size)
             bias = state.not_allowed if by_grammar is None else by_grammar
             if token_ids is not None:
-                if not bool((logits[row, token_ids] < torch.inf).all()):
+                if not (logits[row, token_ids] < np.inf).all():
                     spoiled.add(row)
                 if bias is None:
-                    logits[row, token_ids] = -torch.inf
+                    logits[row, token_ids] = -np.inf
             if bias is not None:
-                together = bias if token_ids is None else bias.index_fill(0, token_ids, -torch.inf)
+                together = bias
+                if token_ids is not None:
+                    together = bias.copy()
+                    together[token_ids] = -np.inf
                 if by_grammar is not None and state.not_allowed is not None:
                     together = together + state.not_allowed
-                is_nothing = together is not bias and bool((together == -torch.inf).all())
+                is_nothing = together is not bias and bool((together == -np.inf).all())
                 # What is no number stays so under addition, and is found where the token is picked.
                 logits[row] += bias if is_nothing else together
         return spoiled
 
 
-def _penalize(logits: Tensor, rows: list[int], states: list[_State]) -> None:
+def _penalize(logits: npt.NDArray[np.float32], rows: list[int], states: list[_State]) -> None:
     """Apply the penalties of ``rows`` to the tokens these have seen, all in one go."""
     seen = [state.seen for state in (states[row] for row in rows) if state.seen is not None]
     params = [states[row].params for row in rows]
@@ -322,7 +333,7 @@ def _penalize(logits: Tensor, rows: list[int], states: list[_State]) -> None:
     def of_each(values: list[float]) -> npt.NDArray[np.float32]:
         return np.repeat(np.array(values, dtype=np.float32), sizes)
 
-    flat = logits.view(-1).numpy()
+    flat = logits.reshape(-1)
     some = flat[places]
     factor = of_each([p.repetition_penalty for p in params])
     some = np.where(some > 0, some / factor, some * factor)
@@ -331,14 +342,14 @@ def _penalize(logits: Tensor, rows: list[int], states: list[_State]) -> None:
     flat[places] = some
 
 
-def _leave_typical(logits: Tensor, rows: list[int], states: list[_State]) -> set[int]:
+def _leave_typical(logits: npt.NDArray[np.float32], rows: list[int], states: list[_State]) -> set[int]:
     """Rule out what is not typical in ``rows``; return those whose logits are no numbers, which it would hide."""
     params = [states[row].params for row in rows]
     some = logits[rows]
-    temperatures = torch.tensor([[max(p.temperature, 1e-5)] for p in params])
-    dropped = atypical(some / temperatures, torch.tensor([[p.typical_p] for p in params]))
-    is_number = torch.isfinite(some.amax(-1)).tolist()
-    logits[rows] = some.masked_fill(dropped, -torch.inf)
+    temperatures = np.array([[max(p.temperature, 1e-5)] for p in params], dtype=np.float32)
+    dropped = atypical(some / temperatures, np.array([[p.typical_p] for p in params], dtype=np.float32))
+    is_number = np.isfinite(some.max(-1)).tolist()
+    logits[rows] = np.where(dropped, np.float32(-np.inf), some)
     return {row for row, is_one in zip(rows, is_number, strict=True) if not is_one}
 
 

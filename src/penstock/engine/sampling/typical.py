@@ -1,24 +1,28 @@
 """Locally typical sampling (Meister et al., "Locally Typical Sampling", TACL 2023)."""
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
 
-def atypical(scaled: Tensor, typical_p: Tensor) -> Tensor:
-    """Return [R, V] bool: the tokens that are not typical.
+def atypical(scaled: npt.NDArray[np.float32], typical_p: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    """Return [R, V]: the tokens that are not typical.
 
     A token is the more typical the nearer its surprise, the negative logarithm of its probability, is to the
     distribution's entropy. Kept are the most typical ones, the fewest whose probability reaches ``typical_p``.
 
-    scaled     [R, V] float32 logits, divided by temperature; -inf where a token is ruled out
-    typical_p  [R, 1] float32 in (0, 1]
+    scaled     [R, V] logits, divided by temperature; -inf where a token is ruled out
+    typical_p  [R, 1] in (0, 1]
     """
-    log_probabilities = torch.log_softmax(scaled, dim=-1)
-    probabilities = log_probabilities.exp()
-    # Zero times infinity: a token that cannot come adds nothing to the entropy.
-    entropy = -(probabilities * log_probabilities).nan_to_num(nan=0.0).sum(-1, keepdim=True)
-    _, order = (log_probabilities + entropy).abs().sort(dim=-1, stable=True)
-    ordered = probabilities.gather(1, order)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shifted = scaled - scaled.max(-1, keepdims=True)
+        log_probabilities = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+        probabilities = np.exp(log_probabilities)
+        # Zero times infinity: a token that cannot come adds nothing to the entropy.
+        entropy = -np.nansum(probabilities * log_probabilities, axis=-1, keepdims=True)
+        order = np.abs(log_probabilities + entropy).argsort(axis=-1, kind="stable")
+    ordered = np.take_along_axis(probabilities, order, axis=1)
     keep = (ordered.cumsum(-1) - ordered) < typical_p
     keep[:, 0] = True
-    return torch.ones_like(keep).scatter_(1, order, ~keep)
+    dropped: npt.NDArray[np.bool_] = np.empty_like(keep)
+    np.put_along_axis(dropped, order, ~keep, axis=1)
+    return dropped

@@ -132,7 +132,7 @@ class DraftModel:
         if not guessing:
             return
         guesses = self._sampler.guess(
-            logits,
+            logits.numpy(),
             [working[i].sequence.id for i in guessing],
             [working[i].draft for i in guessing],
         )

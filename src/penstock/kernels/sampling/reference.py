@@ -14,8 +14,8 @@ _NARROW = 1024
 """Candidates looked at before a full sort: top_p rarely needs more, and choosing these is far cheaper."""
 
 
-def draw_tokens(logits: Tensor, rows: Sequence[DrawRow]) -> list[int]:
-    """Return a token for each row of ``logits`` [R, V] float32; -1 where the highest is not a finite number.
+def draw_tokens(logits: npt.NDArray[np.float32], rows: Sequence[DrawRow]) -> list[int]:
+    """Return a token for each row of ``logits`` [R, V]; -1 where the highest is not a finite number.
 
     Without a temperature it is the likeliest, the first of several. Otherwise logits are divided by the temperature,
     and the row's distribution is inverted at its number: in the order of the vocabulary, or, where the tail is cut, in
@@ -27,7 +27,7 @@ def draw_tokens(logits: Tensor, rows: Sequence[DrawRow]) -> list[int]:
     tokens: list[int] = []
     for first in range(0, len(logits), _ROWS_TOGETHER):
         some = slice(first, first + _ROWS_TOGETHER)
-        tokens += _draw(logits[some], rows[some])
+        tokens += _draw(torch.from_numpy(logits[some]), rows[some])
     return tokens
 
 
@@ -56,14 +56,15 @@ def scratch_bytes(vocab_size: int, num_threads: int) -> int:
     return 12 * 8 * _ROWS_TOGETHER * vocab_size
 
 
-def top_tokens(logits: Tensor, count: int) -> TopTokens:
-    """Return each row's ``count`` likeliest tokens, and what makes log-probabilities of the logits [R, V] float32."""
-    values, tokens = logits.topk(count, dim=-1)
+def top_tokens(logits: npt.NDArray[np.float32], count: int) -> TopTokens:
+    """Return each row's ``count`` likeliest tokens, and what makes log-probabilities of the logits [R, V]."""
+    rows = torch.from_numpy(logits)
+    values, tokens = rows.topk(count, dim=-1)
     found = torch.isfinite(values).sum(-1).tolist()
     return TopTokens(
         [row[:n] for row, n in zip(tokens.tolist(), found, strict=True)],
         [row[:n] for row, n in zip(values.tolist(), found, strict=True)],
-        [float(torch.logsumexp(row.double(), dim=0)) for row in logits],
+        [float(torch.logsumexp(row.double(), dim=0)) for row in rows],
     )
 
 
