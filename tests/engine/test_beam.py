@@ -4,6 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
@@ -185,16 +187,16 @@ def test_a_failure_takes_the_whole_search_and_nobody_else(
     path = checkpoint("llama")
     engine = build_engine(path)
     runner = engine._runner
-    forward = runner._forward  # type: ignore[attr-defined]
+    logits_of = runner._logits  # type: ignore[attr-defined]
 
-    def broken(batch: ScheduledBatch, rows: list[int] | None, **how: bool) -> torch.Tensor:
+    def broken(batch: ScheduledBatch, rows: list[int] | None) -> npt.NDArray[np.float32]:
         # Only the search is ever so long, and only once it has gone four steps.
         if 34 in batch.context_lens:
             raise RuntimeError("broken")
-        out: torch.Tensor = forward(batch, rows, **how)
+        out: npt.NDArray[np.float32] = logits_of(batch, rows)
         return out
 
-    monkeypatch.setattr(runner, "_forward", broken)
+    monkeypatch.setattr(runner, "_logits", broken)
     deltas = run_to_end(engine, [beams("b", prompt(30, 7), 3), greedy("g", prompt(50, 8), 20)])
     (failed,) = deltas["b"]
     assert failed.error is not None

@@ -156,14 +156,14 @@ def test_numbers_that_are_not_finite_fail_their_request_alone(
 ) -> None:
     engine = build_engine(checkpoint("llama"))
     runner = engine._runner
-    forward = runner._forward  # type: ignore[attr-defined]
+    hidden_of = runner._hidden  # type: ignore[attr-defined]
 
-    def broken(batch: ScheduledBatch, rows: None) -> torch.Tensor:
-        states: torch.Tensor = forward(batch, rows)
+    def broken(batch: ScheduledBatch) -> torch.Tensor:
+        states: torch.Tensor = hidden_of(batch)
         states[torch.tensor(batch.token_ids) == 7] = torch.nan
         return states
 
-    monkeypatch.setattr(runner, "_forward", broken)
+    monkeypatch.setattr(runner, "_hidden", broken)
     bad = [pooled("pooled", [1, 7, 2], "mean"), scored("scored", [1, 7, 2], 1)]
     deltas = run_to_end(engine, [*bad, pooled("fine", [1, 2, 3], "mean")])
     for name in ("pooled", "scored"):

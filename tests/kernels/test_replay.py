@@ -107,7 +107,7 @@ def test_every_step_has_the_bits_of_the_pass_itself(isa: str, quantize: str | No
             step = random_step(seed, query_lens, earlier)
             hidden = replay(*step)
             assert hidden is not None
-            assert torch.equal(hidden, step.of(plain))
+            assert torch.equal(torch.from_numpy(hidden), step.of(plain))
         # Once for each table width: 700 tokens take more blocks than were prepared for.
         assert recorded.num_runs == 2
 
@@ -121,10 +121,10 @@ def test_rows_have_the_bits_that_they_have_among_all(rows: list[int]) -> None:
     for _ in range(2):
         hidden = replay(*step, rows=rows)
         assert hidden is not None
-        assert torch.equal(hidden, step.of(Pass())[rows])
+        assert torch.equal(torch.from_numpy(hidden), step.of(Pass())[rows])
         all_rows = replay(*step)
         assert all_rows is not None
-        assert torch.equal(all_rows, step.of(Pass()))
+        assert torch.equal(torch.from_numpy(all_rows), step.of(Pass()))
 
 
 @needs_native
@@ -142,8 +142,8 @@ def test_logits_have_the_bits_that_the_head_gives(rows: list[int] | None, cap: f
         logits = replay(*step, rows=rows, to_logits=True)
         assert logits is not None
         hidden = step.of(Pass())
-        assert torch.equal(logits, head(hidden if rows is None else hidden[rows]))
-        logits.zero_()  # whoever samples may overwrite them
+        assert torch.equal(torch.from_numpy(logits), head(hidden if rows is None else hidden[rows]))
+        logits[:] = 0  # whoever samples may overwrite them
     assert plain.num_runs == 1
 
 
@@ -163,7 +163,7 @@ def test_where_there_is_no_room_for_all_logits_each_step_makes_its_own(monkeypat
     for _ in range(2):
         logits = replay(*step, rows=[6, 0], to_logits=True)
         assert logits is not None
-        assert torch.equal(logits, plain.head(step.of(Pass())[[6, 0]]))
+        assert torch.equal(torch.from_numpy(logits), plain.head(step.of(Pass())[[6, 0]]))
     assert plain.num_runs == 1
 
 
@@ -177,7 +177,7 @@ def test_positions_may_lie_elsewhere_than_tokens_in_their_sequences() -> None:
     for expected, asked in ((plain, step), (elsewhere, moved), (plain, step)):
         hidden = recorded(*asked)
         assert hidden is not None
-        assert torch.equal(hidden, expected)
+        assert torch.equal(torch.from_numpy(hidden), expected)
     assert torch.equal(plain[:5], elsewhere[:5])
     assert not torch.equal(plain[5:], elsewhere[5:])
 
@@ -229,7 +229,7 @@ def test_a_token_that_is_none_is_refused() -> None:
             refused.of(Pass())
     hidden = replay(*step)
     assert hidden is not None
-    assert torch.equal(hidden, step.of(Pass()))
+    assert torch.equal(torch.from_numpy(hidden), step.of(Pass()))
 
 
 @needs_native
@@ -238,7 +238,7 @@ def test_blocks_that_slid_out_of_a_window_are_not_in_the_table() -> None:
     step = random_step(0, [2, 1], [30, 40], first_blocks=5)
     hidden = Pass(window=10).record()(*step)
     assert hidden is not None
-    assert torch.equal(hidden, step.of(Pass(window=10)))
+    assert torch.equal(torch.from_numpy(hidden), step.of(Pass(window=10)))
 
 
 @needs_native

@@ -4,6 +4,7 @@ from array import array
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -72,7 +73,7 @@ def test_a_recorded_pass_gives_the_same_bits(family: str, checkpoint: Callable[[
         assert (hidden is None) == (family in NOT_RECORDED)
         if hidden is not None:
             layout = layout_of([len(some)], [end], [blocks], BLOCK)
-            assert torch.equal(hidden, model.forward(torch.tensor(some), layout, other_cache))
+            assert torch.equal(torch.from_numpy(hidden), model.forward(torch.tensor(some), layout, other_cache))
 
 
 @needs_native
@@ -100,7 +101,7 @@ def test_a_window_needs_only_its_own_blocks(checkpoint: Callable[[str], Path]) -
         model.forward(torch.tensor(token_ids[:59]), layout_of([59], [59], [list(range(15))], BLOCK), cache)
         # Positions 36..59 are visible from the last one: nine blocks have slid out and may hold anything.
         for kv in cache:
-            kv.k[:9], kv.v[:9] = torch.nan, torch.nan
+            kv.k.numpy()[:9], kv.v.numpy()[:9] = np.nan, np.nan
         layout = layout_of([1], [60], [list(range(9, 15))], BLOCK, starts=[36])
         hidden = model.forward(torch.tensor(token_ids[59:]), layout, cache)
     torch.testing.assert_close(model.logits(hidden)[0], reference_logits(path, token_ids)[-1], atol=1e-4, rtol=0)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from penstock.errors import InvalidSetting
 from penstock.kernels import Ops, ReferenceOps, ops_for
+from penstock.kernels.dtypes import dtype_name
 from penstock.kernels.native import NATIVE
 from penstock.models import resolve_model
 from penstock.models.decoder import KV_DTYPES, load_model
@@ -44,7 +45,7 @@ def test_native_equals_the_reference(family: str, dtype: str, kv_dtype: str, tmp
     found = load_model(path, dtype=dtype, kv_dtype=kv_dtype)
     # Weights in float32 are the same ones, and activations are float32 on both sides, unless multiplied in pairs.
     expected = load_model(path, dtype="float32", kv_dtype=kv_dtype, ops=ReferenceOps())
-    assert {tensor.dtype for kv in found.new_cache(1, 16) for tensor in (kv.k, kv.v)} == {getattr(torch, kv_dtype)}
+    assert {dtype_name(tensor.dtype) for kv in found.new_cache(1, 16) for tensor in (kv.k, kv.v)} == {kv_dtype}
     # Of logits of up to 20. A last bit decides to which of two neighbours a key is rounded.
     tolerance = {"float32": 1e-4, "bfloat16": 1e-1, "int8": 1e-1}[kv_dtype]
     if dtype == "bfloat16" and ops_for("bfloat16").name == "avx512_bf16":

@@ -103,6 +103,7 @@ class WatchedOps:
         self.activation_dtype = inner.activation_dtype
         self.form_of_codes = inner.form_of_codes
         self.cache_shapes = inner.cache_shapes
+        self.own = inner.own
         self.record = inner.record
         self.prepare_embedding = inner.prepare_embedding
         self.add = inner.add

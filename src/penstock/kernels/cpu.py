@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from penstock.errors import InvalidSetting, KernelUnsupported
@@ -14,6 +13,7 @@ from penstock.kernels.linear.ahead import FLOAT_KINDS, PackedAhead
 from penstock.kernels.linear.cpu import PackedLinear, form_that_holds
 from penstock.kernels.linear.quantization import QUANTIZATIONS, Quantization, Stacked, WeightCodes
 from penstock.kernels.native import NATIVE, checked, checked_rows, describe
+from penstock.kernels.native.array import Array
 from penstock.kernels.native.cache import cache_addresses
 from penstock.kernels.native.replay import First, Head, NativeReplay, Rest, empty
 from penstock.kernels.ops import CacheShapes, Embedding, HeadNorms, Linear, Ops
@@ -43,6 +43,11 @@ class CPUOps:
     def activation_dtype(weights_dtype: str) -> str:
         """Return float32: it holds every product of the weights' dtypes, and is what the vector unit computes in."""
         return "float32"
+
+    @staticmethod
+    def own(array: Array) -> Tensor:
+        """Return it: arrays and tensors do alike."""
+        return array.as_tensor()
 
     @staticmethod
     def cache_shapes(num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int) -> CacheShapes:
@@ -102,7 +107,7 @@ class CPUOps:
         """See ``add/reference.py``; overwrites ``x``."""
         assert NATIVE is not None
         num_tokens, width = x.shape
-        addresses = checked(x, torch.float32, num_tokens, width), checked(y, torch.float32, num_tokens, width)
+        addresses = checked(x, "float32", num_tokens, width), checked(y, "float32", num_tokens, width)
         NATIVE.add(*addresses, num_tokens, width, scale)
         return x
 
@@ -114,7 +119,7 @@ class CPUOps:
         out = empty(num_rows, width) if out is None else out
         NATIVE.rms_norm(
             *checked_rows(x, num_rows, width),
-            checked(weight, torch.float32, width),
+            checked(weight, "float32", width),
             *checked_rows(out, num_rows, width),
             num_rows,
             width,
@@ -129,9 +134,9 @@ class CPUOps:
         num_rows, width = x.shape
         out = empty(num_rows, width)
         NATIVE.layer_norm(
-            checked(x, torch.float32, num_rows, width),
-            checked(weight, torch.float32, width),
-            checked(bias, torch.float32, width),
+            checked(x, "float32", num_rows, width),
+            checked(weight, "float32", width),
+            checked(bias, "float32", width),
             out.data_ptr(),
             num_rows,
             width,
@@ -152,10 +157,10 @@ class CPUOps:
             raise KernelUnsupported(f"{num_pairs} pairs do not fit in a head of {head_dim}")
         cos, sin = empty(num_tokens, head_dim), empty(num_tokens, head_dim)
         NATIVE.rope_angles(
-            checked(positions, torch.int64, *(() if axes is None else (len(positions),)), num_tokens),
+            checked(positions, "int64", *(() if axes is None else (len(positions),)), num_tokens),
             num_tokens,
-            0 if axes is None else checked(axes, torch.int64, num_pairs),
-            checked(inverse, torch.float32, num_pairs),
+            0 if axes is None else checked(axes, "int64", num_pairs),
+            checked(inverse, "float32", num_pairs),
             num_pairs,
             head_dim,
             factor,
@@ -181,16 +186,16 @@ class CPUOps:
         H, G, D, P = num_heads, num_kv_heads, cos.shape[-1], layout.block_size
         T = qkv.shape[0]
         NATIVE.rope_write_kv(
-            checked(qkv, torch.float32, T, (H + 2 * G) * D),
+            checked(qkv, "float32", T, (H + 2 * G) * D),
             T,
             H,
             G,
             D,
-            checked(cos, torch.float32, T, 1, D),
-            checked(sin, torch.float32, T, 1, D),
-            checked(layout.slots, torch.int64, T),
-            0 if norms is None else checked(norms.q, torch.float32, D),
-            0 if norms is None else checked(norms.k, torch.float32, D),
+            checked(cos, "float32", T, 1, D),
+            checked(sin, "float32", T, 1, D),
+            checked(layout.slots, "int64", T),
+            0 if norms is None else checked(norms.q, "float32", D),
+            0 if norms is None else checked(norms.k, "float32", D),
             0.0 if norms is None else norms.eps,
             P,
             *cache_addresses(kv, G, D, P),

@@ -1,5 +1,6 @@
 """Dtypes, by the names that checkpoints' configurations have for them. No torch, but where it is asked for."""
 
+from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ def torch_dtype(name: str) -> "torch.dtype":
     return dtype
 
 
-def dtype_name(dtype: "torch.dtype") -> str:
-    """Return the name of torch's ``dtype``."""
+@cache
+def dtype_name(dtype: "torch.dtype | str") -> str:
+    """Return the name of torch's ``dtype``, or of one that is named already."""
     return str(dtype).removeprefix("torch.")

@@ -9,10 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from penstock.kernels.layout import BatchLayout, KVBlocks
 from penstock.kernels.linear.quantization import Quantization, Stacked, WeightCodes
+from penstock.kernels.native.array import Array
 
 
 class Linear(Protocol):
@@ -56,11 +59,11 @@ class Replay(Protocol):
         rows: list[int] | None = None,
         *,
         to_logits: bool = False,
-    ) -> Tensor | None:
+    ) -> npt.NDArray[np.float32] | None:
         """Return the hidden states [T, E] of ``token_ids``, valid until the next call; writes the cache.
 
-        With ``rows`` [R], any of the T, those alone: [R, E]. ``to_logits``: what the head makes of them, [R, V]
-        float32, valid as long, which may be overwritten.
+        With ``rows`` [R], any of the T, those alone: [R, E]. ``to_logits``: what the head makes of them, [R, V],
+        valid as long, which may be overwritten.
         ``position_offsets`` are what each sequence's new tokens, all of them text, add to their places in it to get
         their positions, on every axis; None: nothing. The others are what ``BatchLayout.pack`` takes. To the last bit
         they are what the pass itself gives. None, and nothing done, for a step or a pass that cannot be repeated.
@@ -96,6 +99,9 @@ class Ops(Protocol):
 
     def activation_dtype(self, weights_dtype: str) -> str:
         """Return what activations are computed in beside weights of ``weights_dtype``."""
+
+    def own(self, array: Array) -> Tensor:
+        """Return ``array`` as the ops take it, in the same memory."""
 
     def cache_shapes(self, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int) -> CacheShapes:
         """Return the shapes of one layer's cache, blocks outermost."""

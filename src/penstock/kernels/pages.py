@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from penstock.errors import InvalidSetting
-from penstock.kernels.dtypes import ELEMENT_BYTES, torch_dtype
+from penstock.kernels.dtypes import ELEMENT_BYTES
 from penstock.kernels.layout import KVBlocks
 from penstock.kernels.native import NATIVE
+from penstock.kernels.native.array import Array
 from penstock.units import format_bytes
 
 _HUGE_PAGE = 2 << 20
@@ -21,8 +22,8 @@ _FIRST_BYTES = 256 << 10
 """What of each tensor lies in small pages: a first prompt waits for few of these, and not for a huge one in each"""
 
 
-def lazy_zeros(shape: tuple[int, ...], dtype: str) -> Tensor:
-    """Return zeros that take memory as they are written to; torch.zeros would write gigabytes at start.
+def lazy_zeros(shape: tuple[int, ...], dtype: str) -> Array:
+    """Return zeros that take memory as they are written to.
 
     All but their beginning is in whole huge pages, where the system has these: blocks lie in no order, and translating
     their addresses page by page costs attention a tenth and writes a third. Raises ``InvalidSetting`` where the system
@@ -37,14 +38,15 @@ def lazy_zeros(shape: tuple[int, ...], dtype: str) -> Tensor:
             "cache.memory_bytes (--cache-memory), or raise what limits memory: ulimit -v, or vm.overcommit_memory",
             param="cache.memory_bytes",
         ) from error
-    room = torch.frombuffer(memory, dtype=torch.uint8)
-    first = -(room.data_ptr() + _FIRST_BYTES) % _HUGE_PAGE
+    room = np.frombuffer(memory, dtype=np.uint8)
+    first = -(room.ctypes.data + _FIRST_BYTES) % _HUGE_PAGE
     num_in_huge_pages = (num_bytes - _FIRST_BYTES) // _HUGE_PAGE * _HUGE_PAGE
     if num_in_huge_pages > 0 and hasattr(mmap, "MADV_HUGEPAGE"):
         # A kernel may be built without them.
         with suppress(OSError):
             memory.madvise(mmap.MADV_HUGEPAGE, first + _FIRST_BYTES, num_in_huge_pages)
-    return room[first : first + num_bytes].view(torch_dtype(dtype)).view(shape)
+    elements = room[first : first + num_bytes].view(np.uint16 if dtype == "bfloat16" else dtype)
+    return Array(elements.reshape(shape), dtype)
 
 
 class PagesAhead:

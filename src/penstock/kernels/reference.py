@@ -12,6 +12,7 @@ from penstock.kernels.layer_norm.reference import layer_norm
 from penstock.kernels.layout import BatchLayout
 from penstock.kernels.linear.quantization import Quantization
 from penstock.kernels.linear.reference import ReferenceGatedLinear, ReferenceLinear
+from penstock.kernels.native.array import Array
 from penstock.kernels.ops import CacheShapes, Embedding, Linear
 from penstock.kernels.paged_attention.reference import plan_attention
 from penstock.kernels.rms_norm.reference import rms_norm
@@ -58,6 +59,11 @@ class ReferenceOps:
     def activation_dtype(weights_dtype: str) -> str:
         """Return the weights' own."""
         return weights_dtype
+
+    @staticmethod
+    def own(array: Array) -> Tensor:
+        """Return a tensor."""
+        return array.torch()
 
     @staticmethod
     def cache_shapes(num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int) -> CacheShapes:

@@ -78,10 +78,10 @@ def new_cache(config: ModelConfig, ops: Ops, kv_dtype: str, num_blocks: int, blo
     has_scales = kv_dtype == "int8"
     return [
         KVBlocks(
-            k=lazy_zeros(shapes.k, kv_dtype),
-            v=lazy_zeros(shapes.v, kv_dtype),
-            k_scales=lazy_zeros(shapes.scales, "float32") if has_scales else None,
-            v_scales=lazy_zeros(shapes.scales, "float32") if has_scales else None,
+            k=ops.own(lazy_zeros(shapes.k, kv_dtype)),
+            v=ops.own(lazy_zeros(shapes.v, kv_dtype)),
+            k_scales=ops.own(lazy_zeros(shapes.scales, "float32")) if has_scales else None,
+            v_scales=ops.own(lazy_zeros(shapes.scales, "float32")) if has_scales else None,
         )
         for _ in range(config.num_layers)
     ]

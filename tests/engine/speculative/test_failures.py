@@ -3,8 +3,9 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pytest
-import torch
 
 from penstock.engine.scheduler import ScheduledBatch
 from penstock.engine.speculative import Offer
@@ -38,20 +39,20 @@ def test_what_breaks_on_a_guess_goes_on_without_it(
     engine = build_engine(path)
     speculate(engine, Poisoner({(name, 0): tokens for name, tokens in expected.items()}, one_in=10**9))
     runner = engine._runner
-    forward = runner._forward  # type: ignore[attr-defined]
+    logits_of = runner._logits  # type: ignore[attr-defined]
     num_poisoned = 0
 
-    def breaking(batch: ScheduledBatch, rows: list[int] | None, **how: bool) -> torch.Tensor:
+    def breaking(batch: ScheduledBatch, rows: list[int] | None) -> npt.NDArray[np.float32]:
         nonlocal num_poisoned
-        out: torch.Tensor = forward(batch, rows, **how)
-        poisoned = torch.tensor(batch.token_ids) == POISON
+        out: npt.NDArray[np.float32] = logits_of(batch, rows)
+        poisoned = np.array(batch.token_ids) == POISON
         num_poisoned += int(poisoned.sum())
         if kind == "raise" and poisoned.any():
             raise RuntimeError("poisoned")
-        out[poisoned if rows is None else poisoned[rows]] = torch.nan
+        out[poisoned if rows is None else poisoned[rows]] = np.nan
         return out
 
-    monkeypatch.setattr(runner, "_forward", breaking)
+    monkeypatch.setattr(runner, "_logits", breaking)
     found = run_to_end(engine, REQUESTS)
     assert num_poisoned
     assert {name: tokens_of(deltas) for name, deltas in found.items()} == expected

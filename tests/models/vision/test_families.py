@@ -178,7 +178,7 @@ def test_steps_of_text_are_recorded(seeing_checkpoint: Callable[[str], Path]) ->
     hidden = replay([3, 1, 4, 1, 5], [5], [5], [array("i", [0, 1])], [0])
     layout = layout_of([5], [5], [[0, 1]], BLOCK)
     assert hidden is not None
-    assert torch.equal(hidden, model.forward(torch.tensor([3, 1, 4, 1, 5]), layout, other_cache))
+    assert torch.equal(torch.from_numpy(hidden), model.forward(torch.tensor([3, 1, 4, 1, 5]), layout, other_cache))
 
 
 @needs_native

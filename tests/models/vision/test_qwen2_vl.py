@@ -127,7 +127,7 @@ def test_logits_and_greedy_tokens_equal_transformers(
                 table = array("i", blocks[: -(-end // BLOCK)])
                 repeated = replay(generated[-1:], [1], [end], [table], [0], [offset])
                 assert repeated is not None
-                assert torch.equal(repeated, hidden)
+                assert torch.equal(torch.from_numpy(repeated), hidden)
             generated.append(int(model.logits(hidden)[0].argmax()))
     output = upstream.generate(
         **inputs,
@@ -152,9 +152,9 @@ def test_text_has_the_same_bits_beside_pictures(family: str, seeing_checkpoint: 
     cache = model.new_cache(8 + len(tables[1]), BLOCK)
     replay = model.replay(cache, BLOCK)
     assert replay is not None
-    alone = replay(text, [30], [30], [array("i", tables[0])], [0], [0])
-    assert alone is not None
-    alone = alone.clone()
+    replayed = replay(text, [30], [30], [array("i", tables[0])], [0], [0])
+    assert replayed is not None
+    alone = torch.from_numpy(replayed.copy())
     positions = [RotaryPositions([]).of(0, 30), RotaryPositions(asked.pictures).of(0, T)]
     layout = BatchLayout.pack([30, T], [30, T], tables, BLOCK, positions=np.concatenate(positions, axis=1))
     seen = inserted(asked.pictures, features, 0, T)

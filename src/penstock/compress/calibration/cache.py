@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from penstock.kernels import KVBlocks
+from penstock.kernels.native.array import as_torch
 
 _GREATEST = torch.finfo(torch.float8_e4m3fn).max
 """Of an 8-bit float with 3 bits of mantissa: its steps follow magnitudes, so that only the ends of the range matter"""
@@ -17,7 +18,9 @@ class CacheRange:
 
     def add(self, kv: KVBlocks) -> None:
         """Count what is in a cache, zeros that nobody wrote included."""
-        torch.maximum(self._greatest, torch.stack([kv.k.abs().amax(), kv.v.abs().amax()]), out=self._greatest)
+        torch.maximum(
+            self._greatest, torch.stack([as_torch(values).abs().amax() for values in (kv.k, kv.v)]), out=self._greatest
+        )
 
     def tensors(self, layer: int) -> dict[str, Tensor]:
         """Return the scales [1] of a layer, by the names that compressed-tensors gives them."""

@@ -37,6 +37,7 @@ class _Ops:
         self.name = ops.name
         self.activation_dtype = ops.activation_dtype
         self.cache_shapes = ops.cache_shapes
+        self.own = ops.own
         self.form_of_codes = ops.form_of_codes
         self.record = ops.record
         self.add = recorder.timed("add", ops.add, _add_cost)

@@ -143,43 +143,75 @@ class CPURunner:
             scores: list[TokenLogprobs] = []
             pooled: list[npt.NDArray[np.float64]] = []
             if batch.score_rows or batch.pool_rows:
-                hidden = self._forward(batch, None)
+                hidden = self._hidden(batch)
                 scores = self._score(batch, hidden) if batch.score_rows else []
                 pooled = [hidden[first:last].double().sum(0).numpy() for first, last in batch.pool_rows]
                 if rows:
-                    logits = self._model.logits(hidden if picked is None else hidden[torch.tensor(picked)])
+                    logits = self._model.logits(hidden if picked is None else hidden[torch.tensor(picked)]).numpy()
             else:
-                logits = self._forward(batch, picked, to_logits=bool(rows))
+                logits = self._logits(batch, picked)
         finally:
             masks = self._masks.finish(pending)
         if not rows:
             return StepResult([], scores, pooled)
-        return StepResult(self._sampler.sample(logits.numpy(), batch.sample_ids, masks, batch.drafts), scores, pooled)
+        return StepResult(self._sampler.sample(logits, batch.sample_ids, masks, batch.drafts), scores, pooled)
 
-    def _forward(self, batch: ScheduledBatch, rows: list[int] | None, *, to_logits: bool = False) -> Tensor:
-        """Return the hidden states of ``rows`` [R, E], or of all tokens [T, E], or their logits [.., V].
+    def _logits(self, batch: ScheduledBatch, rows: list[int] | None) -> npt.NDArray[np.float32]:
+        """Return the logits [R, V] of ``rows``, or of all tokens, valid until the next step.
 
-        Valid until the next step.
+        Where no row is wanted, it is nothing that counts: the step is for its keys and values.
         """
-        placement = (batch.query_lens, batch.context_lens, batch.block_tables)
-        adapted = self._adapted(batch)
-        visible = self._shown.visible(batch)
-        if self._replay is not None and not adapted and not batch.pictures and visible is None:
-            offsets = self._shown.position_offsets(batch)
-            replayed = self._replay(batch.token_ids, *placement, batch.table_starts, offsets, rows, to_logits=to_logits)
-            if replayed is not None:
-                return replayed
-        token_ids = torch.tensor(batch.token_ids, dtype=torch.int64)
+        replayed = self._replayed(batch, rows, to_logits=rows != [])
+        if replayed is not None:
+            return replayed
+        hidden = self._forward(batch, rows)
+        if rows == []:
+            return np.empty((0, 0), dtype=np.float32)
+        logits: npt.NDArray[np.float32] = self._model.logits(hidden).numpy()
+        return logits
+
+    def _hidden(self, batch: ScheduledBatch) -> Tensor:
+        """Return the hidden states [T, E] of all tokens, valid until the next step."""
+        replayed = self._replayed(batch, None)
+        return self._forward(batch, None) if replayed is None else torch.from_numpy(replayed)
+
+    def _replayed(
+        self, batch: ScheduledBatch, rows: list[int] | None, *, to_logits: bool = False
+    ) -> npt.NDArray[np.float32] | None:
+        """Return what a step that is like others gives; None, and nothing done, for one that is not."""
+        adapted = self._adapters and not self._adapters.keys().isdisjoint(batch.sequence_ids)
+        if self._replay is None or adapted or batch.pictures or self._shown.visible(batch) is not None:
+            return None
+        return self._replay(
+            batch.token_ids,
+            batch.query_lens,
+            batch.context_lens,
+            batch.block_tables,
+            batch.table_starts,
+            self._shown.position_offsets(batch),
+            rows,
+            to_logits=to_logits,
+        )
+
+    def _forward(self, batch: ScheduledBatch, rows: list[int] | None) -> Tensor:
+        """Return the hidden states of ``rows`` [R, E], or of all tokens [T, E]."""
         layout = BatchLayout.pack(
-            *placement,
+            batch.query_lens,
+            batch.context_lens,
+            batch.block_tables,
             self._block_size,
             batch.table_starts,
             positions=self._shown.positions(batch),
-            visible=visible,
+            visible=self._shown.visible(batch),
         )
-        places = None if rows is None else torch.tensor(rows, dtype=torch.int64)
-        hidden = self._model.forward(token_ids, layout, self._cache, adapted, self._shown.inserted(batch), places)
-        return self._model.logits(hidden) if to_logits else hidden
+        return self._model.forward(
+            torch.tensor(batch.token_ids, dtype=torch.int64),
+            layout,
+            self._cache,
+            self._adapted(batch),
+            self._shown.inserted(batch),
+            None if rows is None else torch.tensor(rows, dtype=torch.int64),
+        )
 
     def _adapted(self, batch: ScheduledBatch) -> Adapted:
         """Return which rows run with which adapter."""

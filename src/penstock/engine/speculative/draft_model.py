@@ -128,11 +128,12 @@ class DraftModel:
             logits = self._replay(token_ids, *placement, [0] * len(working), rows=rows, to_logits=True)
         if logits is None:
             layout, places = BatchLayout.pack(*placement, self._block_size), torch.tensor(rows, dtype=torch.int64)
-            logits = self._model.logits(self._model.forward(torch.tensor(token_ids), layout, self._cache, rows=places))
+            hidden = self._model.forward(torch.tensor(token_ids), layout, self._cache, rows=places)
+            logits = self._model.logits(hidden).numpy()
         if not guessing:
             return
         guesses = self._sampler.guess(
-            logits.numpy(),
+            logits,
             [working[i].sequence.id for i in guessing],
             [working[i].draft for i in guessing],
         )

@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 
-import torch
-
 from penstock.kernels.layout import KVBlocks
+from penstock.kernels.native.array import Array
 
 
 def copy_blocks(cache: Sequence[KVBlocks], copies: Sequence[tuple[int, int]]) -> None:
     """Copy whole blocks (from, to) in every layer; all are read before any is written."""
-    sources, targets = torch.tensor(copies, dtype=torch.int64).unbind(1)
+    sources, targets = (list(ids) for ids in zip(*copies, strict=True))
     for kv in cache:
         for tensor in kv.tensors():
-            tensor.index_copy_(0, targets, tensor.index_select(0, sources))
+            blocks = tensor.numpy() if isinstance(tensor, Array) else tensor
+            blocks[targets] = blocks[sources]

@@ -1,17 +1,16 @@
 """T tokens, K inputs, N outputs, B groups of inputs; activations float32, weights float32, bfloat16 or codes."""
 
-import torch
 from torch import Tensor
 
 from penstock.errors import KernelUnsupported
-from penstock.kernels.linear.ahead import CODE_KINDS, MatrixSource, PackedAhead
-from penstock.kernels.linear.ahead import FLOAT_KINDS as _FLOAT_KINDS
+from penstock.kernels.dtypes import ELEMENT_BYTES, dtype_name
+from penstock.kernels.linear.ahead import CODE_KINDS, FLOAT_KINDS, MatrixSource, PackedAhead
 from penstock.kernels.linear.quantization import InputCodes, Quantization, Stacked, WeightCodes
 from penstock.kernels.linear.reference import dequantize
 from penstock.kernels.native import NATIVE, checked
+from penstock.kernels.native.array import zeros
 from penstock.kernels.native.replay import empty
 
-FLOAT_KINDS: dict[torch.dtype, int] = {getattr(torch, name): kind for name, kind in _FLOAT_KINDS.items()}
 _ACTIVATIONS = {None: 0, "silu": 1, "gelu_tanh": 2, "gelu": 3, "quick_gelu": 4}
 """``Activation`` of ``native/kernels.h``"""
 _CODE_INPUTS, _MAX_GROUP = 32, 512
@@ -67,15 +66,15 @@ class PackedLinear:
             raise KernelUnsupported(f"a gate and an up projection that round the same inputs to {inputs} and otherwise")
         bias, up_bias = _shifted(weight, inputs, _floats(bias)), _shifted(up, inputs, _floats(up_bias))
         if bias is None and up_bias is not None:
-            bias = torch.zeros(self.num_outputs)
+            bias = zeros(self.num_outputs).as_tensor()
         if up is not None and bias is not None and up_bias is None:
-            up_bias = torch.zeros(self.num_outputs)
+            up_bias = zeros(self.num_outputs).as_tensor()
         matrix_source = source.matrix(form, up_source)
         matrix = None if ahead is None else ahead.take(matrix_source)
         self._packed = NATIVE.PackedLinear(
             matrix or NATIVE.PackedMatrix(*matrix_source, False),
-            0 if bias is None else checked(bias, torch.float32, self.num_outputs),
-            0 if up_bias is None else checked(up_bias, torch.float32, self.num_outputs),
+            0 if bias is None else checked(bias, "float32", self.num_outputs),
+            0 if up_bias is None else checked(up_bias, "float32", self.num_outputs),
             _ACTIVATIONS["silu" if activation is None and up is not None else activation],
         )
 
@@ -88,9 +87,9 @@ class PackedLinear:
     def __call__(self, x: Tensor, added: Tensor | None = None) -> Tensor:
         """Return [T, N] float32 from ``x`` [T, K] float32, plus ``added`` [T, N], which it overwrites."""
         num_tokens, N = x.shape[0], self.num_outputs
-        address = checked(x, torch.float32, num_tokens, self.num_inputs)
+        address = checked(x, "float32", num_tokens, self.num_inputs)
         out = empty(num_tokens, N) if added is None else added
-        out_address = checked(out, torch.float32, num_tokens, N)
+        out_address = checked(out, "float32", num_tokens, N)
         if num_tokens:
             self._packed.run(address, self.num_inputs, num_tokens, out_address, N, 0 if added is None else out_address)
         return out
@@ -99,7 +98,7 @@ class PackedLinear:
         """Return rows [T, K] of the weight, float32; see ``embedding/reference.py``. It ``holds_rows``."""
         (num_tokens,) = token_ids.shape
         out = empty(num_tokens, self.num_inputs)
-        self._packed.embed(checked(token_ids, torch.int64, num_tokens), num_tokens, scale, out.data_ptr())
+        self._packed.embed(checked(token_ids, "int64", num_tokens), num_tokens, scale, out.data_ptr())
         return out
 
 
@@ -122,18 +121,20 @@ class _Source:
             num_outputs, num_inputs = weight.shape
             num_groups = -(-num_inputs // form.group)
             self.kind = CODE_KINDS[form.bits]
-            self.scales = checked(weight.scales, torch.float32, num_outputs, num_groups)
+            self.scales = checked(weight.scales, "float32", num_outputs, num_groups)
             if weight.zeros is not None:
-                self.zeros = checked(weight.zeros, torch.uint8, num_outputs, num_groups)
-            checked(weight.codes, torch.uint8, num_outputs, num_inputs)
+                self.zeros = checked(weight.zeros, "uint8", num_outputs, num_groups)
+            checked(weight.codes, "uint8", num_outputs, num_inputs)
         else:
-            self._parts = [part.contiguous() for part in (weight.parts if isinstance(weight, Stacked) else (weight,))]
+            parts = weight.parts if isinstance(weight, Stacked) else (weight,)
+            self._parts = [part if part.is_contiguous() else part.contiguous() for part in parts]
+            dtype = dtype_name(parts[0].dtype)
             if any(
-                part.dtype not in FLOAT_KINDS or part.dtype is not weight.dtype or part.ndim != 2 or 0 in part.shape
+                dtype not in FLOAT_KINDS or part.dtype != weight.dtype or part.ndim != 2 or 0 in part.shape
                 for part in self._parts
             ):
-                raise KernelUnsupported(f"no native product with a {weight.dtype} weight of {list(weight.shape)}")
-            self.kind = FLOAT_KINDS[weight.dtype]
+                raise KernelUnsupported(f"no native product with a {dtype} weight of {list(weight.shape)}")
+            self.kind = FLOAT_KINDS[dtype]
         self.shape = (weight.shape[0], weight.shape[1])
         self.parts = tuple((part.data_ptr(), len(part)) for part in self._parts)
 
@@ -163,6 +164,7 @@ def _shifted(
 
 
 def _floats(bias: Tensor | None) -> Tensor | None:
-    if bias is not None and not bias.is_floating_point():
+    if bias is not None and dtype_name(bias.dtype) not in ELEMENT_BYTES.keys() - {"int8"}:
         raise KernelUnsupported(f"no native product with a {bias.dtype} bias")
-    return None if bias is None else bias.float().contiguous()
+    bias = None if bias is None else bias.float()
+    return bias if bias is None or bias.is_contiguous() else bias.contiguous()

@@ -10,9 +10,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from penstock.errors import InvalidSetting, KernelUnsupported
+from penstock.kernels.dtypes import dtype_name
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 VARIABLE = "PENSTOCK_KERNELS"
@@ -80,13 +80,13 @@ def use_threads(num_threads: int, *, cpus: Sequence[int] = (), torch_works: bool
         ) from error
 
 
-def checked(x: "Tensor", dtype: "torch.dtype", *shape: int) -> int:
+def checked(x: "Tensor", dtype: str, *shape: int) -> int:
     """Return the address of ``x``, which must be dense, of ``dtype`` and of ``shape``; -1 stands for any size.
 
     Raises ``KernelUnsupported`` otherwise: compiled code trusts what it is given.
     """
     # Some hundred times a step: one comparison where every size is known.
-    if x.dtype is dtype and x.is_contiguous() and (x.shape == shape or _fits(x.shape, shape)):
+    if dtype_name(x.dtype) == dtype and x.is_contiguous() and (x.shape == shape or _fits(x.shape, shape)):
         return x.data_ptr()
     raise _unfit(x, dtype, shape)
 
@@ -96,23 +96,21 @@ def checked_rows(x: "Tensor", num_rows: int, width: int) -> tuple[int, int]:
 
     Raises ``KernelUnsupported`` for any other, and where rows lie on each other.
     """
-    import torch
-
-    if x.dtype is torch.float32 and x.shape == (num_rows, width):
+    if dtype_name(x.dtype) == "float32" and x.shape == (num_rows, width):
         apart, step = x.stride()
         if (step == 1 or width == 1) and (apart >= width or num_rows == 1):
             return x.data_ptr(), apart
-    raise _unfit(x, torch.float32, (num_rows, width))
+    raise _unfit(x, "float32", (num_rows, width))
 
 
-def _fits(sizes: "torch.Size", wanted: tuple[int, ...]) -> bool:
+def _fits(sizes: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
     return len(sizes) == len(wanted) and all(b in (a, -1) for a, b in zip(sizes, wanted, strict=True))
 
 
-def _unfit(x: "Tensor", dtype: "torch.dtype", shape: tuple[int, ...]) -> KernelUnsupported:
+def _unfit(x: "Tensor", dtype: str, shape: tuple[int, ...]) -> KernelUnsupported:
     sizes = ["any" if size == -1 else str(size) for size in shape]
     dense = "dense" if x.is_contiguous() else f"with strides {list(x.stride())}"
     return KernelUnsupported(
-        f"a native kernel takes a dense {dtype} tensor of [{', '.join(sizes)}], not a {dense} {x.dtype} of "
+        f"a native kernel takes a dense {dtype} tensor of [{', '.join(sizes)}], not a {dense} {dtype_name(x.dtype)} of "
         f"{list(x.shape)}"
     )

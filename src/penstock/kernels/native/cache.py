@@ -1,12 +1,11 @@
 """A layer's cache as compiled code takes it."""
 
-import torch
-
 from penstock.errors import KernelUnsupported
+from penstock.kernels.dtypes import dtype_name
 from penstock.kernels.layout import KVBlocks
 from penstock.kernels.native import checked
 
-_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
+_KINDS = {"float32": 0, "bfloat16": 1, "int8": 2}
 """``Cache`` of ``kernels.h``"""
 
 
@@ -17,9 +16,9 @@ def cache_addresses(kv: KVBlocks, num_kv_heads: int, head_dim: int, block_size: 
     of another dtype or shape.
     """
     N, G, D, P = kv.k.shape[0], num_kv_heads, head_dim, block_size
-    dtype = kv.k.dtype
+    dtype = dtype_name(kv.k.dtype)
     kind = _KINDS.get(dtype)
-    if kind is None or (dtype is torch.int8) != (kv.k_scales is not None and kv.v_scales is not None):
+    if kind is None or (dtype == "int8") != (kv.k_scales is not None and kv.v_scales is not None):
         raise KernelUnsupported(
             f"native kernels take a cache of float32, bfloat16 or int8 with scales, not of {dtype} "
             f"{'without' if kv.k_scales is None else 'with'} scales"
@@ -28,6 +27,6 @@ def cache_addresses(kv: KVBlocks, num_kv_heads: int, head_dim: int, block_size: 
         kind,
         checked(kv.k, dtype, N, G, D, P),
         checked(kv.v, dtype, N, G, P, D),
-        0 if kv.k_scales is None else checked(kv.k_scales, torch.float32, N, G, P),
-        0 if kv.v_scales is None else checked(kv.v_scales, torch.float32, N, G, P),
+        0 if kv.k_scales is None else checked(kv.k_scales, "float32", N, G, P),
+        0 if kv.v_scales is None else checked(kv.v_scales, "float32", N, G, P),
     )

@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from penstock.kernels.layout import BatchLayout
 from penstock.kernels.native import NATIVE
+from penstock.kernels.native.array import Array, zeros
 
 MAX_TOKENS = 512
 """Larger steps compute for so long that what Python takes does not count; memory no step has used takes no room."""
@@ -57,7 +57,7 @@ class NativeReplay:
         rows: list[int] | None = None,
         *,
         to_logits: bool = False,
-    ) -> Tensor | None:
+    ) -> npt.NDArray[np.float32] | None:
         """See ``ops.Replay``."""
         if not self._is_recordable or max(len(token_ids), len(rows or ())) > MAX_TOKENS:
             return None
@@ -90,10 +90,10 @@ class _Recording:
         layout = self._layout = BatchLayout(
             positions=_zeros(MAX_TOKENS),
             slots=_zeros(MAX_TOKENS),
-            query_starts=_zeros(MAX_TOKENS + 1, dtype=torch.int32),
-            context_lens=_zeros(MAX_TOKENS, dtype=torch.int32),
-            tables=_zeros(MAX_TOKENS, table_width, dtype=torch.int32),
-            table_starts=_zeros(MAX_TOKENS, dtype=torch.int32),
+            query_starts=_zeros(MAX_TOKENS + 1, dtype="int32"),
+            context_lens=_zeros(MAX_TOKENS, dtype="int32"),
+            tables=_zeros(MAX_TOKENS, table_width, dtype="int32"),
+            table_starts=_zeros(MAX_TOKENS, dtype="int32"),
             query_lens_list=[1] * MAX_TOKENS,
             context_lens_list=[1] * MAX_TOKENS,
             block_size=block_size,
@@ -112,39 +112,44 @@ class _Recording:
         )
         self._first = NATIVE.Tape(MAX_TOKENS, MAX_TOKENS)
         self._rest = NATIVE.Tape(MAX_TOKENS, MAX_TOKENS)
-        only_views = _OnlyViews()  # type: ignore[no-untyped-call]
-        with only_views, _taking_from(self._arena):
+        self._last = NATIVE.Tape(MAX_TOKENS, MAX_TOKENS)
+        self._head = head
+        logits: Tensor | None = None
+        with _taking_from(self._arena):
             with _onto(self._first):
-                self._between = first(self._token_ids, layout)
+                between = first(self._token_ids, layout)
             with _onto(self._rest):
-                self._hidden = rest(*self._between)
-            self._last = NATIVE.Tape(MAX_TOKENS, MAX_TOKENS)
-            self._head = head
-            self._logits: Tensor | None = None
-            # By how many rows: behind a product of the head, when nothing else is in the caches, torch takes 45 us to
-            # make one.
-            self._logits_of: dict[int, Tensor] = {}
+                hidden = rest(*between)
             # Some do more to logits than multiply, or there is no room for as many as a step may ever have: then they
             # are made anew in each.
             with suppress(_Unrecordable, MemoryError), _onto(self._last):
-                self._logits = head(self._hidden)
+                logits = head(hidden)
+        # What the passes left, whose memory is not lent again.
+        self._lasting = (*between, hidden, logits)
+        self._between = [_numbers(tensor) for tensor in between]
+        self._hidden = _numbers(hidden)
+        self._logits = None if logits is None else _numbers(logits)
+        # By how many rows: a view takes longer to make than to draw one row from.
+        self._logits_of: dict[int, npt.NDArray[np.float32]] = {}
 
-    def run(self, num_tokens: int, num_sequences: int, rows: list[int] | None, *, to_logits: bool) -> Tensor:
+    def run(
+        self, num_tokens: int, num_sequences: int, rows: list[int] | None, *, to_logits: bool
+    ) -> npt.NDArray[np.float32]:
         """Return the hidden states, or the logits, of a step that was loaded, all or those of ``rows``."""
         self._first.run(num_tokens, num_sequences)
         if rows is None:
             num_rows = num_tokens
         else:
             num_rows = len(rows)
-            places = torch.tensor(rows, dtype=torch.int64)
             for tensor in self._between:
-                tensor[:num_rows] = tensor[:num_tokens][places]
+                tensor[:num_rows] = tensor[rows]
         if num_rows:
             self._rest.run(num_rows, num_sequences)
         if not to_logits:
             return self._hidden[:num_rows]
         if self._logits is None:
-            return self._head(self._hidden[:num_rows])
+            made: npt.NDArray[np.float32] = self._head(torch.from_numpy(self._hidden[:num_rows])).numpy()
+            return made
         if num_rows:
             self._last.run(num_rows, num_sequences)
         found = self._logits_of.get(num_rows)
@@ -153,24 +158,16 @@ class _Recording:
         return found
 
 
-def _zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
-    return torch.zeros(shape, dtype=dtype)
+def _zeros(*shape: int, dtype: str = "int64") -> Tensor:
+    return zeros(*shape, dtype=dtype).as_tensor()
 
 
-class _OnlyViews(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Lets torch look at tensors in other shapes and do nothing that would have to be done again."""
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Be left alone by torch.compile, whose import would take longer than loading a small model does."""
-        return False
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.is_view:
-            out = func(*args, **(kwargs or {}))
-            if isinstance(out, Tensor) and out.untyped_storage().data_ptr() == args[0].untyped_storage().data_ptr():
-                return out
-        raise _Unrecordable(str(func))
+def _numbers(tensor: Tensor) -> npt.NDArray[np.float32]:
+    """Return the memory of a pass's result."""
+    if not isinstance(tensor, Array):
+        raise _Unrecordable("a result that was there before")
+    numbers: npt.NDArray[np.float32] = tensor.numpy()
+    return numbers
 
 
 @contextmanager
@@ -178,7 +175,7 @@ def _onto(tape: Any) -> Iterator[None]:
     tape.begin()
     try:
         yield
-    except ValueError as error:  # an op over a part of the step
+    except (TypeError, ValueError) as error:  # what arrays do not do, or an op over a part of the step
         raise _Unrecordable(str(error)) from error
     finally:
         tape.end()
@@ -198,10 +195,13 @@ class Arena:
             free.append(_aligned(num_rows * width))
             self._blocks.append(free[-1])
         block = free.pop()
-        # A tensor's memory holds the array it was made from, whatever views are taken of it.
-        lent = block.reshape(num_rows, width)
-        weakref.finalize(lent, free.append, block).atexit = False
-        return torch.from_numpy(lent)
+        loan = _Loan()
+        weakref.finalize(loan, free.append, block).atexit = False
+        return Array(block.reshape(num_rows, width), owner=loan).as_tensor()
+
+
+class _Loan:
+    """Ends with the last view of an array."""
 
 
 def _aligned(size: int) -> npt.NDArray[np.float32]:

@@ -1,9 +1,9 @@
 """T packed query tokens, S sequences, H query heads, G KV heads, D head width, N blocks, P tokens per block."""
 
-import torch
 from torch import Tensor
 
 from penstock.errors import KernelUnsupported
+from penstock.kernels.dtypes import ELEMENT_BYTES, dtype_name
 from penstock.kernels.layout import BatchLayout, KVBlocks
 from penstock.kernels.native import NATIVE, checked
 from penstock.kernels.native.cache import cache_addresses
@@ -27,7 +27,7 @@ def scratch_bytes(*, max_model_tokens: int, num_heads: int, num_kv_heads: int, h
     tile = band + (_TILE_ROWS * 3 + _SPAN_TOKENS * 4 + 1) * head_dim // 2
     num_split = -(-4 * num_threads // num_kv_heads)
     spans = num_split * -(-max_model_tokens // _SPAN_TOKENS) * num_heads * (head_dim + 2)
-    return (num_threads * tile + spans) * torch.float32.itemsize
+    return (num_threads * tile + spans) * ELEMENT_BYTES["float32"]
 
 
 class CPUAttention:
@@ -57,12 +57,12 @@ class CPUAttention:
         self._cache_shape = (num_kv_heads, head_dim, layout.block_size)
         self._plan = NATIVE.AttentionPlan(
             num_sequences,
-            checked(layout.query_starts, torch.int32, num_sequences + 1),
-            checked(layout.context_lens, torch.int32, num_sequences),
-            checked(layout.tables, torch.int32, num_sequences, table_width),
+            checked(layout.query_starts, "int32", num_sequences + 1),
+            checked(layout.context_lens, "int32", num_sequences),
+            checked(layout.tables, "int32", num_sequences, table_width),
             table_width,
-            checked(layout.table_starts, torch.int32, num_sequences),
-            0 if layout.visible is None else checked(layout.visible, torch.int32, len(layout.slots)),
+            checked(layout.table_starts, "int32", num_sequences),
+            0 if layout.visible is None else checked(layout.visible, "int32", len(layout.slots)),
             layout.block_size,
             num_heads,
             num_kv_heads,
@@ -75,8 +75,8 @@ class CPUAttention:
         """See ``ops.Attention``."""
         T, H, D = self._shape
         # Heads of a token are dense; tokens may stand apart, as they do in the projection they come from.
-        if q.shape != self._shape or q.dtype is not torch.float32 or q.stride()[1:] != (D, 1):
-            q_address = checked(q, torch.float32, T, H, D)
+        if q.shape != self._shape or dtype_name(q.dtype) != "float32" or q.stride()[1:] != (D, 1):
+            q_address = checked(q, "float32", T, H, D)
         else:
             q_address = q.data_ptr()
         out = empty(T, H * D)
