@@ -2,10 +2,13 @@
 
 import math
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from penstock.kernels import Ops
+from penstock.kernels.native.array import Array
 from penstock.models.config import Rope
 
 
@@ -24,10 +27,11 @@ class RotaryEmbedding:
         self._head_dim = head_dim
         self._ops = ops
         sections = rope.sections if rope is not None else ()
-        self._axes = torch.arange(len(sections)).repeat_interleave(torch.tensor(sections, dtype=torch.int64))
-        self._inverse, self._attention_factor = (
-            _inverse_frequencies(rope, max_tokens) if rope is not None else (torch.empty(0), 1.0)
+        self._axes = ops.own(Array(np.repeat(np.arange(len(sections)), np.array(sections, dtype=np.int64))))
+        inverse, self._attention_factor = (
+            _inverse_frequencies(rope, max_tokens) if rope is not None else (np.empty(0), 1.0)
         )
+        self._inverse = ops.own(Array(inverse.astype(np.float32)))
 
     def __call__(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Return (cos, sin), each [T, 1, D] float32, for ``positions`` [T] int64; or [3, T], if there are sections."""
@@ -59,9 +63,9 @@ def rotary_order(rope: Rope | None, head_dim: int) -> Tensor | None:
     return torch.cat([part for pair in zip(turned.chunk(2), kept.chunk(2), strict=True) for part in pair])
 
 
-def _inverse_frequencies(rope: Rope, max_tokens: int) -> tuple[Tensor, float]:
-    """Return [R/2] float32 and the factor on cosines and sines."""
-    powers = rope.theta ** (torch.arange(0, rope.rotary_dim, 2, dtype=torch.float32) / rope.rotary_dim)
+def _inverse_frequencies(rope: Rope, max_tokens: int) -> tuple[npt.NDArray[np.float64], float]:
+    """Return [R/2] and the factor on cosines and sines."""
+    powers: npt.NDArray[np.float64] = rope.theta ** (np.arange(0, rope.rotary_dim, 2) / rope.rotary_dim)
     match rope.kind:
         case "linear":
             return 1.0 / powers / rope.factor, 1.0
@@ -75,16 +79,17 @@ def _inverse_frequencies(rope: Rope, max_tokens: int) -> tuple[Tensor, float]:
             return 1.0 / powers, 1.0
 
 
-def _llama3(inverse: Tensor, rope: Rope) -> Tensor:
+def _llama3(inverse: npt.NDArray[np.float64], rope: Rope) -> npt.NDArray[np.float64]:
     """Llama 3.1's rule: leave short wavelengths, divide long ones, blend between."""
     wavelengths = 2 * math.pi / inverse
     trained = rope.original_max_positions
     blend = (trained / wavelengths - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
-    blend = blend.clamp(0, 1)
-    return (1 - blend) * inverse / rope.factor + blend * inverse
+    blend = blend.clip(0, 1)
+    stretched: npt.NDArray[np.float64] = (1 - blend) * inverse / rope.factor + blend * inverse
+    return stretched
 
 
-def _yarn(powers: Tensor, rope: Rope) -> Tensor:
+def _yarn(powers: npt.NDArray[np.float64], rope: Rope) -> npt.NDArray[np.float64]:
     """Peng et al., "YaRN" (2023): interpolate the slow dimensions, extrapolate the fast ones, ramp between."""
     dim = rope.rotary_dim
 
@@ -98,8 +103,9 @@ def _yarn(powers: Tensor, rope: Rope) -> Tensor:
     low, high = max(low, 0), min(high, dim - 1)
     if low == high:
         high += 0.001
-    ramp = ((torch.arange(dim // 2, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
-    return ramp / (rope.factor * powers) + (1 - ramp) / powers
+    ramp = ((np.arange(dim // 2) - low) / (high - low)).clip(0, 1)
+    mixed: npt.NDArray[np.float64] = ramp / (rope.factor * powers) + (1 - ramp) / powers
+    return mixed
 
 
 def _yarn_attention_factor(rope: Rope) -> float:
@@ -114,10 +120,10 @@ def _yarn_attention_factor(rope: Rope) -> float:
     return magnitude(1.0)
 
 
-def _longrope(powers: Tensor, rope: Rope, max_tokens: int) -> Tensor:
+def _longrope(powers: npt.NDArray[np.float64], rope: Rope, max_tokens: int) -> npt.NDArray[np.float64]:
     """Ding et al., "LongRoPE" (2024): each frequency has its own divisor, for short sequences and for long ones."""
     divisors = rope.long_factors if max_tokens > rope.original_max_positions else rope.short_factors
-    return 1.0 / (torch.tensor(divisors, dtype=torch.float32) * powers)
+    return 1.0 / (np.array(divisors) * powers)
 
 
 def _longrope_attention_factor(rope: Rope) -> float:
