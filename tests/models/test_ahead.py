@@ -93,4 +93,4 @@ def test_a_missing_tensor_is_said(tmp_path: Path, checkpoint: Callable[[str], Pa
 def test_nothing_is_begun_of_what_may_not_fit(checkpoint: Callable[[str], Path]) -> None:
     with closing(_begin(checkpoint("llama"), most_bytes=1000)) as ahead:
         assert ahead.packed is None
-        assert not ahead.files
+        assert not ahead.weights

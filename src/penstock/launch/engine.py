@@ -65,12 +65,12 @@ def build_engine(settings: Settings, profiler: "Profiler | None" = None, *, ahea
     """
     num_threads, _ = share_threads(settings)
     use_threads(num_threads, cpus=tied_cpus(settings, num_threads))
-    target = _choose(settings.model, settings, num_threads)
+    weights = None if ahead is None else ahead.weights
+    target = _choose(settings.model, settings, num_threads, weights)
     # From where the model was found: a hub would be asked again.
     found = settings.model if target.path is None else ModelSettings(name=str(target.path))
     tokenizer = (None if ahead is None else ahead.tokenizer) or load_tokenizer(found, is_late=True)
     config, ops = target.config, target.ops
-    weights = None if ahead is None else ahead.weights
     if weights is not None and isinstance(ops, CPUOps):
         ops = replace(ops, ahead=weights.packed)
     drafting = _choose_draft(settings, target, tokenizer, num_threads)
@@ -214,12 +214,12 @@ class _Chosen:
     shape: ModelShape
 
 
-def _choose(model: ModelSettings, settings: Settings, num_threads: int) -> _Chosen:
+def _choose(model: ModelSettings, settings: Settings, num_threads: int, ahead: Ahead | None = None) -> _Chosen:
     """Return what ``model`` will run as. Raises ``ModelUnreadable`` or ``InvalidSetting``."""
     runner = settings.runner
     config, path = find_model(model)
     num_parameters: Mapping[Scheme | None, int] = (
-        {None: count_random_parameters(config)} if path is None else count_parameters(path, config)
+        {None: count_random_parameters(config)} if path is None else count_parameters(path, config, ahead)
     )
     dtype = run_dtype(config, runner.dtype)
     kv_dtype = cache_dtype(dtype, runner.kv_dtype)

@@ -13,6 +13,7 @@ from penstock.json_objects import read_json_object
 from penstock.kernels.linear.ahead import FLOAT_KINDS, MatrixSource, PackedAhead
 from penstock.kernels.linear.quantization import QUANTIZATIONS
 from penstock.kernels.native import NATIVE
+from penstock.models.arrays import ArrayWeights
 from penstock.models.config import ModelConfig
 from penstock.models.families import FAMILIES, read_config
 from penstock.models.files import ELEMENT_BYTES, MappedFile, StoredTensor, plain_name, weight_files
@@ -31,17 +32,18 @@ class Ahead:
         Nothing is begun of what the native kernels do not pack from the files as they are, nor of files of more than
         ``most_bytes``.
         """
-        self.files: Mapping[Path, MappedFile] = {}
+        self.weights: ArrayWeights | None = None
+        """All tensors, where packing has begun"""
         sources: list[MatrixSource] = []
         try:
             if NATIVE is not None and quantize in (None, *QUANTIZATIONS) and _is_plain(path):
                 config = read_config(path)
-                self.files = _map(path, most_bytes)
-                tensors = _Tensors(self.files, config.dtype if dtype == "auto" else dtype, quantize)
-                sources = list(tensors.sources(config, adaptable=adaptable)) if self.files else []
+                files = _map(path, most_bytes)
+                tensors = _Tensors(files, config.dtype if dtype == "auto" else dtype, quantize)
+                sources = list(tensors.sources(config, adaptable=adaptable)) if files else []
+                self.weights = ArrayWeights(path, files) if files else None
         except (PenstockError, OSError, ValueError, KeyError, TypeError, AttributeError):
-            # Whoever loads the model finds it too, and knows what to say.
-            self.files = {}
+            pass  # Whoever loads the model finds it too, and knows what to say.
         self.packed = PackedAhead(sources, num_threads) if sources else None
 
     def close(self) -> None:

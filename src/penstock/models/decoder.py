@@ -170,7 +170,7 @@ def load_model(
         from penstock.models.upstream import UpstreamModel
 
         return UpstreamModel(path, config, dtype, kv_dtype, ops)
-    with torch.inference_mode(), open_weights(path, None if ahead is None else ahead.files) as weights:
+    with torch.inference_mode(), open_weights(path, ahead) as weights:
         model = DecoderModel(config, weights, dtype, kv_dtype, ops, max_tokens=max_tokens, adaptable=adaptable)
         ignored = list(weights.unused())
     for name in ignored:
@@ -187,13 +187,13 @@ def load_model(
     return model
 
 
-def count_parameters(path: Path, config: ModelConfig) -> dict[Scheme | None, int]:
+def count_parameters(path: Path, config: ModelConfig, ahead: Ahead | None = None) -> dict[Scheme | None, int]:
     """Return how many parameters ``load_model`` will hold, by how they are quantized, from the files' headers alone.
 
     Those of a vision encoder are ``count_vision_parameters``'. The embedding is a table of floats, or the tied head.
     """
     counts: Counter[Scheme | None] = Counter()
-    with open_weights(path) as weights:
+    with open_weights(path, ahead) as weights:
         for name, num_parameters, scheme in weights.sizes():
             is_tied = config.tie_word_embeddings
             if is_of_seeing(name):

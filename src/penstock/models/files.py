@@ -5,6 +5,7 @@ import json
 import math
 import mmap
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,3 +109,19 @@ class MappedFile:
 
 ELEMENT_BYTES = {"F32": 4, "BF16": 2}
 """Of the dtypes that are taken from a mapped file"""
+
+
+def missing(path: Path, name: str) -> ModelUnreadable:
+    """Return what is wrong with a model in ``path`` that has no tensor ``name``."""
+    return ModelUnreadable(
+        f"{path} has no tensor {name}: the checkpoint is incomplete, or of another architecture than its config.json "
+        "says"
+    )
+
+
+def check_shape(file: Path, name: str, shape: Sequence[int], wanted: Sequence[int]) -> None:
+    """Raise ``ModelUnreadable`` unless the tensor ``name`` of ``file`` is of the shape that is ``wanted``."""
+    if tuple(shape) != tuple(wanted):
+        raise ModelUnreadable(
+            f"{file}: {name} is {list(shape)}, and config.json makes it {list(wanted)}; the two do not belong together"
+        )

@@ -8,11 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from penstock.kernels import BatchLayout, KVBlocks, Ops
-from penstock.kernels.dtypes import torch_dtype
+from penstock.kernels.dtypes import rounded
 from penstock.models.config import ModelConfig
 from penstock.models.lora import Adapted
 from penstock.models.parts import AttentionBlock, FeedForward, Loader, Step, load_feed_forward
@@ -64,7 +63,7 @@ class DecoderEnds:
             partial(loader.tensor, f"{name}.weight", V, E),
             loader.ops.activation_dtype(loader.dtype),
             # Rounded as the weights are, because that is how it was trained.
-            scale=torch.tensor(config.embedding_scale, dtype=torch_dtype(loader.dtype)).item(),
+            scale=rounded(config.embedding_scale, loader.dtype),
             tied=self._head if is_tied else None,
         )
 
@@ -78,9 +77,7 @@ class DecoderEnds:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return [R, V] float32 from final ``hidden`` [R, E]."""
-        config, logits = self._config, self._head(hidden)
-        if logits.dtype is not torch.float32:
-            logits = logits.float()
+        config, logits = self._config, self._head(hidden).float()
         if config.logit_scale != 1.0:
             logits *= config.logit_scale
         if config.logit_cap is not None:

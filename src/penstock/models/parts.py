@@ -13,6 +13,7 @@ from torch import Tensor
 
 from penstock.kernels import Attention, BatchLayout, HeadNorms, KVBlocks, Linear, Ops
 from penstock.kernels.dtypes import ELEMENT_BYTES
+from penstock.kernels.native.array import as_torch, joined, plus
 from penstock.models.config import Experts, ModelConfig
 from penstock.models.lora import Adapted, adapt
 from penstock.models.rope import rotary_order
@@ -56,7 +57,7 @@ class Loader:
         weight = self._weights.take(f"{name}.weight", (size,), self._activation_dtype)
         self._sizes[f"{name}.weight"] = size
         offset = self.config.norms.offset
-        return weight + offset if offset else weight
+        return plus(weight, offset) if offset else weight
 
     def optional_norm(self, prefix: str, name: str | None) -> Tensor | None:
         """Return the weight [E] of a layer's norm, None if it has none there."""
@@ -78,7 +79,7 @@ class Loader:
         self, weights: Sequence[Weight], biases: Sequence[Tensor] = (), *, activation: str | None = None
     ) -> Linear:
         """Return projections of the same inputs as one."""
-        bias = torch.cat(list(biases)) if biases else None
+        bias = joined(biases) if biases else None
         return prepare_linear(self.ops, weights, bias, self.dtype, activation=activation)
 
     def linear(
@@ -221,6 +222,7 @@ def _reorder(rows: Tensor, order: Tensor | None) -> Tensor:
     """Bring ``rows`` [heads * D, ...] of each head into ``order``."""
     if order is None:
         return rows
+    rows = as_torch(rows)
     return rows.view(-1, len(order), *rows.shape[1:])[:, order].flatten(0, 1)
 
 

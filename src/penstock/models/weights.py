@@ -1,13 +1,12 @@
 """Tensors of a checkpoint, memory-mapped: nothing is read until it is used."""
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -15,11 +14,10 @@ from penstock.errors import ModelUnreadable
 from penstock.gguf import is_gguf
 from penstock.json_objects import read_json_object
 from penstock.kernels.dtypes import torch_dtype
-from penstock.models.files import MappedFile, plain_name, weight_files
+from penstock.models.ahead import Ahead
+from penstock.models.files import check_shape, missing, plain_name, weight_files
 from penstock.models.gguf_weights import GGUFWeights
 from penstock.quant import QuantizedModules, QuantizedWeight, Scheme, dequantize, read_layout
-
-_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16}
 
 
 class TensorSource(Protocol):
@@ -51,9 +49,11 @@ class StoredTensors(TensorSource, Protocol):
         """
 
 
-def open_weights(path: Path, mapped: Mapping[Path, MappedFile] | None = None) -> AbstractContextManager[StoredTensors]:
-    """Return the tensors of the model in directory or GGUF file ``path``; ``mapped`` are files that already are."""
-    return GGUFWeights(path) if is_gguf(path) else Weights(path, mapped)
+def open_weights(path: Path, ahead: Ahead | None = None) -> AbstractContextManager[StoredTensors]:
+    """Return the tensors of the model in directory or GGUF file ``path``: arrays if they are ``ahead``, or torch's."""
+    if ahead is not None and ahead.weights is not None:
+        return nullcontext(ahead.weights)
+    return GGUFWeights(path) if is_gguf(path) else Weights(path)
 
 
 class Weights:
@@ -61,13 +61,11 @@ class Weights:
 
     They are taken by the names models ask for, ``plain_name``'s; whatever else is done with them goes by stored names.
 
-    Every tensor has a mapping of its own, so that what was read and packed stops being this process's memory at once;
-    or lies in one of the whole file that somebody made before, and sees to that.
+    Every tensor has a mapping of its own, so that what was read and packed stops being this process's memory at once.
     """
 
-    def __init__(self, path: Path, mapped: Mapping[Path, MappedFile] | None = None) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
-        self._mapped = mapped or {}
         self._files: dict[str, Path] = {}
         self._num_elements: dict[str, int] = {}
         self._unused: set[str] = set()
@@ -123,13 +121,6 @@ class Weights:
     def read(self, name: str) -> Tensor:
         """Return a tensor that is there, as it is stored; mapped, not copied."""
         self._unused.discard(name)
-        file = self._mapped.get(self._files[name])
-        stored = None if file is None else file.tensors[name]
-        if file is not None and stored is not None and stored.dtype in _DTYPES and stored.num_elements:
-            flat = torch.frombuffer(
-                file.buffer, dtype=_DTYPES[stored.dtype], count=stored.num_elements, offset=stored.begin
-            )
-            return flat.view(stored.shape)
         with safe_open(self._files[name], framework="pt") as handle:
             tensor: Tensor = handle.get_tensor(name)
         return tensor
@@ -145,12 +136,9 @@ class Weights:
                 return dequantize(codes).to(torch_dtype(dtype))
         stored = self._stored_names.get(name)
         if stored is None:
-            raise ModelUnreadable(
-                f"{self._path} has no tensor {name}: the checkpoint is incomplete, or of another "
-                "architecture than its config.json says"
-            )
+            raise missing(self._path, name)
         tensor = self.read(stored)
-        self._check_shape(stored, tensor, shape)
+        check_shape(self._files[stored], stored, tensor.shape, shape)
         if not tensor.dtype.is_floating_point:
             raise ModelUnreadable(
                 f"{self._files[stored]}: {stored} is {tensor.dtype}; weights must be bf16, fp16 or fp32, or have a "
@@ -164,12 +152,6 @@ class Weights:
         if self.quantized is None or stored is None or stored not in self.quantized:
             return None
         weight = self.quantized.weight(stored)
-        self._check_shape(f"{stored}.weight", weight.codes, shape)
+        name = f"{stored}.weight"
+        check_shape(self._files.get(name, self._path), name, weight.codes.shape, shape)
         return weight
-
-    def _check_shape(self, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-        if tuple(tensor.shape) != shape:
-            raise ModelUnreadable(
-                f"{self._files.get(name, self._path)}: {name} is {list(tensor.shape)}, and config.json makes it "
-                f"{list(shape)}; the two do not belong together"
-            )

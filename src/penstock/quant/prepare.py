@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from penstock.kernels import InputCodes, Linear, Ops, Quantization, Stacked, WeightCodes
-from penstock.kernels.dtypes import torch_dtype
+from penstock.kernels.dtypes import dtype_name, torch_dtype
+from penstock.kernels.native.array import as_torch
 from penstock.quant.codes import QuantizedWeight, Scheme, dequantize
 from penstock.telemetry import get_logger
 
@@ -23,7 +24,9 @@ Weight = Tensor | QuantizedWeight
 
 def select_rows(weight: Weight, which: Tensor | slice) -> Weight:
     """Return the outputs ``which``, in their order."""
-    return weight[which] if isinstance(weight, Tensor) else weight.rows(which)
+    if isinstance(weight, QuantizedWeight):
+        return weight.rows(which)
+    return weight[which] if isinstance(which, slice) else as_torch(weight)[which]
 
 
 def prepare_linear(
@@ -73,7 +76,12 @@ def _in_one_form(
             schemes=sorted({str(part.scheme) for part in coded}),
             beside_floats=len(coded) < len(parts),
         )
-    return [(part if isinstance(part, Tensor) else dequantize(part)).to(torch_dtype(dtype)) for part in parts], None
+    return [_floats(part, dtype) for part in parts], None
+
+
+def _floats(part: Weight, dtype: str) -> Tensor:
+    floats = dequantize(part) if isinstance(part, QuantizedWeight) else part
+    return floats if dtype_name(floats.dtype) == dtype else floats.to(torch_dtype(dtype))
 
 
 def form_of(ops: Ops, scheme: Scheme) -> Quantization | None:
@@ -153,7 +161,7 @@ def _stack(parts: list[Tensor] | list[WeightCodes]) -> Tensor | Stacked | Weight
         return parts[0]
     coded = [part for part in parts if isinstance(part, WeightCodes)]
     if not coded:
-        return Stacked(tuple(part for part in parts if isinstance(part, Tensor)))
+        return Stacked(tuple(part for part in parts if not isinstance(part, WeightCodes)))
     zeros = [part.zeros for part in coded if part.zeros is not None]
     return WeightCodes(
         coded[0].form,

@@ -1,5 +1,6 @@
 """What a tensor is to compiled kernels, for who runs without torch: memory, and how it is to be read."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import numpy as np
@@ -130,3 +131,18 @@ def zeros(*shape: int, dtype: str = "float32") -> Array:
 def as_torch(tensor: "Tensor") -> "Tensor":
     """Return ``tensor`` for torch to compute with, whether it is one of torch's or an array; nothing is copied."""
     return tensor.torch() if isinstance(tensor, Array) else tensor
+
+
+def plus(tensor: "Tensor", number: float) -> "Tensor":
+    """Return ``tensor`` of float32 and ``number`` added to each element."""
+    return Array(tensor.numpy() + np.float32(number)).as_tensor() if isinstance(tensor, Array) else tensor + number
+
+
+def joined(tensors: "Sequence[Tensor]") -> "Tensor":
+    """Return ``tensors`` one behind the other; arrays become float32."""
+    arrays = [tensor for tensor in tensors if isinstance(tensor, Array)]
+    if len(arrays) == len(tensors):
+        return Array(np.concatenate([array.float().numpy() for array in arrays])).as_tensor()
+    import torch
+
+    return torch.cat(list(tensors))
