@@ -8,7 +8,8 @@ from torch import Tensor
 
 from penstock.kernels import InputCodes
 from penstock.models.weights import Weights
-from penstock.quant import QuantizedWeight, Scheme, widen, write_checkpoint
+from penstock.quant import QuantizedWeight, Scheme
+from penstock.quant.writing import widen, write_checkpoint
 
 PROJECTIONS = ("_proj", "lm_head", ".w1", ".w2", ".w3")
 

@@ -1,4 +1,9 @@
-"""torch, imported without what only tracing, training and old quantization need: half the time that all of it takes.
+"""torch, imported when something computes with it, and without what only tracing, training and old quantization need.
+
+A text model whose kernels are compiled is served without it: half a second of a start, and 100 MB. So ``import torch``
+may give a module that is executed when somebody first reaches into it.
+
+The rest is half the time that all of torch takes.
 
 ``import torch`` ends by importing all of torch.export, torch.fx, torch.distributions and their like, and by registering
 thousands of shape functions and decompositions written in Python. Running ops needs none of them (but torch.Generator
@@ -14,7 +19,8 @@ import re
 import sys
 import threading
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.abc import Loader, MetaPathFinder
 from pathlib import Path
 
@@ -71,6 +77,8 @@ _TRACERS = ("torch._dynamo", "torch._inductor")
 """Whose import says that something will be traced."""
 
 _LOCK = threading.RLock()
+_afterwards: list[Callable[[], object]] = []
+"""What waits for torch to be there"""
 _deferred: list[types.ModuleType] = []
 """In the order in which torch asked for them"""
 
@@ -86,12 +94,48 @@ def defer_tracing() -> None:
     sys.meta_path.insert(0, _Finder(_TYPES | _REGISTRATIONS | (_LEAVES if _are_leaves_known() else frozenset())))
 
 
+def defer_torch() -> None:
+    """Have a later ``import torch`` import nothing until torch is needed, and then as after ``defer_tracing``."""
+    if "torch" not in sys.modules:
+        defer_tracing()
+        sys.meta_path.insert(0, _TorchFinder())
+        # Whoever cannot do without it says what is wrong.
+        with suppress(ImportError):
+            importlib.import_module("torch")
+
+
+def is_deferred() -> bool:
+    """Return whether nothing has needed torch yet, after ``defer_torch``."""
+    return isinstance(sys.modules.get("torch"), _DeferredTorch)
+
+
+def load_torch() -> None:
+    """Import torch, if it is deferred. It is for one thread at a time to need it first."""
+    import torch
+
+    with _LOCK:
+        if isinstance(torch, _DeferredTorch):
+            load_library()
+            _execute(torch)
+            while _afterwards:
+                _afterwards.pop(0)()
+
+
+def when_imported(call: Callable[[], object]) -> None:
+    """Call ``call``, which needs torch: at once, or if torch is deferred, when it is there."""
+    with _LOCK:
+        if is_deferred():
+            _afterwards.append(call)
+            return
+    call()
+
+
 def load_library() -> None:
     """Load torch's largest library, a third of its import's time, while other threads may run Python.
 
     An import would hold the interpreter meanwhile. No other thread can load a library of its own until it is done.
     """
-    spec = None if "torch" in sys.modules else importlib.util.find_spec("torch")
+    spec = importlib.util.find_spec("torch") if "torch" not in sys.modules else sys.modules["torch"].__spec__
     library = None if spec is None or spec.origin is None else Path(spec.origin).with_name("lib") / "libtorch_cpu.so"
     if library is not None and library.is_file():
         # Not by CDLL(library), which would hold it as well. What fails here is said by the import.
@@ -121,6 +165,54 @@ def _are_leaves_known() -> bool:
 
 def _is_torch_imported() -> bool:
     return not getattr(sys.modules["torch"].__spec__, "_initializing", False)
+
+
+def _execute(torch: types.ModuleType) -> None:
+    spec = torch.__spec__
+    assert spec is not None, "our finder made this module"
+    assert isinstance(spec.loader, _EmptyLoader), "a module is loaded once"
+    spec.loader = torch.__loader__ = spec.loader.loader
+    object.__setattr__(torch, "__class__", types.ModuleType)
+    spec._initializing = True  # type: ignore[attr-defined]
+    try:
+        spec.loader.exec_module(torch)
+    except BaseException:
+        del sys.modules["torch"]
+        raise
+    finally:
+        spec._initializing = False  # type: ignore[attr-defined]
+
+
+class _TorchFinder(MetaPathFinder):
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname == "torch":
+            spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+            if spec is not None and spec.loader is not None:
+                spec.loader = _TorchLoader(spec.loader)
+            return spec
+        if fullname.startswith("torch.") and isinstance(sys.modules["torch"], _DeferredTorch):
+            load_torch()
+            # Torch may have imported it itself.
+            there = sys.modules.get(fullname)
+            if there is not None:
+                return importlib.machinery.ModuleSpec(fullname, _ThereLoader(there))
+        return None
+
+
+class _ThereLoader(Loader):
+    """Gives a module that is there as it is."""
+
+    def __init__(self, module: types.ModuleType) -> None:
+        self._module = module
+        self._spec = module.__spec__
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
+        return self._module
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        module.__spec__ = self._spec
 
 
 class _Finder(MetaPathFinder):
@@ -155,6 +247,21 @@ class _EmptyLoader(Loader):
 
     def exec_module(self, module: types.ModuleType) -> None:
         pass
+
+
+class _TorchLoader(_EmptyLoader):
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
+        return _DeferredTorch(spec.name)
+
+
+class _DeferredTorch(types.ModuleType):
+    """torch, until something of it is asked for."""
+
+    def __getattr__(self, name: str) -> object:
+        if name.startswith("__"):
+            raise AttributeError(f"module 'torch' has no attribute {name!r}")
+        load_torch()
+        return getattr(self, name)
 
 
 class _Deferred(types.ModuleType):

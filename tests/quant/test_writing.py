@@ -16,7 +16,8 @@ from transformers import CompressedTensorsConfig
 from penstock.errors import InvalidSetting
 from penstock.models.decoder import load_model
 from penstock.models.weights import Weights
-from penstock.quant import QuantizedWeight, Scheme, layout_to_write, widen, write_checkpoint
+from penstock.quant import QuantizedWeight, Scheme, layout_to_write
+from penstock.quant.writing import widen, write_checkpoint
 from tests.packing import layout_of
 from tests.quantized_files import PROJECTIONS, SchemeOf, all_alike, quantize_checkpoint, quantize_weight
 from tests.tiny_models import make_checkpoint, reference_logits

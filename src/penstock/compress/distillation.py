@@ -37,7 +37,7 @@ from penstock.kernels import ops_for
 from penstock.kernels.dtypes import ELEMENT_BYTES
 from penstock.models import read_config
 from penstock.models.weights import Weights
-from penstock.quant import write_checkpoint
+from penstock.quant.writing import write_checkpoint
 from penstock.registry.provenance import MADE_BY
 from penstock.text.chat_template import ChatTemplate
 from penstock.text.tokenizer import Tokenizer

@@ -16,7 +16,8 @@ from torch import Tensor
 from penstock.compress.checkpoint import Checkpoint, layer_of
 from penstock.compress.layer import CompressedLayer
 from penstock.kernels import InputCodes
-from penstock.quant import QuantizedWeight, Scheme, write_checkpoint
+from penstock.quant import QuantizedWeight, Scheme
+from penstock.quant.writing import write_checkpoint
 
 _PARTS = ("codes", "scales", "zeros", "inputs")
 _SHARD_BYTES = 256 << 20

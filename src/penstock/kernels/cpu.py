@@ -4,8 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from torch import Tensor
-
 from penstock.errors import InvalidSetting, KernelUnsupported
 from penstock.kernels.embedding.cpu import embed
 from penstock.kernels.layout import BatchLayout, KVBlocks
@@ -18,8 +16,7 @@ from penstock.kernels.native.cache import cache_addresses
 from penstock.kernels.native.replay import First, Head, NativeReplay, Rest, empty
 from penstock.kernels.ops import CacheShapes, Embedding, HeadNorms, Linear, Ops
 from penstock.kernels.paged_attention.cpu import CPUAttention
-from penstock.kernels.reference import ReferenceOps
-from penstock.kernels.rope_angles.reference import rope_angles as reference_angles
+from penstock.kernels.tensor import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +148,8 @@ class CPUOps:
         """See ``rope_angles/reference.py``."""
         assert NATIVE is not None
         if inverse.ndim == 2:  # as dynamic scaling has it
+            from penstock.kernels.rope_angles.reference import rope_angles as reference_angles
+
             return reference_angles(positions, inverse, head_dim, factor=factor, axes=axes)
         num_tokens, (num_pairs,) = positions.shape[-1], inverse.shape
         if head_dim % 2 or 2 * num_pairs > head_dim:
@@ -217,4 +216,6 @@ def ops_for(weights_dtype: str, quantize: str | None = None) -> Ops:
             f"weights of {weights_dtype} cannot be kept in {quantize} here: that takes native kernels, which read "
             "bfloat16 and float32; install a C++ compiler and penstock again, or choose --dtype bfloat16"
         )
+    from penstock.kernels.reference import ReferenceOps
+
     return ReferenceOps()

@@ -10,7 +10,8 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+
+from penstock.kernels.tensor import Tensor
 
 
 @dataclass(frozen=True, slots=True)

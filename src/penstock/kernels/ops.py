@@ -11,11 +11,11 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from penstock.kernels.layout import BatchLayout, KVBlocks
 from penstock.kernels.linear.quantization import Quantization, Stacked, WeightCodes
 from penstock.kernels.native.array import Array
+from penstock.kernels.tensor import Tensor
 
 
 class Linear(Protocol):

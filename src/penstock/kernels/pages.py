@@ -8,13 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import numpy as np
-from torch import Tensor
 
 from penstock.errors import InvalidSetting
 from penstock.kernels.dtypes import ELEMENT_BYTES
 from penstock.kernels.layout import KVBlocks
 from penstock.kernels.native import NATIVE
 from penstock.kernels.native.array import Array
+from penstock.kernels.tensor import Tensor
 from penstock.units import format_bytes
 
 _HUGE_PAGE = 2 << 20

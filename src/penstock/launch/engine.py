@@ -32,9 +32,8 @@ try:
     from penstock.engine.config import EngineConfig, RunnerConfig
     from penstock.engine.encoding.source import FeatureSource
     from penstock.engine.engine import Engine
-    from penstock.kernels import QUANTIZATIONS, CPUOps, Ops, ReferenceOps, ops_for, use_threads
+    from penstock.kernels import QUANTIZATIONS, CPUOps, Ops, ops_for, use_threads
     from penstock.kernels.paged_attention import cpu as cpu_attention
-    from penstock.kernels.paged_attention import reference as reference_attention
     from penstock.kernels.sampling import scratch_bytes
     from penstock.models.ahead import Ahead
     from penstock.models.config import ModelConfig
@@ -385,9 +384,11 @@ def _attention_scratch_bytes(ops: Ops, heads: tuple[int, int, int], max_model_to
         "num_kv_heads": num_kv_heads,
         "head_dim": head_dim,
     }
-    if isinstance(ops, ReferenceOps):
-        return reference_attention.scratch_bytes(**sizes)
-    return cpu_attention.scratch_bytes(**sizes, num_threads=num_threads)
+    if isinstance(ops, CPUOps):
+        return cpu_attention.scratch_bytes(**sizes, num_threads=num_threads)
+    from penstock.kernels.paged_attention import reference as reference_attention
+
+    return reference_attention.scratch_bytes(**sizes)
 
 
 def _encoder_bytes(path: Path, dtype: str, num_workers: int) -> int:

@@ -20,7 +20,7 @@ def payload(settings: Settings) -> bytes:
 def main() -> int:
     """Serve until standard input closes."""
     from penstock.engine.worker import run_worker
-    from penstock.lean_torch import defer_tracing, load_library
+    from penstock.lean_torch import defer_torch, load_torch
     from penstock.threads import WorkThread
 
     def build(payload: Future[bytes]) -> object:
@@ -30,12 +30,13 @@ def main() -> int:
         beginning = WorkThread("ahead").submit(begin, payload)
         try:
             with uncollected():
-                defer_tracing()
-                load_library()
-                # Torch is imported here, where a missing one can be reported.
+                defer_torch()
+                # A missing torch is reported here.
                 from penstock.launch.engine import build_engine
 
                 begun = beginning.result()
+                if begun.weights is None or begun.weights.weights is None:
+                    load_torch()
                 return build_engine(begun.settings, ahead=begun)
         finally:
             beginning.result().close()

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from penstock.errors import ModelUnreadable
 from penstock.kernels.native.array import Array
+from penstock.kernels.tensor import Tensor
 from penstock.models.files import MappedFile, StoredTensor, check_shape, missing, plain_name
 
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}

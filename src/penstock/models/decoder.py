@@ -5,14 +5,15 @@ T packed tokens, R rows, E hidden width, V vocabulary.
 
 from collections import Counter, deque
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from penstock.errors import InvalidSetting, ModelUnreadable
 from penstock.kernels import BatchLayout, KVBlocks, Ops, Replay, ops_for
+from penstock.kernels.tensor import Tensor
 from penstock.models.ahead import Ahead
 from penstock.models.config import DTYPES, ModelConfig
 from penstock.models.families import read_config
@@ -170,7 +171,8 @@ def load_model(
         from penstock.models.upstream import UpstreamModel
 
         return UpstreamModel(path, config, dtype, kv_dtype, ops)
-    with torch.inference_mode(), open_weights(path, ahead) as weights:
+    has_arrays = ahead is not None and ahead.weights is not None
+    with nullcontext() if has_arrays else torch.inference_mode(), open_weights(path, ahead) as weights:
         model = DecoderModel(config, weights, dtype, kv_dtype, ops, max_tokens=max_tokens, adaptable=adaptable)
         ignored = list(weights.unused())
     for name in ignored:

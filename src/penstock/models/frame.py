@@ -8,10 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from torch import Tensor
-
 from penstock.kernels import BatchLayout, KVBlocks, Ops
 from penstock.kernels.dtypes import rounded
+from penstock.kernels.tensor import Tensor
 from penstock.models.config import ModelConfig
 from penstock.models.lora import Adapted
 from penstock.models.parts import AttentionBlock, FeedForward, Loader, Step, load_feed_forward

@@ -8,12 +8,12 @@ from types import TracebackType
 from typing import Self
 
 import torch
-from torch import Tensor
 
 from penstock.errors import ModelUnreadable
 from penstock.gguf.dequantize import FORMATS
 from penstock.gguf.reader import TensorInfo, read_gguf
 from penstock.kernels.dtypes import torch_dtype
+from penstock.kernels.tensor import Tensor
 from penstock.quant import QuantizedWeight, Scheme
 
 _NAMES = {

@@ -12,12 +12,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
 
 from penstock.errors import ModelUnreadable
 from penstock.kernels import Linear, Ops
 from penstock.kernels.dtypes import torch_dtype
+from penstock.kernels.tensor import Tensor
 from penstock.models.config import ModelConfig
 from penstock.models.files import plain_name
 from penstock.models.rope import rotary_order
@@ -62,6 +61,9 @@ def adapt(adapted: Adapted, site: tuple[int, str], x: Tensor, out: Tensor) -> No
 
 def read_adapter(path: Path, config: ModelConfig, ops: Ops, dtype: str) -> Adapter:
     """Return the adapter in directory ``path`` for a model of ``config``. Raises ``ModelUnreadable``."""
+    # Brings torch.
+    from safetensors.torch import load_file
+
     scale, rank = _read_settings(path / "adapter_config.json")
     file = path / "adapter_model.safetensors"
     try:

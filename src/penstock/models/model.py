@@ -4,10 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from torch import Tensor
-
 from penstock.kernels import BatchLayout, KVBlocks, Ops, Replay
 from penstock.kernels.pages import lazy_zeros
+from penstock.kernels.tensor import Tensor
 from penstock.models.config import ModelConfig
 from penstock.models.lora import Adapted, Adapter
 from penstock.models.vision.encoder import Inserted

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from penstock.kernels import Attention, BatchLayout, HeadNorms, KVBlocks, Linear, Ops
 from penstock.kernels.dtypes import ELEMENT_BYTES
 from penstock.kernels.native.array import as_torch, joined, plus
+from penstock.kernels.tensor import Tensor
 from penstock.models.config import Experts, ModelConfig
 from penstock.models.lora import Adapted, adapt
 from penstock.models.rope import rotary_order
@@ -301,7 +300,9 @@ class AdaptableMLP:
         gate_up = self._gate_up(x)
         adapt(adapted, (self._index, "gate_up"), x, gate_up)
         gate, up = gate_up.chunk(2, dim=-1)
-        hidden = (F.gelu(gate, approximate="tanh") if self._is_gelu else F.silu(gate)) * up
+        hidden = (
+            torch.nn.functional.gelu(gate, approximate="tanh") if self._is_gelu else torch.nn.functional.silu(gate)
+        ) * up
         out = self._down(hidden, added)
         adapt(adapted, (self._index, "down"), hidden, out)
         return out

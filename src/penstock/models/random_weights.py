@@ -4,10 +4,10 @@ import zlib
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from penstock.kernels import Ops, ReferenceOps
+from penstock.kernels import Ops
 from penstock.kernels.dtypes import torch_dtype
+from penstock.kernels.tensor import Tensor
 from penstock.models.config import ModelConfig
 from penstock.models.decoder import DecoderModel
 
@@ -64,4 +64,6 @@ class _Sizes:
 
 def count_random_parameters(config: ModelConfig) -> int:
     """Return how many parameters ``make_random_model`` will hold, without making them."""
+    from penstock.kernels import ReferenceOps
+
     return DecoderModel(config, _Sizes(), "float32", "float32", ReferenceOps()).num_parameters

@@ -5,10 +5,10 @@ import math
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from penstock.kernels import Ops
 from penstock.kernels.native.array import Array
+from penstock.kernels.tensor import Tensor
 from penstock.models.config import Rope
 
 

@@ -8,12 +8,12 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from penstock.errors import ModelUnreadable
 from penstock.gguf import is_gguf
 from penstock.json_objects import read_json_object
 from penstock.kernels.dtypes import torch_dtype
+from penstock.kernels.tensor import Tensor
 from penstock.models.ahead import Ahead
 from penstock.models.files import check_shape, missing, plain_name, weight_files
 from penstock.models.gguf_weights import GGUFWeights

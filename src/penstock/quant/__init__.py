@@ -4,7 +4,6 @@ from penstock.quant.codes import QuantizedWeight, Scheme, dequantize
 from penstock.quant.layouts import LAYOUTS, Layout, layout_to_write, read_layout
 from penstock.quant.prepare import Weight, bytes_of_weight, prepare_gated_linear, prepare_linear, select_rows
 from penstock.quant.reader import QuantizedModules
-from penstock.quant.writing import widen, write_checkpoint
 
 __all__ = [
     "LAYOUTS",
@@ -20,6 +19,4 @@ __all__ = [
     "prepare_linear",
     "read_layout",
     "select_rows",
-    "widen",
-    "write_checkpoint",
 ]

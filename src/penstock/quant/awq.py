@@ -10,9 +10,9 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from penstock.errors import InvalidSetting
+from penstock.kernels.tensor import Tensor
 from penstock.quant.codes import QuantizedWeight, Scheme
 from penstock.quant.gptq import from_parts, half
 from penstock.quant.settings import Settings

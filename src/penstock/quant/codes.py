@@ -7,9 +7,9 @@ N outputs, K inputs, G groups.
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from penstock.kernels import InputCodes
+from penstock.kernels.tensor import Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

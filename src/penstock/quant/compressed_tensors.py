@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
 from penstock.errors import InvalidSetting
 from penstock.kernels import InputCodes
+from penstock.kernels.tensor import Tensor
 from penstock.quant.codes import QuantizedWeight, Scheme
 from penstock.quant.settings import Settings, matches
 from penstock.quant.words import pack_words, unpack_words

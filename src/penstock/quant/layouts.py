@@ -3,9 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Protocol
 
-from torch import Tensor
-
 from penstock.errors import InvalidSetting, ModelUnreadable
+from penstock.kernels.tensor import Tensor
 from penstock.quant.awq import AWQ
 from penstock.quant.codes import QuantizedWeight, Scheme
 from penstock.quant.compressed_tensors import CompressedTensors

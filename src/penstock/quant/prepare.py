@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from penstock.kernels import InputCodes, Linear, Ops, Quantization, Stacked, WeightCodes
 from penstock.kernels.dtypes import dtype_name, torch_dtype
 from penstock.kernels.native.array import as_torch
+from penstock.kernels.tensor import Tensor
 from penstock.quant.codes import QuantizedWeight, Scheme, dequantize
 from penstock.telemetry import get_logger
 

@@ -3,9 +3,8 @@
 from collections.abc import Iterator
 from typing import Protocol
 
-from torch import Tensor
-
 from penstock.errors import ModelUnreadable
+from penstock.kernels.tensor import Tensor
 from penstock.quant.codes import QuantizedWeight, Scheme
 from penstock.quant.layouts import Layout
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch import Tensor
+
+from penstock.kernels.tensor import Tensor
 
 
 def num_words(num_codes: int, bits: int) -> int:

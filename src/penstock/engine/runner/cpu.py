@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from penstock.engine.runner.base import StepResult
 from penstock.engine.runner.pictures import ShownPictures
@@ -17,6 +16,7 @@ from penstock.kernels import Replay
 from penstock.kernels.copy_blocks.reference import copy_blocks
 from penstock.kernels.layout import BatchLayout, KVBlocks
 from penstock.kernels.pages import PagesAhead
+from penstock.kernels.tensor import Tensor
 from penstock.models.lora import Adapted, Adapter
 from penstock.models.vision import Inserted
 from penstock.protocol import Picture, SamplingParams, TokenLogprobs
@@ -76,8 +76,6 @@ class CPURunner:
         self._replay = model.replay(cache, block_size)
         self._sampler = sampler
         self._block_size = block_size
-        # As a decorator it is made anew in every step.
-        self._inference_mode = torch.inference_mode()
         self._masks = GrammarMasks()
         self._adapters: dict[int, Adapter] = {}
         """By sequence; those that run without are not in it"""
@@ -127,10 +125,6 @@ class CPURunner:
 
     def execute(self, batch: ScheduledBatch) -> StepResult:
         """Compute the batch; see ``Runner.execute``."""
-        with self._inference_mode:
-            return self._execute(batch)
-
-    def _execute(self, batch: ScheduledBatch) -> StepResult:
         self._pages.begin_step(batch.block_tables)
         if batch.block_copies:
             copy_blocks(self._cache, batch.block_copies)
@@ -143,11 +137,12 @@ class CPURunner:
             scores: list[TokenLogprobs] = []
             pooled: list[npt.NDArray[np.float64]] = []
             if batch.score_rows or batch.pool_rows:
-                hidden = self._hidden(batch)
-                scores = self._score(batch, hidden) if batch.score_rows else []
-                pooled = [hidden[first:last].double().sum(0).numpy() for first, last in batch.pool_rows]
-                if rows:
-                    logits = self._model.logits(hidden if picked is None else hidden[torch.tensor(picked)]).numpy()
+                with torch.inference_mode():
+                    hidden = self._hidden(batch)
+                    scores = self._score(batch, hidden) if batch.score_rows else []
+                    pooled = [hidden[first:last].double().sum(0).numpy() for first, last in batch.pool_rows]
+                    if rows:
+                        logits = self._model.logits(hidden if picked is None else hidden[torch.tensor(picked)]).numpy()
             else:
                 logits = self._logits(batch, picked)
         finally:
@@ -164,11 +159,12 @@ class CPURunner:
         replayed = self._replayed(batch, rows, to_logits=rows != [])
         if replayed is not None:
             return replayed
-        hidden = self._forward(batch, rows)
-        if rows == []:
-            return np.empty((0, 0), dtype=np.float32)
-        logits: npt.NDArray[np.float32] = self._model.logits(hidden).numpy()
-        return logits
+        with torch.inference_mode():
+            hidden = self._forward(batch, rows)
+            if rows == []:
+                return np.empty((0, 0), dtype=np.float32)
+            logits: npt.NDArray[np.float32] = self._model.logits(hidden).numpy()
+            return logits
 
     def _hidden(self, batch: ScheduledBatch) -> Tensor:
         """Return the hidden states [T, E] of all tokens, valid until the next step."""

@@ -84,7 +84,6 @@ class DraftModel:
         fits = sequence.num_tokens + most <= self._model.config.max_positions
         return Offer(sequence, most) if fits else None
 
-    @torch.inference_mode()
     def draft(self, chosen: SequenceOf[tuple[Offer, int]]) -> list[list[int]]:
         """Return what the model says; nothing of sequences that it has to catch up with first."""
         drafts: list[list[int]] = [[] for _ in chosen]
@@ -127,9 +126,11 @@ class DraftModel:
         if self._replay is not None:
             logits = self._replay(token_ids, *placement, [0] * len(working), rows=rows, to_logits=True)
         if logits is None:
-            layout, places = BatchLayout.pack(*placement, self._block_size), torch.tensor(rows, dtype=torch.int64)
-            hidden = self._model.forward(torch.tensor(token_ids), layout, self._cache, rows=places)
-            logits = self._model.logits(hidden).numpy()
+            layout = BatchLayout.pack(*placement, self._block_size)
+            with torch.inference_mode():
+                places = torch.tensor(rows, dtype=torch.int64)
+                hidden = self._model.forward(torch.tensor(token_ids), layout, self._cache, rows=places)
+                logits = self._model.logits(hidden).numpy()
         if not guessing:
             return
         guesses = self._sampler.guess(

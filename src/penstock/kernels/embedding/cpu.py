@@ -1,12 +1,11 @@
 """T tokens, E width, V vocabulary."""
 
-from torch import Tensor
-
 from penstock.errors import KernelUnsupported
 from penstock.kernels.dtypes import dtype_name
 from penstock.kernels.linear.ahead import FLOAT_KINDS
 from penstock.kernels.native import NATIVE, checked
 from penstock.kernels.native.replay import empty
+from penstock.kernels.tensor import Tensor
 
 
 def embed(token_ids: Tensor, table: Tensor, *, scale: float = 1.0) -> Tensor:

@@ -1,15 +1,13 @@
 """T tokens, K inputs, N outputs, B groups of inputs; activations float32, weights float32, bfloat16 or codes."""
 
-from torch import Tensor
-
 from penstock.errors import KernelUnsupported
 from penstock.kernels.dtypes import ELEMENT_BYTES, dtype_name
 from penstock.kernels.linear.ahead import CODE_KINDS, FLOAT_KINDS, MatrixSource, PackedAhead
 from penstock.kernels.linear.quantization import InputCodes, Quantization, Stacked, WeightCodes
-from penstock.kernels.linear.reference import dequantize
 from penstock.kernels.native import NATIVE, checked
 from penstock.kernels.native.array import zeros
 from penstock.kernels.native.replay import empty
+from penstock.kernels.tensor import Tensor
 
 _ACTIVATIONS = {None: 0, "silu": 1, "gelu_tanh": 2, "gelu": 3, "quick_gelu": 4}
 """``Activation`` of ``native/kernels.h``"""
@@ -159,6 +157,8 @@ def _shifted(
     """Return the bias less what the zero of ``inputs`` adds to each product."""
     if inputs is None or not inputs.zero or not isinstance(weight, WeightCodes):
         return bias
+    from penstock.kernels.linear.reference import dequantize
+
     shift = dequantize(weight).sum(1) * (inputs.scale * inputs.zero)
     return -shift if bias is None else bias - shift
 

@@ -6,11 +6,13 @@ this processor runs. torch is not imported here, for packing begins before it is
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 from penstock.errors import InvalidSetting, KernelUnsupported
 from penstock.kernels.dtypes import dtype_name
+from penstock.lean_torch import when_imported
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,9 +67,7 @@ def use_threads(num_threads: int, *, cpus: Sequence[int] = (), torch_works: bool
 
     Raises ``InvalidSetting`` where the system refuses to start as many; kernels then run on those they had.
     """
-    import torch
-
-    torch.set_num_threads(num_threads if NATIVE is None or torch_works else 1)
+    when_imported(partial(_use_torch_threads, num_threads if NATIVE is None or torch_works else 1))
     if NATIVE is None:
         return
     try:
@@ -78,6 +78,12 @@ def use_threads(num_threads: int, *, cpus: Sequence[int] = (), torch_works: bool
             "what limits them: ulimit -u, a container's pids limit, or memory for their stacks",
             param="runner.threads",
         ) from error
+
+
+def _use_torch_threads(num_threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(num_threads)
 
 
 def checked(x: "Tensor", dtype: str, *shape: int) -> int:

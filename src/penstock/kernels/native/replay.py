@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from penstock.kernels.layout import BatchLayout
 from penstock.kernels.native import NATIVE
 from penstock.kernels.native.array import Array, zeros
+from penstock.kernels.tensor import Tensor
 
 MAX_TOKENS = 512
 """Larger steps compute for so long that what Python takes does not count; memory no step has used takes no room."""

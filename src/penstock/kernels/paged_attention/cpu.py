@@ -1,13 +1,12 @@
 """T packed query tokens, S sequences, H query heads, G KV heads, D head width, N blocks, P tokens per block."""
 
-from torch import Tensor
-
 from penstock.errors import KernelUnsupported
 from penstock.kernels.dtypes import ELEMENT_BYTES, dtype_name
 from penstock.kernels.layout import BatchLayout, KVBlocks
 from penstock.kernels.native import NATIVE, checked
 from penstock.kernels.native.cache import cache_addresses
 from penstock.kernels.native.replay import empty
+from penstock.kernels.tensor import Tensor
 
 _MAX_SHARING = 64
 """Query heads on one KV head; kMaxTileRows of ``native/kernels.h``."""

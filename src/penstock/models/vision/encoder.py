@@ -5,12 +5,13 @@ E hidden width of the decoder, K placeholder tokens.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from torch import Tensor
-
-from penstock.models.vision.layers import Parts
+from penstock.kernels.tensor import Tensor
 from penstock.protocol import Picture
+
+if TYPE_CHECKING:
+    from penstock.models.vision.layers import Parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ class VisionEncoder(Protocol):
     def work(self, picture: Picture) -> int:
         """Return the multiply-adds that the tower's layers take for a picture."""
 
-    def encoding(self, pictures: Sequence[Picture]) -> Parts[list[Tensor]]:
+    def encoding(self, pictures: Sequence[Picture]) -> "Parts[list[Tensor]]":
         """Return the features [num_tokens, E] of each, in the dtype of the decoder's activations, in parts.
 
         No part takes longer, and nothing holds more memory meanwhile, for there being more pictures, tiles or frames.

@@ -8,9 +8,8 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from torch import Tensor
-
 from penstock.kernels import Linear
+from penstock.kernels.tensor import Tensor
 from penstock.models.vision.attention import ROWS_AT_ONCE, PackedAttention, Part
 
 T = TypeVar("T")
