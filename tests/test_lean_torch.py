@@ -115,3 +115,64 @@ def test_others_run_while_its_library_is_loaded() -> None:
         "assert 'libtorch_cpu' in Path('/proc/self/maps').read_text() and 'torch' not in sys.modules\n"
         "import torch; assert torch.ones(2).sum() == 2; load_library()\n"
     )
+
+
+_LATE = (
+    "from penstock.lean_torch import defer_torch, is_deferred, load_torch, when_imported; defer_torch(); import sys\n"
+)
+
+
+def test_torch_is_not_there_before_it_is_needed() -> None:
+    _run(
+        _LATE + "import torch, inspect\n"
+        "inspect.getmodule(inspect.currentframe())\n"
+        "assert is_deferred() and 'torch._C' not in sys.modules\n"
+        "assert torch.arange(3).sum() == 3\n"
+        "assert not is_deferred() and 'torch._decomp' not in sys.modules and sys.modules['torch'] is torch\n"
+        "load_torch()\n"
+    )
+
+
+def test_a_part_of_it_brings_it_once() -> None:
+    for use in (
+        "import torch.nn.functional as F; assert F is torch.nn.functional",
+        "from torch import Tensor; assert Tensor is torch.Tensor",
+        "from torch.nn import Linear; assert Linear is torch.nn.Linear and Linear(2, 2)(torch.ones(2)).shape == (2,)",
+        "from torch.utils._python_dispatch import TorchDispatchMode",
+    ):
+        _run(
+            _LATE + f"import torch; assert is_deferred()\n{use}\nassert not is_deferred()\n"
+            "for name, module in sys.modules.items():\n"
+            "    if name.startswith('torch.nn'): assert module.__spec__.name == name, name\n"
+            "assert torch.nn is sys.modules['torch.nn'] and torch.ones(2).sum() == 2\n"
+        )
+
+
+def test_it_comes_lean_and_whole_as_it_would_at_once() -> None:
+    names = "print(*sorted(name for name in sys.modules if name.startswith('torch')))"
+    assert _run(f"{_LATE}import torch; torch.ones(1); {names}") == _run(_LEAN + names)
+
+
+def test_what_waits_for_it_is_done_when_it_is_there() -> None:
+    use = "when_imported(lambda: torch.set_num_threads(3))\n"
+    _run(
+        _LATE + "import torch; done = []\nwhen_imported(lambda: done.append(torch.get_num_threads()))\n"
+        f"{use}when_imported(lambda: done.append(torch.get_num_threads()))\n"
+        "assert not done and is_deferred()\n"
+        "torch.ones(1); assert done[1:] == [3], done\n"
+        "when_imported(lambda: done.append(1)); assert done[2:] == [1]\n"
+    )
+    _run(f"from penstock.lean_torch import when_imported; import torch\n{use}assert torch.get_num_threads() == 3\n")
+
+
+def test_where_there_is_none_whoever_needs_it_is_told() -> None:
+    _run(
+        "from importlib.machinery import PathFinder\n"
+        "from penstock.lean_torch import defer_torch, is_deferred\n"
+        "find = PathFinder.find_spec\n"
+        "PathFinder.find_spec = staticmethod(lambda name, *more: None if name == 'torch' else find(name, *more))\n"
+        "defer_torch(); assert not is_deferred()\n"
+        "try: import torch\n"
+        "except ModuleNotFoundError: pass\n"
+        "else: raise AssertionError\n"
+    )

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
@@ -156,14 +157,14 @@ def test_numbers_that_are_not_finite_fail_their_request_alone(
 ) -> None:
     engine = build_engine(checkpoint("llama"))
     runner = engine._runner
-    hidden_of = runner._hidden  # type: ignore[attr-defined]
+    replayed = runner._replayed  # type: ignore[attr-defined]
 
-    def broken(batch: ScheduledBatch) -> torch.Tensor:
-        states: torch.Tensor = hidden_of(batch)
-        states[torch.tensor(batch.token_ids) == 7] = torch.nan
+    def broken(batch: ScheduledBatch, rows: None) -> npt.NDArray[np.float32]:
+        states: npt.NDArray[np.float32] = replayed(batch, rows)
+        states[np.array(batch.token_ids) == 7] = np.nan
         return states
 
-    monkeypatch.setattr(runner, "_hidden", broken)
+    monkeypatch.setattr(runner, "_replayed", broken)
     bad = [pooled("pooled", [1, 7, 2], "mean"), scored("scored", [1, 7, 2], 1)]
     deltas = run_to_end(engine, [*bad, pooled("fine", [1, 2, 3], "mean")])
     for name in ("pooled", "scored"):

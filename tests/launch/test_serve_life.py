@@ -6,6 +6,7 @@ import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -37,6 +38,36 @@ def test_without_native_kernels_it_runs_and_says_so(
         assert "no native kernels" in "".join(server.said)
         answer = httpx.post(f"{server.url}/v1/completions", json={"prompt": "x", "max_tokens": 3}, timeout=60)
         assert answer.status_code == 200
+
+
+@pytest.mark.skipif(describe() == "reference", reason="the native kernels were not built")
+def test_text_is_served_without_torch_until_something_takes_it(checkpoint: Callable[[str], Path]) -> None:
+    """Which is a third of a second of every start, and a hundred megabytes."""
+    with serving(str(checkpoint("llama"))) as server:
+
+        def complete(**more: object) -> dict[str, Any]:
+            body = {"prompt": "abc", "max_tokens": 8, "temperature": 0} | more
+            answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=60)
+            assert answer.status_code == 200, answer.text
+            choice: dict[str, Any] = answer.json()["choices"][0]
+            return choice
+
+        def has_torch() -> bool:
+            return "libtorch" in Path(f"/proc/{server.engine_pid()}/maps").read_text()
+
+        complete(temperature=1, top_p=0.9, min_p=0.01, seed=3)
+        complete(temperature=1, typical_p=0.5, bad_words=["ab"], min_tokens=3)
+        complete(presence_penalty=0.5, repetition_penalty=1.2, logit_bias={"7": -3.0}, allowed_token_ids=[5, 6, 7])
+        complete(structured_outputs={"regex": "[a-z]+"})
+        complete(n=3, temperature=1)
+        assert complete(logprobs=3)["logprobs"]["token_logprobs"]
+        assert httpx.post(f"{server.url}/v1/embeddings", json={"input": "abc"}).status_code == 200
+        plain = complete()
+        assert not has_torch()
+        # Scores of a prompt's tokens are computed by what steps do not repeat.
+        assert complete(echo=True, logprobs=1, max_tokens=1)["logprobs"]["token_logprobs"][1] < 0
+        assert has_torch()
+        assert complete() == plain
 
 
 @pytest.mark.skipif(describe() == "reference", reason="the native kernels were not built")

@@ -1,4 +1,4 @@
-"""What the engine process does before it has torch."""
+"""What the engine process does ahead of time."""
 
 import shutil
 from concurrent.futures import Future
@@ -25,11 +25,12 @@ def test_other_names_are_left_to_whoever_loads() -> None:
     assert [prefetch(name) for name in ("penstock-mini", "shape:qwen2.5-0.5b", "organisation/name")] == [0, 0, 0]
 
 
-def test_the_vocabulary_is_read_before_torch_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_vocabulary_is_read_before_anybody_wants_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ahead, "configure_logging", lambda *_, **__: None)  # is for the whole process
     model = shutil.copytree(resolve_model(DEMO_MODEL), tmp_path / "model")
     begun = begin(_told(str(model)))
     try:
+        begun.read_vocabulary()
         (model / "tokenizer.json").unlink()
         assert begun.tokenizer is not None
         assert begun.tokenizer.detokenizer(skip_special_tokens=True).push(300)
@@ -45,6 +46,7 @@ def test_a_vocabulary_that_cannot_be_read_is_left_to_whoever_uses_it(
     (model / "tokenizer.json").write_text("{")
     begun = begin(_told(str(model)))
     try:
+        begun.read_vocabulary()
         assert begun.tokenizer is not None
         with pytest.raises(ModelUnreadable, match="is not a tokenizer"):
             begun.tokenizer.detokenizer(skip_special_tokens=True)

@@ -1,4 +1,4 @@
-"""What an engine's process does while torch is imported: it reads its settings and a vocabulary, and packs weights.
+"""What an engine's process does while others import: it reads its settings and a vocabulary, and packs weights.
 
 No torch here.
 """
@@ -25,8 +25,8 @@ from penstock.threads import WorkThread
 _MOST_SHARE = 0.5
 """Of the available memory, files that are packed before anybody has planned what fits"""
 _PROCESSES_BYTES = 200 << 20
-"""What the engine's process and the API's take from here on beside weights, cache and a step's activations: mostly
-torch's ops, the interpreters' modules and a tokenizer (docs/decisions/0019-cold-start.md)."""
+"""What the engine's process and the API's take from here on beside weights, cache and a step's activations: the
+interpreters' modules, a tokenizer, and torch's ops where something needs them (docs/decisions/0019-cold-start.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,18 @@ class Begun:
     weights: Ahead | None = None
     """None where the model is not here, or is no directory"""
     tokenizer: Tokenizer | None = None
-    """None likewise; it can make text of ids"""
+    """None likewise; it can make text of ids once its vocabulary is read"""
+
+    @property
+    def needs_torch(self) -> bool:
+        """Whether torch will be needed at once, so that it had better be imported meanwhile."""
+        return self.weights is None or self.weights.needs_torch or self.settings.speculation.model is not None
+
+    def read_vocabulary(self) -> None:
+        """Have the tokenizer make text of ids. It takes the interpreter, a tenth of a second for 150,000 tokens."""
+        with contextlib.suppress(ModelUnreadable):
+            if self.tokenizer is not None:
+                self.tokenizer.detokenizer(skip_special_tokens=True)
 
     def close(self) -> None:
         """End what was begun."""
@@ -58,7 +69,7 @@ def prefetch(name: str) -> int:
 
 
 def begin(payload: Future[bytes]) -> Begun:
-    """Begin to pack the weights of the model that the settings name, which come as JSON, and read its vocabulary.
+    """Begin to pack the weights of the model that the settings name, which come as JSON.
 
     Raises ``ConfigError``.
     """
@@ -80,8 +91,7 @@ def begin(payload: Future[bytes]) -> Begun:
         most_bytes=int(available_bytes * _MOST_SHARE),
     )
     tokenizer = None
-    # It takes the interpreter, which is free while torch's libraries are loaded. Whoever uses it says what is wrong.
+    # Whoever uses it says what is wrong.
     with contextlib.suppress(ModelUnreadable):
         tokenizer = load_tokenizer(settings.model, is_late=True)
-        tokenizer.detokenizer(skip_special_tokens=True)
     return Begun(settings, available_bytes, weights, tokenizer)

@@ -132,8 +132,9 @@ def build_engine(settings: Settings, profiler: "Profiler | None" = None, *, ahea
     engine = assemble_engine(model, tokenizer, engine_config, info=info, profiler=profiler, draft=draft, source=source)
     give_back()
     _keep_freed_memory()
-    # It holds the interpreter, which is idle from here until somebody has heard of the engine and asks for something.
-    WorkThread("vocabulary").submit(tokenizer.detokenizer, skip_special_tokens=True)
+    if ahead is None or ahead.tokenizer is None:
+        # It holds the interpreter, which is idle from here until somebody has heard of the engine and asks something.
+        WorkThread("vocabulary").submit(tokenizer.detokenizer, skip_special_tokens=True)
     return engine
 
 

@@ -27,7 +27,9 @@ def main() -> int:
         # The native kernels come with it, where wrong ones can be reported.
         from penstock.launch.ahead import begin
 
-        beginning = WorkThread("ahead").submit(begin, payload)
+        ahead = WorkThread("ahead")
+        beginning = ahead.submit(begin, payload)
+        ahead.submit(lambda: beginning.result().read_vocabulary())
         try:
             with uncollected():
                 defer_torch()
@@ -35,7 +37,7 @@ def main() -> int:
                 from penstock.launch.engine import build_engine
 
                 begun = beginning.result()
-                if begun.weights is None or begun.weights.weights is None:
+                if begun.needs_torch:
                     load_torch()
                 return build_engine(begun.settings, ahead=begun)
         finally:

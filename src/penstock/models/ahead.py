@@ -34,6 +34,8 @@ class Ahead:
         """
         self.weights: ArrayWeights | None = None
         """All tensors, where packing has begun"""
+        self.needs_torch = True
+        """Whether something besides compiled kernels will run. Where that is told wrongly, torch comes later"""
         sources: list[MatrixSource] = []
         try:
             if NATIVE is not None and quantize in (None, *QUANTIZATIONS) and _is_plain(path):
@@ -42,6 +44,7 @@ class Ahead:
                 tensors = _Tensors(files, config.dtype if dtype == "auto" else dtype, quantize)
                 sources = list(tensors.sources(config, adaptable=adaptable)) if files else []
                 self.weights = ArrayWeights(path, files) if files else None
+                self.needs_torch = adaptable or not files or not _is_all_compiled(config)
         except (PenstockError, OSError, ValueError, KeyError, TypeError, AttributeError):
             pass  # Whoever loads the model finds it too, and knows what to say.
         self.packed = PackedAhead(sources, num_threads) if sources else None
@@ -57,6 +60,18 @@ def _is_plain(path: Path) -> bool:
     config = read_json_object(path / "config.json")
     is_native = any(name in FAMILIES for name in config["architectures"])
     return is_native and not config.get("quantization_config") and not config.get("low_rank")
+
+
+def _is_all_compiled(config: ModelConfig) -> bool:
+    """Return whether a decoder is made of compiled kernels alone, its loading included."""
+    ropes = [rope for rope in config.ropes if rope is not None]
+    return (
+        config.vision is None
+        and all(layer.experts is None for layer in config.layers)
+        and all(rope.rotary_dim == config.head_dim and rope.kind != "dynamic" for rope in ropes)
+        and config.logit_scale == 1.0
+        and config.logit_cap is None
+    )
 
 
 def _map(path: Path, most_bytes: int) -> dict[Path, MappedFile]:

@@ -137,8 +137,13 @@ class CPURunner:
             scores: list[TokenLogprobs] = []
             pooled: list[npt.NDArray[np.float64]] = []
             if batch.score_rows or batch.pool_rows:
+                numbers = self._replayed(batch, None)
+                if numbers is not None and not batch.score_rows and not rows:
+                    # The one case that does without torch.
+                    pooled = [numbers[first:last].sum(0, dtype=np.float64) for first, last in batch.pool_rows]
+                    return StepResult([], [], pooled)
                 with torch.inference_mode():
-                    hidden = self._hidden(batch)
+                    hidden = self._forward(batch, None) if numbers is None else torch.from_numpy(numbers)
                     scores = self._score(batch, hidden) if batch.score_rows else []
                     pooled = [hidden[first:last].double().sum(0).numpy() for first, last in batch.pool_rows]
                     if rows:
@@ -165,11 +170,6 @@ class CPURunner:
                 return np.empty((0, 0), dtype=np.float32)
             logits: npt.NDArray[np.float32] = self._model.logits(hidden).numpy()
             return logits
-
-    def _hidden(self, batch: ScheduledBatch) -> Tensor:
-        """Return the hidden states [T, E] of all tokens, valid until the next step."""
-        replayed = self._replayed(batch, None)
-        return self._forward(batch, None) if replayed is None else torch.from_numpy(replayed)
 
     def _replayed(
         self, batch: ScheduledBatch, rows: list[int] | None, *, to_logits: bool = False
