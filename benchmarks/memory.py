@@ -27,7 +27,7 @@ from penstock.bench import BenchRequest
 _MAX_MODEL_TOKENS = 4096
 _IMPORTS = {
     "API": "import penstock.launch.serve, penstock.launch.server, penstock.server.app, penstock.launch.text, uvicorn",
-    "engine": "from penstock.lean_torch import defer_tracing; defer_tracing(); import penstock.launch.engine",
+    "engine": "from penstock.lean_torch import defer_torch; defer_torch(); import penstock.launch.engine",
 }
 
 
