@@ -24,9 +24,9 @@ from penstock.protocol import Picture, SamplingParams, TokenLogprobs
 if TYPE_CHECKING:
     from llguidance import LLMatcher
 
-
 _SCORED_AT_ONCE = 64
 """Rows of logits in memory while a prompt's log probabilities are taken; a step samples more than that."""
+_NO_LOGITS = np.empty((0, 0), dtype=np.float32)
 
 
 class RunnableModel(Protocol):
@@ -137,17 +137,7 @@ class CPURunner:
             scores: list[TokenLogprobs] = []
             pooled: list[npt.NDArray[np.float64]] = []
             if batch.score_rows or batch.pool_rows:
-                numbers = self._replayed(batch, None)
-                if numbers is not None and not batch.score_rows and not rows:
-                    # The one case that does without torch.
-                    pooled = [numbers[first:last].sum(0, dtype=np.float64) for first, last in batch.pool_rows]
-                    return StepResult([], [], pooled)
-                with torch.inference_mode():
-                    hidden = self._forward(batch, None) if numbers is None else torch.from_numpy(numbers)
-                    scores = self._score(batch, hidden) if batch.score_rows else []
-                    pooled = [hidden[first:last].double().sum(0).numpy() for first, last in batch.pool_rows]
-                    if rows:
-                        logits = self._model.logits(hidden if picked is None else hidden[torch.tensor(picked)]).numpy()
+                logits, scores, pooled = self._from_states(batch, picked)
             else:
                 logits = self._logits(batch, picked)
         finally:
@@ -155,6 +145,22 @@ class CPURunner:
         if not rows:
             return StepResult([], scores, pooled)
         return StepResult(self._sampler.sample(logits, batch.sample_ids, masks, batch.drafts), scores, pooled)
+
+    def _from_states(
+        self, batch: ScheduledBatch, rows: list[int] | None
+    ) -> tuple[npt.NDArray[np.float32], list[TokenLogprobs], list[npt.NDArray[np.float64]]]:
+        """Return what a batch wants of its hidden states: logits as ``_logits`` does, scores of prompts, and sums."""
+        replayed = self._replayed(batch, None)
+        if replayed is not None and rows == [] and not batch.score_rows:
+            # Sums alone do without torch.
+            return _NO_LOGITS, [], [replayed[first:last].sum(0, dtype=np.float64) for first, last in batch.pool_rows]
+        with torch.inference_mode():
+            hidden = self._forward(batch, None) if replayed is None else torch.from_numpy(replayed)
+            scores = self._score(batch, hidden) if batch.score_rows else []
+            pooled = [hidden[first:last].double().sum(0).numpy() for first, last in batch.pool_rows]
+            if rows == []:
+                return _NO_LOGITS, scores, pooled
+            return self._model.logits(hidden if rows is None else hidden[torch.tensor(rows)]).numpy(), scores, pooled
 
     def _logits(self, batch: ScheduledBatch, rows: list[int] | None) -> npt.NDArray[np.float32]:
         """Return the logits [R, V] of ``rows``, or of all tokens, valid until the next step.
@@ -167,7 +173,7 @@ class CPURunner:
         with torch.inference_mode():
             hidden = self._forward(batch, rows)
             if rows == []:
-                return np.empty((0, 0), dtype=np.float32)
+                return _NO_LOGITS
             logits: npt.NDArray[np.float32] = self._model.logits(hidden).numpy()
             return logits
 
