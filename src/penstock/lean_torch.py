@@ -258,7 +258,7 @@ class _DeferredTorch(types.ModuleType):
     """torch, until something of it is asked for."""
 
     def __getattr__(self, name: str) -> object:
-        if name.startswith("__"):
+        if name.startswith("__") and name != "__version__":
             raise AttributeError(f"module 'torch' has no attribute {name!r}")
         load_torch()
         return getattr(self, name)

@@ -11,7 +11,7 @@ from penstock.kernels.native.array import Array
 from penstock.kernels.tensor import Tensor
 from penstock.models.files import MappedFile, StoredTensor, check_shape, missing, plain_name
 
-_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
 
 
 class ArrayWeights:
@@ -70,7 +70,7 @@ def _lying_in(file: MappedFile, stored: StoredTensor) -> Array:
 def _converted(array: Array, dtype: str) -> Array:
     if array.dtype == dtype:
         return array
-    floats = array.numpy().astype(np.float32) if array.dtype == "float16" else array.float().numpy()
+    floats = array.numpy().astype(np.float32) if array.dtype in ("float16", "float64") else array.float().numpy()
     if dtype != "bfloat16":
         return Array(floats.astype(dtype))
     # The upper half of the bits, the lower one rounded to even; what is no number stays so.

@@ -107,7 +107,7 @@ class MappedFile:
             self.tensors[name] = tensor
 
 
-ELEMENT_BYTES = {"F32": 4, "BF16": 2}
+ELEMENT_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
 """Of the dtypes that are taken from a mapped file"""
 
 

@@ -205,7 +205,7 @@ class AttentionBlock:
             rows = self._rows(sizes, widths, order)
             weights = [select_rows(weight, of_part) for weight, of_part in zip(weights, rows, strict=True)]
             if biases:
-                biases = [bias[of_part] for bias, of_part in zip(biases, rows, strict=True)]
+                biases = [as_torch(bias)[of_part] for bias, of_part in zip(biases, rows, strict=True)]
         return chained(first, loader.side_by_side(weights, biases))
 
     @staticmethod

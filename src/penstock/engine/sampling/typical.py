@@ -21,7 +21,8 @@ def atypical(scaled: npt.NDArray[np.float32], typical_p: npt.NDArray[np.float32]
         entropy = -np.nansum(probabilities * log_probabilities, axis=-1, keepdims=True)
         order = np.abs(log_probabilities + entropy).argsort(axis=-1, kind="stable")
     ordered = np.take_along_axis(probabilities, order, axis=1)
-    keep = (ordered.cumsum(-1) - ordered) < typical_p
+    # In doubles: small shares of a flat distribution would add nothing to a sum near one.
+    keep = (ordered.cumsum(-1, dtype=np.float64) - ordered) < typical_p
     keep[:, 0] = True
     dropped: npt.NDArray[np.bool_] = np.empty_like(keep)
     np.put_along_axis(dropped, order, ~keep, axis=1)
