@@ -139,6 +139,7 @@ def test_a_part_of_it_brings_it_once() -> None:
         "from torch import Tensor; assert Tensor is torch.Tensor",
         "from torch.nn import Linear; assert Linear is torch.nn.Linear and Linear(2, 2)(torch.ones(2)).shape == (2,)",
         "from torch.utils._python_dispatch import TorchDispatchMode",
+        "assert torch.__version__",  # safetensors asks first
     ):
         _run(
             _LATE + f"import torch; assert is_deferred()\n{use}\nassert not is_deferred()\n"

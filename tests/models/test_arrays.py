@@ -16,13 +16,14 @@ from penstock.models.weights import Weights
 
 Checkpoint = Callable[[str], Path]
 DTYPES = ("float32", "bfloat16", "float16")
+STORED = (*DTYPES, "float64")
 
 
 def arrays_of(path: Path) -> ArrayWeights:
     return ArrayWeights(path, {file: MappedFile(file) for file in path.glob("*.safetensors")})
 
 
-@pytest.mark.parametrize("stored", DTYPES)
+@pytest.mark.parametrize("stored", STORED)
 @pytest.mark.parametrize("wanted", DTYPES)
 def test_tensors_are_torch_s(stored: str, wanted: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
@@ -62,3 +63,15 @@ def test_refusals_are_worded_alike(name: str, shape: tuple[int, ...], tmp_path: 
                 weights.take(name, shape, "float32")
             messages.append(caught.value.message)
     assert messages[0].replace("I32", "torch.int32") == messages[1]
+
+
+@pytest.mark.parametrize("dtype", STORED)
+def test_a_header_that_gives_a_tensor_other_bytes_than_its_own_is_refused(dtype: str, tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    save_file({"a": torch.ones(8, dtype=getattr(torch, dtype))}, file)
+    content = file.read_bytes()
+    end = 8 * getattr(torch, dtype).itemsize
+    assert content.count(f"[0,{end}]".encode()) == 1
+    file.write_bytes(content.replace(f"[0,{end}]".encode(), f"[0,{end - 1}]".encode().ljust(len(f"[0,{end}]"))))
+    with pytest.raises(ValueError, match="a is of another size"):
+        MappedFile(file)

@@ -11,6 +11,7 @@ import torch
 
 from penstock.engine.sampling import Sampler
 from penstock.engine.sampling.noise import stream_seed, uniform
+from penstock.engine.sampling.typical import atypical
 from penstock.protocol import SamplingParams
 
 V = 50
@@ -230,6 +231,15 @@ def test_typical_tokens_are_those_whose_surprise_is_expected(typical_p: float) -
     assert len(picked) > len(kept) / 2
     if typical_p == 0.2:
         assert int(row.argmax()) not in kept, "the likeliest token is not the most typical one here"
+
+
+def test_the_tail_of_a_large_vocabulary_counts() -> None:
+    # In single precision a sum near one would grow no more, and nothing be left out.
+    row = logits_of(1, vocab=150_000) * 4 / 3
+    probabilities = torch.softmax(row.double(), -1)
+    dropped = torch.from_numpy(atypical(row.numpy(), np.array([[0.9999]], dtype=np.float32)))
+    assert 0.99989 < float(probabilities[~dropped].sum()) < 0.99994
+    assert dropped.sum() > 50_000
 
 
 def test_typical_sampling_beside_tokens_that_cannot_come() -> None:
