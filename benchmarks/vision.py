@@ -329,8 +329,8 @@ def measure(shape: str, path: Path, settings: argparse.Namespace) -> dict[str, A
     if "stall" in settings.parts:
         result["stall, encoded in the step"] = measure_stall(engine, images, NUM_STALLS)
         with open_pool(path) as pool:
-            own, _ = share_threads(Settings(runner=RunnerConfig(encoder_workers=1)))
-            use_threads(own)
+            threads = share_threads(Settings(runner=RunnerConfig(encoder_workers=1)))
+            use_threads(threads.few_rows, many_rows_threads=threads.many_rows)
             result["stall, one encoder process"] = measure_stall(make_engine(path, pool), images, NUM_STALLS)
     compared = [lengths for lengths in LENGTHS if lengths in settings.parts]
     if compared:

@@ -24,14 +24,14 @@ def using(isa: str | None, num_threads: int = 1) -> Iterator[None]:
     if NATIVE is None or isa is None:
         yield
         return
-    before = NATIVE.isa(), NATIVE.num_threads()
+    before = NATIVE.isa(), NATIVE.num_threads(1)
     try:
         NATIVE.choose(isa)
-        NATIVE.set_num_threads(num_threads)
+        NATIVE.set_num_threads(num_threads, num_threads, [])
         yield
     finally:
         NATIVE.choose(before[0])
-        NATIVE.set_num_threads(before[1])
+        NATIVE.set_num_threads(before[1], before[1], [])
 
 
 def poisoned_cache(ops: Ops, num_blocks: int, block_size: int, heads: int, width: int, dtype: torch.dtype) -> KVBlocks:

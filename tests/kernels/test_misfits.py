@@ -224,7 +224,13 @@ def test_heads_that_cannot_be_shared_out_are_refused() -> None:
 def test_no_threads_are_refused(num_threads: int) -> None:
     assert NATIVE is not None
     with pytest.raises(ValueError, match="at least one thread"):
-        NATIVE.set_num_threads(num_threads)
+        NATIVE.set_num_threads(1, num_threads, [])
+
+
+def test_more_threads_for_few_rows_than_there_are_are_refused() -> None:
+    assert NATIVE is not None
+    with pytest.raises(ValueError, match="no more threads than many"):
+        NATIVE.set_num_threads(2, 3, [])
 
 
 @pytest.mark.parametrize("token_id", [-1, 5, 2**62, -(2**63)])

@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 import threading
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -98,7 +100,7 @@ try:
     use_threads(200)
 except InvalidSetting as error:
     print(error)
-print(NATIVE.num_threads(), NATIVE.multiply_add_rate(False) > 0)
+print(NATIVE.num_threads(1), NATIVE.multiply_add_rate(False) > 0)
 """
 
 
@@ -118,7 +120,7 @@ def test_threads_but_the_callers_stay_where_they_are_tied() -> None:
     cpu = max(own)
     with using(NATIVE.isa(), 1):
         others = set(os.listdir("/proc/self/task"))
-        NATIVE.set_num_threads(4, [cpu, 4095])  # there is no such processor, and a third is not said
+        NATIVE.set_num_threads(4, 4, [cpu, 4095])  # there is no such processor, and a third is not said
         started = [os.sched_getaffinity(int(task)) for task in set(os.listdir("/proc/self/task")) - others]
         assert sorted(started, key=len) == sorted([{cpu}, own, own], key=len)
         assert os.sched_getaffinity(0) == own
@@ -128,19 +130,53 @@ def test_threads_but_the_callers_stay_where_they_are_tied() -> None:
 def test_engines_on_several_threads_share_the_pool() -> None:
     assert NATIVE is not None
     weight = torch.randn(512, 256)
-    linear, x = PackedLinear(weight, None), torch.randn(5, 256)
+    linear = PackedLinear(weight, None)
+    inputs = torch.randn(5, 256), torch.randn(9, 256)
     with using(NATIVE.isa(), 3):
-        expected = linear(x)
+        expected = [linear(x) for x in inputs]
         wrong: list[int] = []
 
         def hammer() -> None:
-            wrong.extend(i for i in range(300) if not torch.equal(linear(x), expected))
+            wrong.extend(i for i in range(300) if not torch.equal(linear(inputs[i % 2]), expected[i % 2]))
 
         threads = [threading.Thread(target=hammer) for _ in range(3)]
         for thread in threads:
             thread.start()
         for num_threads in (1, 4, 2, 3) * 5:
-            NATIVE.set_num_threads(num_threads)
+            NATIVE.set_num_threads(num_threads, max(1, num_threads - 1), [])
         for thread in threads:
             thread.join()
     assert not wrong
+
+
+@needs_native
+def test_few_rows_leave_a_thread_asleep_and_many_wake_it() -> None:
+    assert NATIVE is not None
+    linear = PackedLinear(torch.randn(2048, 1024), None)
+    one, many = torch.randn(1, 1024), torch.randn(64, 1024)
+    with using(NATIVE.isa(), 1):
+        others = set(os.listdir("/proc/self/task"))
+        NATIVE.set_num_threads(2, 1, [])
+        (second,) = set(os.listdir("/proc/self/task")) - others
+
+        def switches() -> int:
+            """Return how often the second thread has gone to sleep."""
+            lines = Path(f"/proc/self/task/{second}/status").read_text().splitlines()
+            return int(next(line for line in lines if line.startswith("voluntary_ctxt_switches")).split()[1])
+
+        def runs_again(x: torch.Tensor, num_calls: int) -> bool:
+            before = switches()
+            for _ in range(num_calls):
+                linear(x)
+                if switches() > before:
+                    return True
+            return False
+
+        assert NATIVE.num_threads(1) == 1
+        assert NATIVE.num_threads(64) == 2
+        for _ in range(3):
+            deadline = time.monotonic() + 60
+            while runs_again(one, 200):
+                assert time.monotonic() < deadline, "it does not go to sleep"
+            assert runs_again(many, 100_000)
+            assert torch.equal(linear(many)[:1], linear(many[:1].clone()))

@@ -144,10 +144,25 @@ def test_a_model_that_sees_nothing_has_no_encoder_processes(checkpoint: Callable
 
 @pytest.mark.parametrize(
     ("num_cores", "threads", "num_workers", "expected"),
-    [(8, None, 0, (7, 7)), (4, None, 1, (2, 1)), (8, None, 2, (3, 2)), (1, None, 1, (1, 1)), (8, 3, 2, (3, 2))],
+    [
+        (8, None, 0, (7, 8, 0)),
+        (4, None, 1, (2, 3, 1)),
+        (8, None, 2, (3, 4, 2)),
+        (1, None, 0, (1, 1, 0)),
+        (1, None, 1, (1, 1, 1)),
+        (2, None, 0, (1, 2, 0)),
+        (8, 3, 2, (3, 3, 2)),
+        (4, 3, 0, (3, 3, 0)),
+        (4, 4, 0, (3, 4, 0)),
+        (4, 6, 0, (5, 6, 0)),
+    ],
 )
 def test_every_thread_has_a_core(
-    num_cores: int, threads: int | None, num_workers: int, expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    num_cores: int,
+    threads: int | None,
+    num_workers: int,
+    expected: tuple[int, int, int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("penstock.launch.threads.usable_cores", lambda: num_cores)
     runner = RunnerConfig(threads=threads, encoder_workers=num_workers)

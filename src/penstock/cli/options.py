@@ -26,7 +26,7 @@ KVDtypeOption = Annotated[
     str | None,
     typer.Option(help="What keys and values are cached in: auto (the weights' dtype), float32, bf16 or int8."),
 ]
-ThreadsOption = Annotated[int | None, typer.Option(help="Threads a step uses.  [default: cores - 1]")]
+ThreadsOption = Annotated[int | None, typer.Option(help="Threads a step uses at most.  [default: all cores]")]
 
 ConfigOption = Annotated[
     Path | None, typer.Option(help="Settings file (TOML); else PENSTOCK_CONFIG, else ./penstock.toml.")

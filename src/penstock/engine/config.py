@@ -65,7 +65,8 @@ class RunnerConfig:
     half and a quarter of bfloat16's memory. ``w8a16`` and ``w4a16`` round only the weights: slower than those, a little
     closer. Codes that a checkpoint has stay what they are, if they have no more bits."""
     threads: Annotated[int, msgspec.Meta(ge=1, le=1024)] | None = None
-    """Threads one step uses; None takes all cores but one. A thread without a core of its own stalls the others."""
+    """Threads one step uses at most; None takes all cores. Where none is left for the HTTP side, steps over fewer than
+    eight tokens, which wait for memory, use one less. A thread without a core of its own stalls the others."""
     pin_threads: bool = False
     """Tie each of these threads but one to a core of its own, where that is allowed. On a machine of one's own they
     never change cores; on a shared or virtual one a tied thread waits for its core while others are free, and two

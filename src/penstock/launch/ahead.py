@@ -81,13 +81,12 @@ def begin(payload: Future[bytes]) -> Begun:
     available_bytes = max(0, available_memory_bytes() - _PROCESSES_BYTES)
     if name != DEMO_MODEL and not Path(name).expanduser().is_dir():
         return Begun(settings, available_bytes)
-    num_threads, _ = share_threads(settings)
     weights = Ahead(
         resolve_model(name),
         dtype=runner.dtype,
         quantize=runner.quantize,
         adaptable=runner.max_adapters > 0,
-        num_threads=num_threads,
+        num_threads=share_threads(settings).few_rows,
         most_bytes=int(available_bytes * _MOST_SHARE),
     )
     tokenizer = None

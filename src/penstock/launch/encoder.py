@@ -32,8 +32,7 @@ def main() -> int:
         from penstock.kernels import use_threads
         from penstock.launch.engine import load_encoder
 
-        _, num_threads = share_threads(settings)
-        use_threads(num_threads)
+        use_threads(share_threads(settings).encoder)
         return EncoderHost(LocalEncoder(load_encoder(settings)))
 
     return run_host(sys.argv[1], msgspec.msgpack.Decoder(Encode), build)

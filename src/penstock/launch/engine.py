@@ -62,8 +62,7 @@ def build_engine(settings: Settings, profiler: "Profiler | None" = None, *, ahea
 
     Raises ``ModelUnreadable``, ``NotEnoughMemory`` or ``InvalidSetting``, each before memory was taken for nothing.
     """
-    num_threads, _ = share_threads(settings)
-    use_threads(num_threads, cpus=tied_cpus(settings, num_threads))
+    num_threads = _use_threads(settings)
     weights = None if ahead is None else ahead.weights
     target = _choose(settings.model, settings, num_threads, weights)
     # From where the model was found: a hub would be asked again.
@@ -190,11 +189,16 @@ def load_encoder(settings: Settings) -> "VisionEncoder":
 
 def load_bare_model(settings: Settings) -> LanguageModel:
     """Return the model alone, as ``build_engine`` would run it. Raises ``ModelUnreadable`` or ``InvalidSetting``."""
-    num_threads, _ = share_threads(settings)
-    use_threads(num_threads)
-    chosen = _choose(settings.model, settings, num_threads)
+    chosen = _choose(settings.model, settings, _use_threads(settings))
     adaptable = settings.runner.max_adapters > 0
     return _load(chosen, settings.runner, chosen.ops, max_tokens=chosen.max_tokens, adaptable=adaptable)
+
+
+def _use_threads(settings: Settings) -> int:
+    """Have steps run on the threads they get, and return how many these are at most."""
+    threads = share_threads(settings)
+    use_threads(threads.few_rows, many_rows_threads=threads.many_rows, cpus=tied_cpus(settings, threads.many_rows))
+    return threads.many_rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -361,7 +365,7 @@ def encoding_bytes(settings: Settings, path: Path, dtype: str) -> int:
     processor = load_processor(path, settings.images)
     assert processor is not None, "it was asked of a model that sees"
     ops, tower = ops_for(dtype), read_tower_shape(path)
-    own_threads, worker_threads = share_threads(settings)
+    threads = share_threads(settings)
     return encoding_peak_bytes(
         tower,
         image_bytes=3 * processor.most_pixels,
@@ -372,7 +376,7 @@ def encoding_bytes(settings: Settings, path: Path, dtype: str) -> int:
         ops,
         (tower.num_heads, tower.num_heads, tower.head_dim),
         processor.most_pixels // tower.patch_size**2 + 1,
-        worker_threads or own_threads,
+        threads.encoder or threads.many_rows,
     )
 
 

@@ -1,20 +1,36 @@
 """Which process uses how many cores. This imports little."""
 
+from typing import NamedTuple
+
 from penstock.estimate.system import core_cpus, usable_cores
 from penstock.launch.settings import Settings
 
 
-def share_threads(settings: Settings) -> tuple[int, int]:
-    """Return how many threads the engine's steps use, and each encoder process.
+class Threads(NamedTuple):
+    """How many run at once."""
 
-    All cores but one, which the API's process needs, each for one thread: two that share one stall the others.
+    few_rows: int
+    """Of the engine, in steps over few tokens"""
+    many_rows: int
+    """Of the engine, in others"""
+    encoder: int
+    """Of each encoder process; 0 without them"""
+
+
+def share_threads(settings: Settings) -> Threads:
+    """Return what each process gets of the cores, each for one thread: two that share one stall the others.
+
+    The API's process needs one, now and then. Steps over many tokens compute all the while and take it too; in others a
+    thread more would wait for memory.
     """
-    num_workers, num_cores = settings.runner.encoder_workers, max(1, usable_cores() - 1)
-    if settings.runner.threads is not None:
-        num_left = num_cores - settings.runner.threads
-        return settings.runner.threads, max(1, num_left // num_workers) if num_workers else 0
-    each = max(1, num_cores // (num_workers + 1))
-    return max(1, num_cores - num_workers * each), each
+    usable, num_workers, wanted = usable_cores(), settings.runner.encoder_workers, settings.runner.threads
+    num_cores = max(1, usable - 1)
+    each = 0
+    if num_workers:
+        each = max(1, num_cores // (num_workers + 1) if wanted is None else (num_cores - wanted) // num_workers)
+    num_left = usable - num_workers * each
+    many = max(1, num_left) if wanted is None else wanted
+    return Threads(many if many < num_left else max(1, many - 1), many, each)
 
 
 def tied_cpus(settings: Settings, num_threads: int) -> list[int]:

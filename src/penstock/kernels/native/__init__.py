@@ -57,8 +57,10 @@ def describe() -> str:
     return "reference" if NATIVE is None else str(NATIVE.isa())
 
 
-def use_threads(num_threads: int, *, cpus: Sequence[int] = (), torch_works: bool = False) -> None:
-    """Let kernels run on ``num_threads``, the caller's included.
+def use_threads(
+    num_threads: int, *, many_rows_threads: int | None = None, cpus: Sequence[int] = (), torch_works: bool = False
+) -> None:
+    """Let kernels run on ``num_threads``, the caller's included; over many rows on ``many_rows_threads``, if given.
 
     Those besides the caller's are each tied to one of the processors ``cpus``, as far as these go.
 
@@ -70,11 +72,12 @@ def use_threads(num_threads: int, *, cpus: Sequence[int] = (), torch_works: bool
     when_imported(partial(_use_torch_threads, num_threads if NATIVE is None or torch_works else 1))
     if NATIVE is None:
         return
+    num_pooled = max(num_threads, many_rows_threads or 0)
     try:
-        NATIVE.set_num_threads(num_threads, cpus)
+        NATIVE.set_num_threads(num_pooled, num_threads, cpus)
     except RuntimeError as error:
         raise InvalidSetting(
-            f"the system refuses to start {num_threads} threads ({error}); lower runner.threads (--threads), or raise "
+            f"the system refuses to start {num_pooled} threads ({error}); lower runner.threads (--threads), or raise "
             "what limits them: ulimit -u, a container's pids limit, or memory for their stacks",
             param="runner.threads",
         ) from error

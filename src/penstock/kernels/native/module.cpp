@@ -109,17 +109,32 @@ class Machine {
         scratch_.resize(pool_->num_threads());
     }
 
+    // Those that ops run on now.
     int num_threads() const { return num_threads_; }
+    int num_threads(int64_t num_rows) const { return num_rows < kManyRows ? few_rows_threads_ : many_rows_threads_; }
 
-    void set_num_threads(int num_threads, const std::vector<int>& cpus) {
-        if (num_threads < 1) throw std::invalid_argument("at least one thread is needed");
+    void set_num_threads(int num_threads, int few_rows_threads, const std::vector<int>& cpus) {
+        if (few_rows_threads < 1) throw std::invalid_argument("at least one thread is needed");
+        if (few_rows_threads > num_threads) throw std::invalid_argument("few rows take no more threads than many");
         std::lock_guard lock(mutex_);
-        if (num_threads == pool_->num_threads() && cpus == cpus_) return;
-        pool_ = std::make_unique<Pool>(num_threads, cpus);  // the old one stays where the system refuses a thread
-        cpus_ = cpus;
-        scratch_.clear();
-        scratch_.resize(num_threads);
-        num_threads_ = num_threads;
+        if (num_threads != pool_->num_threads() || cpus != cpus_) {
+            pool_ = std::make_unique<Pool>(num_threads, cpus);  // the old one stays where the system refuses a thread
+            cpus_ = cpus;
+            scratch_.clear();
+            scratch_.resize(num_threads);
+        }
+        pool_->use(num_threads);
+        num_threads_ = many_rows_threads_ = num_threads;
+        few_rows_threads_ = few_rows_threads;
+    }
+
+    // Has ops from here on run on as many threads as `num_rows` are worth.
+    void take_threads_for(int64_t num_rows) {
+        const int wanted = num_threads(num_rows);
+        if (wanted == num_threads_) return;
+        std::lock_guard lock(mutex_);
+        pool_->use(wanted);
+        num_threads_ = wanted;
     }
 
     // body(task, scratch of the thread it runs on); the scratch has room for `scratch_floats`.
@@ -131,6 +146,9 @@ class Machine {
     }
 
    private:
+    // Products of so many rows take longer to compute than their weights to come from memory, in 4 bits or 16.
+    static constexpr int64_t kManyRows = 8;
+
     struct Free {
         void operator()(float* floats) const { std::free(floats); }
     };
@@ -155,6 +173,7 @@ class Machine {
     std::unique_ptr<Pool> pool_;
     std::vector<int> cpus_;
     std::atomic<int> num_threads_{1};  // read without the lock, to cut work into parts
+    std::atomic<int> many_rows_threads_{1}, few_rows_threads_{1};
     std::vector<Scratch> scratch_;
     std::mutex mutex_;
 };
@@ -764,6 +783,7 @@ double best_of_five(F&& work) {
 
 // Bytes a second.
 double read_bandwidth(int64_t num_bytes) {
+    take_threads_for(INT64_MAX);
     constexpr int64_t kPart = 1 << 18;
     const HugePages memory(num_bytes);
     float* const floats = reinterpret_cast<float*>(memory.data());
@@ -783,6 +803,7 @@ double read_bandwidth(int64_t num_bytes) {
 
 // Multiplications and additions a second, of floats or of bytes.
 double multiply_add_rate(bool of_bytes) {
+    take_threads_for(INT64_MAX);
     constexpr int64_t kTasksEach = 8, kRounds = 100000;
     Machine& machine = Machine::get();
     const auto run = of_bytes ? machine.kernels().multiply_add_bytes : machine.kernels().multiply_add;
@@ -798,6 +819,9 @@ double multiply_add_rate(bool of_bytes) {
 }
 
 }  // namespace
+
+void take_threads_for(int64_t num_rows) { Machine::get().take_threads_for(num_rows); }
+
 }  // namespace penstock
 
 NB_MODULE(_native, m) {
@@ -814,10 +838,11 @@ NB_MODULE(_native, m) {
     m.def("isa", [] { return std::string(Machine::get().kernels().name); });
     m.def("choose", [](const std::string& isa) { Machine::get().choose(isa); }, nb::arg("isa"));
     m.def("runs", [](const std::string& isa) { return find(isa) && find(isa)->runs; }, nb::arg("isa"));
-    m.def("num_threads", [] { return Machine::get().num_threads(); });
+    m.def("num_threads", [](int64_t num_rows) { return Machine::get().num_threads(num_rows); }, nb::arg("num_rows"));
     m.def(
-        "set_num_threads", [](int n, const std::vector<int>& cpus) { Machine::get().set_num_threads(n, cpus); },
-        nb::arg("num_threads"), nb::arg("cpus") = std::vector<int>(), Unlocked());
+        "set_num_threads",
+        [](int many, int few, const std::vector<int>& cpus) { Machine::get().set_num_threads(many, few, cpus); },
+        nb::arg("num_threads"), nb::arg("few_rows_threads"), nb::arg("cpus"), Unlocked());
     nb::class_<PackedMatrix>(m, "PackedMatrix")
         .def(nb::init<int64_t, int64_t, int, int64_t, bool, int, const std::vector<PackedMatrix::Part>&, Address, Address,
                       Address, Address, Address, float, float, bool>());

@@ -40,7 +40,7 @@ void stay_on(pthread_t thread, int cpu) {
 
 }  // namespace
 
-Pool::Pool(int num_threads, const std::vector<int>& cpus) : runs_(new Run[num_threads]) {
+Pool::Pool(int num_threads, const std::vector<int>& cpus) : runs_(new Run[num_threads]), num_active_(num_threads) {
     try {
         for (int thread = 1; thread < num_threads; ++thread) {
             workers_.emplace_back(&Pool::work, this, thread);
@@ -58,17 +58,24 @@ void Pool::stop() {
     stopping_.store(true);
     wake_.fetch_add(1);
     futex_wake_all(wake_);
+    use(num_threads());
     for (std::thread& worker : workers_) worker.join();
 }
 
+void Pool::use(int num_active) {
+    const uint32_t before = num_active_.exchange(num_active);
+    if (before < static_cast<uint32_t>(num_active)) futex_wake_all(num_active_);
+}
+
 void Pool::run(int64_t num_tasks, Order order, Task function, void* context) {
-    if (num_tasks <= 1 || workers_.empty()) {
+    const int num_active = static_cast<int>(num_active_.load(std::memory_order_relaxed));
+    if (num_tasks <= 1 || num_active == 1) {
         for (int64_t task = 0; task < num_tasks; ++task) function(context, task, 0);
         return;
     }
     function_ = function;
     context_ = context;
-    num_runs_ = order == Order::kInRuns ? num_threads() : 1;
+    num_runs_ = order == Order::kInRuns ? num_active : 1;
     for (int i = 0; i < num_runs_; ++i) {
         runs_[i].next.store(i * num_tasks / num_runs_, std::memory_order_relaxed);
         runs_[i].end = (i + 1) * num_tasks / num_runs_;
@@ -94,10 +101,22 @@ void Pool::take_tasks(int thread) {
     }
 }
 
+void Pool::rest(int thread) {
+    uint32_t num_active = num_active_.load();
+    while (static_cast<uint32_t>(thread) >= num_active && !stopping_.load()) {
+        futex_wait(num_active_, num_active);
+        num_active = num_active_.load();
+    }
+}
+
 void Pool::work(int thread) {
     uint64_t last_job = 0;
     auto idle_since = std::chrono::steady_clock::now();
     while (!stopping_.load(std::memory_order_relaxed)) {
+        if (static_cast<uint32_t>(thread) >= num_active_.load(std::memory_order_relaxed)) {
+            rest(thread);
+            idle_since = std::chrono::steady_clock::now();
+        }
         const uint32_t awake = wake_.load();
         uint64_t state = state_.load(std::memory_order_acquire);
         if ((state & kOpen) && (state >> 32) != last_job) {

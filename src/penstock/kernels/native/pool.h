@@ -27,6 +27,9 @@ class Pool {
     // The caller's thread included.
     int num_threads() const { return static_cast<int>(workers_.size()) + 1; }
 
+    // Has jobs from here on run on the first `num_active` threads; the others sleep. Not while a job runs.
+    void use(int num_active);
+
     // How tasks are handed out: in their order; or to each thread a run of them, what one reads following on what it has
     // read, until its own are done and it takes the next of others'.
     enum class Order { kAsNumbered, kInRuns };
@@ -45,6 +48,7 @@ class Pool {
    private:
     void stop();
     void work(int thread);
+    void rest(int thread);
     void take_tasks(int thread);
 
     // A job is open while threads may still join it. The number of those inside is in the low half and the job's
@@ -58,6 +62,7 @@ class Pool {
     };
     const std::unique_ptr<Run[]> runs_;  // as many as threads
     int num_runs_ = 1;
+    alignas(64) std::atomic<uint32_t> num_active_;
     alignas(64) std::atomic<uint32_t> wake_{0};
     std::atomic<int> num_sleeping_{0};
     std::atomic<bool> stopping_{false};

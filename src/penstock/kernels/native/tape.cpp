@@ -35,6 +35,7 @@ std::optional<RowsOp> Tape::take_last(const void* out, int64_t width) {
 void Tape::run(int64_t num_rows, int64_t num_sequences) const {
     if (num_rows < 0 || num_rows > most_.num_rows || num_sequences < 0 || num_sequences > most_.num_sequences)
         throw std::invalid_argument("the step is larger than what was recorded");
+    take_threads_for(num_rows);
     const StepSize size{num_rows, num_sequences};
     for (const Op& op : ops_) op(size);
 }

@@ -57,11 +57,17 @@ class Tape {
 // Throws std::invalid_argument: an op over something else than all rows, or all sequences, cannot be repeated.
 void check_recordable(int64_t size, int64_t most);
 
+// Has ops from here on run on as many threads as `num_rows` are worth.
+void take_threads_for(int64_t num_rows);
+
 // Does op(num_rows), now or whenever the tape that is being recorded is run.
 template <class F>
 void for_rows(int64_t num_rows, F op) {
     Tape* const tape = Tape::recording();
-    if (!tape) return op(num_rows);
+    if (!tape) {
+        take_threads_for(num_rows);
+        return op(num_rows);
+    }
     check_recordable(num_rows, tape->most().num_rows);
     tape->add([op](const StepSize& size) { op(size.num_rows); });
 }
