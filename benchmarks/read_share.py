@@ -1,9 +1,10 @@
 """How near decoding is to reading its weights: `python -m benchmarks.read_share --quantize int4`.
 
-One stream of a published shape with random weights, in this process, without a server. After every few steps the same
-threads read as many bytes from huge pages as a step's weights take, five times, and the fastest counts: what the memory
-gives changes within seconds on a shared machine. The share is weight bytes a second of a step by bytes read a second,
-of neighbours in time; prints its median and quartiles, the read speed, and the median step.
+Requests of one stream, of a published shape with random weights, in this process, without a server. Before and after
+each all threads read as many bytes from huge pages as a step's weights take, five times, and the fastest counts: what
+the memory gives changes within seconds on a shared machine. The share is weight bytes a second of a request's median
+step by bytes read a second, on average before and after it; prints its median and quartiles, the read speed, and the
+median step.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import gc
 import random
 import statistics
 import time
+from itertools import pairwise
 
 from penstock.engine.config import RunnerConfig, SpeculationConfig
 from penstock.engine.host import EngineHost
@@ -22,8 +24,6 @@ from penstock.launch.engine import build_engine
 from penstock.launch.settings import ModelSettings, Settings
 from penstock.protocol import GenerateRequest, SamplingParams
 
-STEPS_TOGETHER = 10
-
 
 def main() -> None:
     """Print the share and what it is made of."""
@@ -32,7 +32,8 @@ def main() -> None:
     parser.add_argument("--quantize", choices=["int8", "int4", "w8a16", "w4a16"])
     parser.add_argument("--threads", type=int)
     parser.add_argument("--prompt-tokens", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=128, help="of each request")
+    parser.add_argument("--requests", type=int, default=20)
     arguments = parser.parse_args()
     assert NATIVE is not None, "it is the compiled products that are measured"
     engine = build_engine(
@@ -47,20 +48,19 @@ def main() -> None:
     numbers = random.Random(0)
     prompt = [numbers.randrange(engine.model.vocab_size) for _ in range(arguments.prompt_tokens)]
     sampling = SamplingParams(max_tokens=arguments.steps, temperature=0.0, ignore_eos=True)
-    host.handle(Submit(GenerateRequest(request_id="one", prompt_token_ids=prompt, sampling=sampling)))
-    host.step()
     steps: list[float] = []
-    reads: list[float] = []
+    reads = [NATIVE.read_bandwidth(weight_bytes)]
     shares: list[float] = []
-    while host.has_work:
-        some: list[float] = []
-        while host.has_work and len(some) < STEPS_TOGETHER:
-            began = time.perf_counter()
+    for i in range(arguments.requests):
+        host.handle(Submit(GenerateRequest(request_id=str(i), prompt_token_ids=prompt, sampling=sampling)))
+        host.step()
+        ends = [time.perf_counter()]
+        while host.has_work:
             host.step()
-            some.append(time.perf_counter() - began)
+            ends.append(time.perf_counter())
+        steps.append(statistics.median(later - sooner for sooner, later in pairwise(ends)))
         reads.append(NATIVE.read_bandwidth(weight_bytes))
-        steps.append(statistics.median(some))
-        shares.append(weight_bytes / steps[-1] / reads[-1])
+        shares.append(weight_bytes / steps[-1] / statistics.mean(reads[-2:]))
     first, middle, last = statistics.quantiles(shares, n=4)
     print(
         f"{arguments.quantize or engine.model.dtype}, {describe()}: {weight_bytes / 1e6:.1f} MB a step, "

@@ -1,5 +1,6 @@
 """Passes that are recorded once: the same bits for any step, and nothing recorded that could not be repeated."""
 
+import gc
 import subprocess
 import sys
 from array import array
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor
 
 from penstock.kernels import QUANTIZATIONS, BatchLayout, CPUOps, KVBlocks, Replay
-from penstock.kernels.native import NATIVE
-from penstock.kernels.native.replay import MAX_TOKENS, Arena
+from penstock.kernels.native import MAX_REPLAYED_TOKENS, NATIVE
+from penstock.kernels.native.replay import Arena
+from penstock.kernels.sampling import DrawRow, draw_tokens
 from tests.kernels.backends import instruction_sets, needs_native, using
 
 BLOCK, H, G, D = 4, 4, 2, 16
@@ -112,6 +114,77 @@ def test_every_step_has_the_bits_of_the_pass_itself(isa: str, quantize: str | No
         assert recorded.num_runs == 2
 
 
+def decode(token_ids: list[int], context_lens: list[int], num_blocks: int = 12) -> Step:
+    """Return a step of one token for each sequence, in tables with room for more."""
+    tables = [array("i", range(3 + n * num_blocks, 3 + (n + 1) * num_blocks)) for n in range(len(token_ids))]
+    return Step(token_ids, [1] * len(token_ids), context_lens, tables, [0] * len(token_ids))
+
+
+def drawn_ahead(replay: Replay, step: Step, rows: list[DrawRow], *, goes_on: bool = True) -> list[int] | None:
+    return replay.draw(step.token_ids, step.context_lens, step.tables, step.table_starts, None, rows, goes_on=goes_on)
+
+
+@needs_native
+@pytest.mark.parametrize("isa", instruction_sets())
+@torch.inference_mode()
+def test_tokens_of_steps_begun_ahead_are_those_of_steps_one_by_one(isa: str) -> None:
+    with using(isa, 2):
+        ahead, plain = Pass().record(), Pass().record()
+        token_ids, context_lens = [7, 11, 13], [1, 1, 1]
+        num_ahead = 0
+        for number in range(40):
+            if number == 11:  # one has ended
+                del token_ids[1], context_lens[1]
+            if number == 17:  # another token was kept than the one that was drawn
+                token_ids[0] = (token_ids[0] + 1) % 50
+            if number == 23:  # a prompt comes between
+                other = random_step(1, [30], [0], first_blocks=0)
+                other = other._replace(tables=[array("i", range(100, 108))])
+                assert ahead(*other) is not None
+                assert plain(*other) is not None
+            step = decode(token_ids, context_lens)
+            rows = [DrawRow(number / 40, 0.8, 0, 0.95, 0.0), *[DrawRow(0.0, 0.0, 0, 1.0, 0.0)] * (len(token_ids) - 1)]
+            logits = plain(*step, to_logits=True)
+            assert logits is not None
+            expected = draw_tokens(logits, rows)
+            drawn = drawn_ahead(ahead, step, rows, goes_on=number != 30)
+            num_ahead += drawn is not None
+            if drawn is None:
+                made = ahead(*step, to_logits=True)
+                assert made is not None
+                drawn = draw_tokens(made, rows)
+            assert drawn == expected
+            token_ids, context_lens = drawn, [one + 1 for one in context_lens]
+        assert num_ahead == 40
+        last = decode(token_ids, context_lens)
+        hidden = ahead(*last), plain(*last)
+        assert hidden[0] is not None
+        assert hidden[1] is not None
+        assert (hidden[0] == hidden[1]).all()
+
+
+@needs_native
+def test_no_step_begins_where_a_table_has_no_room_for_it_or_none_is_to_follow() -> None:
+    replay = Pass().record()
+    rows = [DrawRow(0.0, 0.0, 0, 1.0, 0.0)]
+    assert drawn_ahead(replay, decode([7], [1]), rows, goes_on=False) is None
+    assert drawn_ahead(replay, decode([7], [4], num_blocks=1), rows) is None
+    assert drawn_ahead(replay, decode([7], [3], num_blocks=1), rows) is not None
+    assert drawn_ahead(replay, decode([7] * 8, [1] * 8), rows * 8) is None  # all cores compute
+
+
+@needs_native
+@torch.inference_mode()
+def test_a_step_that_runs_keeps_what_it_touches() -> None:
+    rows = [DrawRow(0.0, 0.0, 0, 1.0, 0.0)]
+    for _ in range(20):
+        model = Pass()
+        replay = model.record()
+        assert drawn_ahead(replay, decode([7], [1]), rows) is not None
+        del model, replay
+        gc.collect()
+
+
 @needs_native
 @pytest.mark.parametrize("rows", [[], [6], [0, 4, 5, 6], [4, 4, 4, 0], [5] * 40, list(range(7))], ids=len)
 @torch.inference_mode()
@@ -187,8 +260,8 @@ def test_positions_may_lie_elsewhere_than_tokens_in_their_sequences() -> None:
 def test_a_step_too_large_is_left_to_the_pass() -> None:
     recorded = Pass()
     replay = recorded.record()
-    assert replay(*random_step(0, [MAX_TOKENS + 1], [0])) is None
-    assert replay(*random_step(0, [2], [0]), rows=[1] * (MAX_TOKENS + 1)) is None
+    assert replay(*random_step(0, [MAX_REPLAYED_TOKENS + 1], [0])) is None
+    assert replay(*random_step(0, [2], [0]), rows=[1] * (MAX_REPLAYED_TOKENS + 1)) is None
     assert recorded.num_runs == 0
 
 

@@ -1,6 +1,6 @@
 """The operations models are made of: one folder per op, the plain torch reference beside any faster one.
 
-What is exported here is imported when it is asked for: compiled kernels pack weights while torch is still on its way.
+What is exported here is imported when it is asked for: compiled kernels pack weights while others are still imported.
 """
 
 from importlib import import_module

@@ -5,7 +5,7 @@ per block.
 """
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -15,6 +15,7 @@ import numpy.typing as npt
 from penstock.kernels.layout import BatchLayout, KVBlocks
 from penstock.kernels.linear.quantization import Quantization, Stacked, WeightCodes
 from penstock.kernels.native.array import Array
+from penstock.kernels.sampling.rows import DrawRow
 from penstock.kernels.tensor import Tensor
 
 
@@ -68,6 +69,27 @@ class Replay(Protocol):
         their positions, on every axis; None: nothing. The others are what ``BatchLayout.pack`` takes. To the last bit
         they are what the pass itself gives. None, and nothing done, for a step or a pass that cannot be repeated.
         """
+
+    def draw(
+        self,
+        token_ids: list[int],
+        context_lens: list[int],
+        tables: "list[array[int]]",
+        table_starts: list[int],
+        position_offsets: list[int] | None,
+        rows: Sequence[DrawRow],
+        *,
+        goes_on: bool,
+    ) -> list[int] | None:
+        """Return the tokens drawn by ``rows`` [S] after a step of one token for each sequence; -1 where there is none.
+
+        If it ``goes_on``, the step with these tokens may have begun when this returns; the next call takes it up where
+        it is for the same step, and else gives it up. Its keys and values are written to what the tables have beyond
+        ``context_lens``. None, and nothing done, where that cannot be.
+        """
+
+    def stop(self) -> None:
+        """Give up a step that nobody asked for yet. Needed before anything else touches the cache."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import torch
 
 from penstock.engine.runner.base import StepResult
 from penstock.engine.runner.pictures import ShownPictures
-from penstock.engine.sampling import GrammarMasks, Sampler
+from penstock.engine.sampling import GrammarMasks, SampledToken, Sampler
 from penstock.engine.scheduler import ScheduledBatch
 from penstock.kernels import Replay
 from penstock.kernels.copy_blocks.reference import copy_blocks
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _SCORED_AT_ONCE = 64
 """Rows of logits in memory while a prompt's log probabilities are taken; a step samples more than that."""
+_UNDRAFTED = 8
+"""Steps without guesses, after which the next is taken to have none either"""
 _NO_LOGITS = np.empty((0, 0), dtype=np.float32)
 
 
@@ -74,6 +76,7 @@ class CPURunner:
         self._cache = cache
         self._pages = PagesAhead(cache, step_blocks=-(-step_tokens // block_size))
         self._replay = model.replay(cache, block_size)
+        self._num_undrafted = _UNDRAFTED
         self._sampler = sampler
         self._block_size = block_size
         self._masks = GrammarMasks()
@@ -105,6 +108,8 @@ class CPURunner:
 
     def remove(self, sequence_id: int) -> None:
         """Forget a sequence."""
+        if self._replay is not None:
+            self._replay.stop()
         self._sampler.remove(sequence_id)
         self._masks.remove(sequence_id)
         self._adapters.pop(sequence_id, None)
@@ -126,6 +131,11 @@ class CPURunner:
     def execute(self, batch: ScheduledBatch) -> StepResult:
         """Compute the batch; see ``Runner.execute``."""
         self._pages.begin_step(batch.block_tables)
+        drawn = self._drawn(batch)
+        if drawn is not None:
+            return drawn
+        if self._replay is not None:
+            self._replay.stop()
         if batch.block_copies:
             copy_blocks(self._cache, batch.block_copies)
         # Grammars are followed while the model runs, on the core that it leaves free.
@@ -145,6 +155,35 @@ class CPURunner:
         if not rows:
             return StepResult([], scores, pooled)
         return StepResult(self._sampler.sample(logits, batch.sample_ids, masks, batch.drafts), scores, pooled)
+
+    def _drawn(self, batch: ScheduledBatch) -> StepResult | None:
+        """Return the result of a step that only decodes, and draws from what the model says as it is; None for others.
+
+        The next step may have begun then, if it looks as if it will be like this one.
+        """
+        self._num_undrafted = 0 if batch.drafts else self._num_undrafted + 1
+        rows, num_sequences = batch.sample_rows, len(batch.sequence_ids)
+        if self._replay is None or num_sequences != batch.num_tokens or rows != list(range(num_sequences)):
+            return None
+        if batch.drafts or batch.block_copies or batch.score_rows or batch.pool_rows or not self._is_replayable(batch):
+            return None
+        draws = self._sampler.plain_draws(batch.sample_ids)
+        if draws is None:
+            return None
+        # A text of which some could be guessed is likely to be guessed at again.
+        goes_on = self._num_undrafted > _UNDRAFTED and self._sampler.may_go_on(batch.sample_ids)
+        tokens = self._replay.draw(
+            batch.token_ids,
+            batch.context_lens,
+            batch.block_tables,
+            batch.table_starts,
+            self._shown.position_offsets(batch),
+            draws,
+            goes_on=goes_on,
+        )
+        if tokens is None:
+            return None
+        return StepResult([None if token_id < 0 else SampledToken(token_id) for token_id in tokens])
 
     def _from_states(
         self, batch: ScheduledBatch, rows: list[int] | None
@@ -181,8 +220,7 @@ class CPURunner:
         self, batch: ScheduledBatch, rows: list[int] | None, *, to_logits: bool = False
     ) -> npt.NDArray[np.float32] | None:
         """Return what a step that is like others gives; None, and nothing done, for one that is not."""
-        adapted = self._adapters and not self._adapters.keys().isdisjoint(batch.sequence_ids)
-        if self._replay is None or adapted or batch.pictures or self._shown.visible(batch) is not None:
+        if self._replay is None or not self._is_replayable(batch):
             return None
         return self._replay(
             batch.token_ids,
@@ -194,6 +232,10 @@ class CPURunner:
             rows,
             to_logits=to_logits,
         )
+
+    def _is_replayable(self, batch: ScheduledBatch) -> bool:
+        adapted = self._adapters and not self._adapters.keys().isdisjoint(batch.sequence_ids)
+        return not adapted and not batch.pictures and self._shown.visible(batch) is None
 
     def _forward(self, batch: ScheduledBatch, rows: list[int] | None) -> Tensor:
         """Return the hidden states of ``rows`` [R, E], or of all tokens [T, E]."""

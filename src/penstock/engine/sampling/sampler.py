@@ -201,6 +201,16 @@ class Sampler:
             for row, token_id in enumerate(tokens)
         ]
 
+    def plain_draws(self, sequence_ids: Sequence[int]) -> list[DrawRow] | None:
+        """Return how each sequence's next token is drawn if that is all ``sample`` would do; None if it is not."""
+        states = [self._states[sequence_id] for sequence_id in sequence_ids]
+        return [_draw_row(state) for state in states] if all(state.is_plain for state in states) else None
+
+    def may_go_on(self, sequence_ids: Sequence[int]) -> bool:
+        """Return whether none of the sequences is to end with its next token, whatever that is."""
+        states = (self._states[sequence_id] for sequence_id in sequence_ids)
+        return all(state.num_output_tokens + 1 < state.params.max_tokens for state in states)
+
     def guess(
         self, logits: npt.NDArray[np.float32], sequence_ids: Sequence[int], guessed: Sequence[Sequence[int]]
     ) -> list[int | None]:

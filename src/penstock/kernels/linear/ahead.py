@@ -1,4 +1,4 @@
-"""Packing before anybody asks for it: on threads of its own, while torch is imported, which is not known here."""
+"""Packing before anybody asks for it: on threads of its own, while the engine's modules are imported. No torch."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple

@@ -52,6 +52,11 @@ NATIVE = _load()
 """The compiled module; None where it was not built or is not wanted."""
 
 
+MAX_REPLAYED_TOKENS = 512
+"""Larger steps are not repeated from a recording: they compute for so long that what Python takes does not count, and
+memory no step has used takes no room."""
+
+
 def describe() -> str:
     """Return which kernels run, in a word: an instruction set, or reference."""
     return "reference" if NATIVE is None else str(NATIVE.isa())

@@ -57,10 +57,11 @@ StepInputs::StepInputs(int64_t max_tokens, int64_t table_width, int64_t block_si
       query_starts_(at<int32_t>(query_starts)),
       context_lens_(at<int32_t>(context_lens)),
       tables_(at<int32_t>(tables)),
-      table_starts_(at<int32_t>(table_starts)) {}
+      table_starts_(at<int32_t>(table_starts)),
+      table_sizes_(max_tokens) {}
 
 void StepInputs::load(nb::list token_ids, nb::list query_lens, nb::list context_lens, nb::list tables,
-                      nb::list table_starts, std::optional<nb::list> position_offsets) const {
+                      nb::list table_starts, std::optional<nb::list> position_offsets) {
     const size_t num_tokens = token_ids.size(), num_sequences = query_lens.size();
     check(num_tokens <= static_cast<size_t>(max_tokens_) && num_sequences <= num_tokens);
     check(context_lens.size() == num_sequences && tables.size() == num_sequences && table_starts.size() == num_sequences);
@@ -84,8 +85,46 @@ void StepInputs::load(nb::list token_ids, nb::list query_lens, nb::list context_
         query_starts_[s + 1] = static_cast<int32_t>(row);
         context_lens_[s] = static_cast<int32_t>(context);
         table_starts_[s] = static_cast<int32_t>(start);
+        table_sizes_[s] = table.size();
     }
     check(row == static_cast<int64_t>(num_tokens));
+}
+
+bool StepInputs::are(nb::list token_ids, nb::list query_lens, nb::list context_lens, nb::list tables,
+                     nb::list table_starts, std::optional<nb::list> position_offsets) const {
+    const size_t num_sequences = query_lens.size();
+    if (token_ids.size() != num_sequences) return false;
+    check(num_sequences <= static_cast<size_t>(max_tokens_));
+    check(context_lens.size() == num_sequences && tables.size() == num_sequences && table_starts.size() == num_sequences);
+    check(!position_offsets || position_offsets->size() == num_sequences);
+    for (size_t s = 0; s < num_sequences; ++s) {
+        const int64_t context = integer(context_lens, s), start = integer(table_starts, s);
+        const int64_t position_offset = position_offsets ? integer(*position_offsets, s) : 0;
+        if (token_ids_[s] != integer(token_ids, s) || integer(query_lens, s) != 1 || context_lens_[s] != context ||
+            table_starts_[s] != start || positions_[s] != context - 1 + position_offset)
+            return false;
+        const Table table(PyList_GET_ITEM(tables.ptr(), static_cast<Py_ssize_t>(s)));
+        const int64_t num_blocks = (context - start + block_size_ - 1) / block_size_;
+        if (table.size() < num_blocks || !std::equal(table.ids(), table.ids() + num_blocks, tables_ + s * table_width_))
+            return false;
+    }
+    return true;
+}
+
+bool StepInputs::has_room(int64_t num_sequences) const {
+    for (int64_t s = 0; s < num_sequences; ++s)
+        if (context_lens_[s] - table_starts_[s] >= table_sizes_[s] * block_size_) return false;
+    return true;
+}
+
+void StepInputs::go_on(const int64_t* tokens, int64_t num_sequences) {
+    for (int64_t s = 0; s < num_sequences; ++s) {
+        const int64_t offset = context_lens_[s] - table_starts_[s];
+        token_ids_[s] = tokens[s];
+        positions_[s] += 1;
+        slots_[s] = int64_t{tables_[s * table_width_ + offset / block_size_]} * block_size_ + offset % block_size_;
+        context_lens_[s] += 1;
+    }
 }
 
 }  // namespace penstock

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <vector>
 
 namespace penstock {
 
@@ -18,7 +19,16 @@ class StepInputs {
     // are its tokens' places in it plus its offset, if there are `position_offsets`. Throws std::invalid_argument if they
     // do not fit together or into the room.
     void load(nanobind::list token_ids, nanobind::list query_lens, nanobind::list context_lens, nanobind::list tables,
-              nanobind::list table_starts, std::optional<nanobind::list> position_offsets) const;
+              nanobind::list table_starts, std::optional<nanobind::list> position_offsets);
+
+    // Whether these are the inputs of a step of one token for each sequence, as `load` would write them, where it matters.
+    bool are(nanobind::list token_ids, nanobind::list query_lens, nanobind::list context_lens, nanobind::list tables,
+             nanobind::list table_starts, std::optional<nanobind::list> position_offsets) const;
+
+    // Whether every table has a place for one token more.
+    bool has_room(int64_t num_sequences) const;
+    // Takes the next step's tokens in, one for each sequence.
+    void go_on(const int64_t* tokens, int64_t num_sequences);
 
    private:
     int64_t max_tokens_, table_width_, block_size_;
@@ -29,6 +39,7 @@ class StepInputs {
     int32_t* context_lens_;
     int32_t* tables_;
     int32_t* table_starts_;
+    std::vector<int64_t> table_sizes_;
 };
 
 }  // namespace penstock

@@ -32,6 +32,7 @@
 #include "inputs.h"
 #include "kernels.h"
 #include "pool.h"
+#include "run_ahead.h"
 #include "tape.h"
 
 namespace nb = nanobind;
@@ -89,6 +90,9 @@ const InstructionSet* find(const std::string& name) {
     return nullptr;
 }
 
+// Products of so many rows take longer to compute than their weights to come from memory, in 4 bits or 16.
+constexpr int64_t kManyRows = 8;
+
 // The kernels, the threads they run on and their scratch. One op at a time.
 class Machine {
    public:
@@ -130,11 +134,10 @@ class Machine {
 
     // Has ops from here on run on as many threads as `num_rows` are worth.
     void take_threads_for(int64_t num_rows) {
-        const int wanted = num_threads(num_rows);
-        if (wanted == num_threads_) return;
+        if (num_threads(num_rows) == num_threads_) return;
         std::lock_guard lock(mutex_);
-        pool_->use(wanted);
-        num_threads_ = wanted;
+        num_threads_ = num_threads(num_rows);  // of the pool that there is now
+        pool_->use(num_threads_);
     }
 
     // body(task, scratch of the thread it runs on); the scratch has room for `scratch_floats`.
@@ -146,9 +149,6 @@ class Machine {
     }
 
    private:
-    // Products of so many rows take longer to compute than their weights to come from memory, in 4 bits or 16.
-    static constexpr int64_t kManyRows = 8;
-
     struct Free {
         void operator()(float* floats) const { std::free(floats); }
     };
@@ -747,13 +747,13 @@ void rope_write_kv(Address qkv, int64_t num_tokens, int64_t num_heads, int64_t n
 }
 
 // One token for each row, -1 where its logits are not finite numbers; `how` is [num_rows] of Sampling.
-std::vector<int64_t> draw_tokens(Address logits, int64_t num_rows, int64_t size, const nb::bytes& how) {
+std::vector<int64_t> draw_tokens(Address logits, int64_t num_rows, int64_t size, const std::string& how) {
     if (how.size() != num_rows * sizeof(Sampling)) throw std::invalid_argument("not as many ways to draw as rows");
     std::vector<int64_t> tokens(num_rows);
     const Kernels& kernels = Machine::get().kernels();
     Machine::get().each(num_rows, Row::scratch_floats(size), [&](int64_t r, float* scratch) {
         Row row(kernels, at<const float>(logits) + r * size, size, scratch);
-        tokens[r] = row.is_finite() ? row.draw(reinterpret_cast<const Sampling*>(how.c_str())[r]) : -1;
+        tokens[r] = row.is_finite() ? row.draw(reinterpret_cast<const Sampling*>(how.data())[r]) : -1;
     });
     return tokens;
 }
@@ -831,13 +831,34 @@ NB_MODULE(_native, m) {
         .def(nb::init<int64_t, int64_t>())
         .def("begin", &Tape::begin)
         .def("end", &Tape::end)
-        .def("run", &Tape::run, Unlocked());
+        .def("run", [](const Tape& tape, int64_t rows, int64_t sequences) { tape.run(rows, sequences); }, Unlocked());
     nb::class_<StepInputs>(m, "StepInputs")
         .def(nb::init<int64_t, int64_t, int64_t, Address, Address, Address, Address, Address, Address, Address>())
-        .def("load", &StepInputs::load, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none());
+        .def("load", &StepInputs::load, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none())
+        .def("are", &StepInputs::are, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none());
+    nb::class_<RunAhead>(m, "RunAhead")
+        .def(
+            "__init__",
+            [](RunAhead* self, const Tape* first, const Tape* rest, const Tape* last, StepInputs* inputs, Address logits,
+               int64_t size, const nb::object&) {
+                new (self) RunAhead({first, rest, last}, inputs, [=](int64_t num_rows, const std::string& how) {
+                    return draw_tokens(logits, num_rows, size, how);
+                });
+            },
+            nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>(), nb::keep_alive<1, 4>(), nb::keep_alive<1, 5>(),
+            nb::keep_alive<1, 8>())
+        .def("begin", &RunAhead::begin)
+        .def("draw", [](RunAhead& self, const nb::bytes& how, bool goes_on) {
+            const std::string ways(how.c_str(), how.size());
+            const nb::gil_scoped_release unlocked;
+            return self.draw(ways, goes_on);
+        })
+        .def("has_begun", &RunAhead::has_begun)
+        .def("stop", &RunAhead::stop, Unlocked());
     m.def("isa", [] { return std::string(Machine::get().kernels().name); });
     m.def("choose", [](const std::string& isa) { Machine::get().choose(isa); }, nb::arg("isa"));
     m.def("runs", [](const std::string& isa) { return find(isa) && find(isa)->runs; }, nb::arg("isa"));
+    m.attr("many_rows") = kManyRows;
     m.def("num_threads", [](int64_t num_rows) { return Machine::get().num_threads(num_rows); }, nb::arg("num_rows"));
     m.def(
         "set_num_threads",
@@ -864,7 +885,11 @@ NB_MODULE(_native, m) {
     m.def("embed", &embed_table, Unlocked());
     m.def("rope_angles", &rope_angles, Unlocked());
     m.def("rope_write_kv", &rope_write_kv, Unlocked());
-    m.def("draw_tokens", &draw_tokens, Unlocked());
+    m.def("draw_tokens", [](Address logits, int64_t num_rows, int64_t size, const nb::bytes& how) {
+        const std::string ways(how.c_str(), how.size());
+        const nb::gil_scoped_release unlocked;
+        return draw_tokens(logits, num_rows, size, ways);
+    });
     m.def("top_tokens", &top_tokens, Unlocked());
     m.def("touch", &touch, Unlocked());
     m.def("read_bandwidth", &read_bandwidth, Unlocked());

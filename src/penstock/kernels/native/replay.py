@@ -8,7 +8,7 @@ T packed tokens, S sequences, E width.
 
 import weakref
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -17,12 +17,12 @@ import numpy.typing as npt
 import torch
 
 from penstock.kernels.layout import BatchLayout
-from penstock.kernels.native import NATIVE
+from penstock.kernels.native import MAX_REPLAYED_TOKENS, NATIVE
 from penstock.kernels.native.array import Array, zeros
+from penstock.kernels.sampling.cpu import packed_rows
+from penstock.kernels.sampling.rows import DrawRow
 from penstock.kernels.tensor import Tensor
 
-MAX_TOKENS = 512
-"""Larger steps compute for so long that what Python takes does not count; memory no step has used takes no room."""
 _LEAST_WIDTH = 64
 """Blocks in a table that a recording has room for, or twice as many, and so on"""
 
@@ -59,7 +59,52 @@ class NativeReplay:
         to_logits: bool = False,
     ) -> npt.NDArray[np.float32] | None:
         """See ``ops.Replay``."""
-        if not self._is_recordable or max(len(token_ids), len(rows or ())) > MAX_TOKENS:
+        self.stop()
+        recording = self._recording_of(max(len(token_ids), len(rows or ())), tables)
+        if recording is None:
+            return None
+        recording.inputs.load(token_ids, query_lens, context_lens, tables, table_starts, position_offsets)
+        return recording.run(len(token_ids), len(query_lens), rows, to_logits=to_logits)
+
+    def draw(
+        self,
+        token_ids: list[int],
+        context_lens: list[int],
+        tables: "list[array[int]]",
+        table_starts: list[int],
+        position_offsets: list[int] | None,
+        rows: Sequence[DrawRow],
+        *,
+        goes_on: bool,
+    ) -> list[int] | None:
+        """See ``ops.Replay``."""
+        assert NATIVE is not None
+        # With many, all cores compute, and Python would take one of them from the next step.
+        if len(token_ids) >= NATIVE.many_rows:
+            return None
+        recording = self._recording_of(len(token_ids), tables)
+        if recording is None or recording.ahead is None:
+            return None
+        step = token_ids, [1] * len(token_ids), context_lens, tables, table_starts, position_offsets
+        ahead = recording.ahead
+        if not ahead.has_begun() or not recording.inputs.are(*step):
+            ahead.stop()
+            places = zip(context_lens, tables, table_starts, strict=True)
+            if not goes_on or any(end - start >= len(table) * self._block_size for end, table, start in places):
+                return None  # another thread would do it no sooner
+            recording.inputs.load(*step)
+            ahead.begin(len(token_ids))
+        tokens: list[int] = ahead.draw(packed_rows(rows), goes_on)
+        return tokens
+
+    def stop(self) -> None:
+        """See ``ops.Replay``."""
+        if self._recording is not None and self._recording.ahead is not None:
+            self._recording.ahead.stop()
+
+    def _recording_of(self, num_tokens: int, tables: "list[array[int]]") -> "_Recording | None":
+        """Return what a step of so many tokens repeats; None if there is none."""
+        if not self._is_recordable or num_tokens > MAX_REPLAYED_TOKENS:
             return None
         width = max(map(len, tables))
         if self._recording is None or width > self._recording.table_width:
@@ -69,10 +114,7 @@ class NativeReplay:
                 self._recording = _Recording(self._first, self._rest, self._head, table_width, self._block_size)
             except _Unrecordable:
                 self._is_recordable = False
-                return None
-        recording = self._recording
-        recording.inputs.load(token_ids, query_lens, context_lens, tables, table_starts, position_offsets)
-        return recording.run(len(token_ids), len(query_lens), rows, to_logits=to_logits)
+        return self._recording
 
 
 class _Unrecordable(Exception):
@@ -86,20 +128,20 @@ class _Recording:
         assert NATIVE is not None
         self.table_width = table_width
         self._arena = Arena()
-        self._token_ids = _zeros(MAX_TOKENS)
+        self._token_ids = _zeros(MAX_REPLAYED_TOKENS)
         layout = self._layout = BatchLayout(
-            positions=_zeros(MAX_TOKENS),
-            slots=_zeros(MAX_TOKENS),
-            query_starts=_zeros(MAX_TOKENS + 1, dtype="int32"),
-            context_lens=_zeros(MAX_TOKENS, dtype="int32"),
-            tables=_zeros(MAX_TOKENS, table_width, dtype="int32"),
-            table_starts=_zeros(MAX_TOKENS, dtype="int32"),
-            query_lens_list=[1] * MAX_TOKENS,
-            context_lens_list=[1] * MAX_TOKENS,
+            positions=_zeros(MAX_REPLAYED_TOKENS),
+            slots=_zeros(MAX_REPLAYED_TOKENS),
+            query_starts=_zeros(MAX_REPLAYED_TOKENS + 1, dtype="int32"),
+            context_lens=_zeros(MAX_REPLAYED_TOKENS, dtype="int32"),
+            tables=_zeros(MAX_REPLAYED_TOKENS, table_width, dtype="int32"),
+            table_starts=_zeros(MAX_REPLAYED_TOKENS, dtype="int32"),
+            query_lens_list=[1] * MAX_REPLAYED_TOKENS,
+            context_lens_list=[1] * MAX_REPLAYED_TOKENS,
             block_size=block_size,
         )
         self.inputs = NATIVE.StepInputs(
-            MAX_TOKENS,
+            MAX_REPLAYED_TOKENS,
             table_width,
             block_size,
             self._token_ids.data_ptr(),
@@ -110,9 +152,9 @@ class _Recording:
             layout.tables.data_ptr(),
             layout.table_starts.data_ptr(),
         )
-        self._first = NATIVE.Tape(MAX_TOKENS, MAX_TOKENS)
-        self._rest = NATIVE.Tape(MAX_TOKENS, MAX_TOKENS)
-        self._last = NATIVE.Tape(MAX_TOKENS, MAX_TOKENS)
+        self._first = NATIVE.Tape(MAX_REPLAYED_TOKENS, MAX_REPLAYED_TOKENS)
+        self._rest = NATIVE.Tape(MAX_REPLAYED_TOKENS, MAX_REPLAYED_TOKENS)
+        self._last = NATIVE.Tape(MAX_REPLAYED_TOKENS, MAX_REPLAYED_TOKENS)
         self._head = head
         logits: Tensor | None = None
         with _taking_from(self._arena):
@@ -129,6 +171,12 @@ class _Recording:
         self._between = [_numbers(tensor) for tensor in between]
         self._hidden = _numbers(hidden)
         self._logits = None if logits is None else _numbers(logits)
+        # Its thread goes on until it is no more, and what that touches lives as long.
+        self.ahead = None
+        if self._logits is not None and self._logits.size:
+            kept = self._arena, self._token_ids, layout, self._lasting, first, rest, head
+            address, vocab_size = self._logits.ctypes.data, self._logits.shape[1]
+            self.ahead = NATIVE.RunAhead(self._first, self._rest, self._last, self.inputs, address, vocab_size, kept)
         # By how many rows: a view takes longer to make than to draw one row from.
         self._logits_of: dict[int, npt.NDArray[np.float32]] = {}
 

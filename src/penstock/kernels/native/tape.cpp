@@ -32,12 +32,15 @@ std::optional<RowsOp> Tape::take_last(const void* out, int64_t width) {
     return std::exchange(last_, std::nullopt);
 }
 
-void Tape::run(int64_t num_rows, int64_t num_sequences) const {
+void Tape::run(int64_t num_rows, int64_t num_sequences, const std::atomic<bool>* is_unwanted) const {
     if (num_rows < 0 || num_rows > most_.num_rows || num_sequences < 0 || num_sequences > most_.num_sequences)
         throw std::invalid_argument("the step is larger than what was recorded");
     take_threads_for(num_rows);
     const StepSize size{num_rows, num_sequences};
-    for (const Op& op : ops_) op(size);
+    for (const Op& op : ops_) {
+        if (is_unwanted && *is_unwanted) return;
+        op(size);
+    }
 }
 
 Tape* Tape::recording() { return recording_here; }

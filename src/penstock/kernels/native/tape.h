@@ -2,6 +2,7 @@
 // sequences they are for differs.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <optional>
@@ -34,8 +35,8 @@ class Tape {
     void begin();
     void end();
 
-    // Throws std::invalid_argument for a step larger than the recording.
-    void run(int64_t num_rows, int64_t num_sequences) const;
+    // Ends between two ops where it is unwanted. Throws std::invalid_argument for a step larger than the recording.
+    void run(int64_t num_rows, int64_t num_sequences, const std::atomic<bool>* is_unwanted = nullptr) const;
 
     // The calling thread's, or null.
     static Tape* recording();

@@ -20,8 +20,13 @@ def draw_tokens(logits: npt.NDArray[np.float32], rows: Sequence[DrawRow]) -> lis
     assert NATIVE is not None
     num_rows, size = logits.shape
     address = _address(logits, len(rows))
-    drawn: list[int] = NATIVE.draw_tokens(address, num_rows, size, b"".join(starmap(_ROW.pack, rows)))
+    drawn: list[int] = NATIVE.draw_tokens(address, num_rows, size, packed_rows(rows))
     return drawn
+
+
+def packed_rows(rows: Sequence[DrawRow]) -> bytes:
+    """Return ``rows`` as compiled code takes them."""
+    return b"".join(starmap(_ROW.pack, rows))
 
 
 def top_tokens(logits: npt.NDArray[np.float32], count: int) -> TopTokens:
