@@ -176,7 +176,7 @@ def _execute(torch: types.ModuleType) -> None:
     spec._initializing = True  # type: ignore[attr-defined]
     try:
         spec.loader.exec_module(torch)
-    except BaseException:
+    except BaseException:  # whatever stopped it: the next import would take what there is of it for torch
         del sys.modules["torch"]
         raise
     finally:

@@ -1,4 +1,4 @@
-"""The other side of ``child``: what runs in the engine's processes. Imports little, for torch takes long enough."""
+"""The other side of ``child``: what runs in the engine's processes. Imports little: a start waits for it."""
 
 import contextlib
 import os
@@ -45,7 +45,7 @@ def run_worker(address: str, build: "Callable[[Future[bytes]], SteppedEngine]") 
 
     def host(payload: Future[bytes], wake: Callable[[], object]) -> Host:
         engine = build(payload)
-        # It comes with torch, whose import only ``build`` knows how to do.
+        # It comes with modules that only ``build`` knows how to import.
         from penstock.engine.host import EngineHost
 
         return EngineHost(engine, wake)

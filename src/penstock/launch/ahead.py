@@ -13,6 +13,7 @@ import msgspec
 
 from penstock.errors import ModelUnreadable
 from penstock.estimate.system import available_memory_bytes
+from penstock.kernels.native import MAX_REPLAYED_TOKENS
 from penstock.launch.settings import Settings
 from penstock.launch.text import load_tokenizer
 from penstock.launch.threads import share_threads
@@ -44,7 +45,12 @@ class Begun:
     @property
     def needs_torch(self) -> bool:
         """Whether torch will be needed at once, so that it had better be imported meanwhile."""
-        return self.weights is None or self.weights.needs_torch or self.settings.speculation.model is not None
+        return (
+            self.weights is None
+            or self.weights.needs_torch
+            or self.settings.speculation.model is not None
+            or self.settings.scheduler.step_tokens > MAX_REPLAYED_TOKENS
+        )
 
     def read_vocabulary(self) -> None:
         """Have the tokenizer make text of ids. It takes the interpreter, a tenth of a second for 150,000 tokens."""

@@ -19,11 +19,17 @@ from penstock.launch.ahead import Begun
 from penstock.launch.settings import ModelSettings, Settings
 from penstock.launch.text import load_tokenizer
 from penstock.launch.threads import share_threads, tied_cpus
+from penstock.lean_torch import load_torch
 from penstock.models import find_shape, read_config, read_pooling, read_sampling_defaults, resolve_model
 from penstock.protocol import ModelInfo, SamplingDefaults
 from penstock.resident import give_back
 from penstock.text import Tokenizer
 from penstock.threads import WorkThread
+
+
+def _missing_torch(error: Exception) -> MissingExtra:
+    return MissingExtra(f"running a model needs torch ({error}); install it with: pip install 'penstock[engine]'")
+
 
 try:
     import torch  # noqa: F401 - whoever lacks it is told so
@@ -42,9 +48,7 @@ try:
     from penstock.models.random_weights import count_random_parameters, make_random_model
     from penstock.quant import Scheme, bytes_of_weight
 except ImportError as error:
-    raise MissingExtra(
-        f"running a model needs torch ({error}); install it with: pip install 'penstock[engine]'"
-    ) from error
+    raise _missing_torch(error) from error
 
 
 if TYPE_CHECKING:
@@ -60,8 +64,14 @@ def build_engine(settings: Settings, profiler: "Profiler | None" = None, *, ahea
 
     ``ahead`` is what was begun of the same settings before. What only a model that sees takes is imported for one.
 
-    Raises ``ModelUnreadable``, ``NotEnoughMemory`` or ``InvalidSetting``, each before memory was taken for nothing.
+    Raises ``ModelUnreadable``, ``NotEnoughMemory``, ``InvalidSetting`` or ``MissingExtra``, each before memory was
+    taken for nothing.
     """
+    if ahead is not None and ahead.needs_torch:
+        try:
+            load_torch()
+        except (ImportError, OSError) as error:  # the latter where a library of its own is not there
+            raise _missing_torch(error) from error
     num_threads = _use_threads(settings)
     weights = None if ahead is None else ahead.weights
     target = _choose(settings.model, settings, num_threads, weights)

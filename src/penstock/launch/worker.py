@@ -20,7 +20,7 @@ def payload(settings: Settings) -> bytes:
 def main() -> int:
     """Serve until standard input closes."""
     from penstock.engine.worker import run_worker
-    from penstock.lean_torch import defer_torch, load_torch
+    from penstock.lean_torch import defer_torch
     from penstock.threads import WorkThread
 
     def build(payload: Future[bytes]) -> object:
@@ -29,16 +29,15 @@ def main() -> int:
 
         ahead = WorkThread("ahead")
         beginning = ahead.submit(begin, payload)
+        # What fails here fails again where it is asked for, and is said there.
         ahead.submit(lambda: beginning.result().read_vocabulary())
         try:
             with uncollected():
                 defer_torch()
-                # A missing torch is reported here.
+                # A missing torch is reported here, and by it.
                 from penstock.launch.engine import build_engine
 
                 begun = beginning.result()
-                if begun.needs_torch:
-                    load_torch()
                 return build_engine(begun.settings, ahead=begun)
         finally:
             beginning.result().close()

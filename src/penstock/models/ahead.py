@@ -1,4 +1,4 @@
-"""Packing a decoder's weights from its configuration and its files' headers alone, before torch is imported.
+"""Packing a decoder's weights from its configuration and its files' headers alone, without torch.
 
 What is begun here is a guess at what ``DecoderModel`` will ask for. Where it is wrong, for a checkpoint that is kept in
 another way or a family that does something else with a weight, that is packed when it is asked for, as if nothing had

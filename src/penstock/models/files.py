@@ -1,4 +1,4 @@
-"""A checkpoint's files: what they are called, hold and where. No torch: packing begins before it is imported."""
+"""A checkpoint's files: what they are called, hold and where. No torch: a plain one is served without it."""
 
 import ctypes
 import json
