@@ -3,14 +3,17 @@
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from penstock.kernels import ReferenceOps
 from penstock.kernels.native import NATIVE
+from penstock.kernels.native.replay import NativeReplay
 from penstock.protocol import GenerateRequest, SamplingParams
 from tests.engines import build_engine, greedy, is_whole, run_to_end, tokens_of
+from tests.kernels.backends import needs_native
 from tests.tiny_models import EVERY, UPSTREAM, VOCAB_SIZE, reference_greedy
 
 Checkpoint = Callable[[str], Path]
@@ -184,3 +187,42 @@ def test_seeds_decide_whatever_else_runs(checkpoint: Checkpoint) -> None:
     )
     assert tokens_of(crowd["a"]) == alone
     assert tokens_of(crowd["b"]) != alone
+
+
+@needs_native
+def test_steps_begun_ahead_change_no_token(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = checkpoint("llama")
+    requests = [
+        greedy(f"{i}", prompt(3 + 5 * i, i), 6 + 9 * i, temperature=float(i % 2), seed=i, ignore_eos=False)
+        for i in range(6)
+    ]
+
+    def tokens() -> dict[str, list[int]]:
+        """Return everybody's, where they come one after another and one leaves."""
+        engine = build_engine(path, block_size=8)
+        found: dict[str, list[int]] = {}
+        waiting, num_steps = requests[:], 0
+        while waiting or engine.has_work:
+            if waiting and num_steps % 5 == 0:
+                engine.add(waiting.pop(0))
+            if num_steps == 27:
+                engine.abort("3")
+            for delta in engine.step():
+                found.setdefault(delta.request_id, []).extend(delta.token_ids)
+            num_steps += 1
+        assert is_whole(engine)
+        return found
+
+    draw, num_drawn = NativeReplay.draw, 0
+
+    def counted(*args: Any, **options: Any) -> list[int] | None:
+        nonlocal num_drawn
+        drawn = draw(*args, **options)
+        num_drawn += drawn is not None
+        return drawn
+
+    monkeypatch.setattr(NativeReplay, "draw", counted)
+    ahead = tokens()
+    assert num_drawn > 30
+    monkeypatch.setattr(NativeReplay, "draw", lambda *_, **__: None)
+    assert tokens() == ahead
