@@ -72,16 +72,16 @@ def build_engine(settings: Settings, profiler: "Profiler | None" = None, *, ahea
             load_torch()
         except (ImportError, OSError) as error:  # the latter where a library of its own is not there
             raise _missing_torch(error) from error
-    num_threads = _use_threads(settings)
     weights = None if ahead is None else ahead.weights
-    target = _choose(settings.model, settings, num_threads, weights)
+    target = _choose(settings.model, settings, weights)
+    _use_threads(settings, target.precision)
     # From where the model was found: a hub would be asked again.
     found = settings.model if target.path is None else ModelSettings(name=str(target.path))
     tokenizer = (None if ahead is None else ahead.tokenizer) or load_tokenizer(found, is_late=True)
     config, ops = target.config, target.ops
     if weights is not None and isinstance(ops, CPUOps):
         ops = replace(ops, ahead=weights.packed)
-    drafting = _choose_draft(settings, target, tokenizer, num_threads)
+    drafting = _choose_draft(settings, target, tokenizer)
     sampling = SamplingDefaults() if target.path is None else read_sampling_defaults(target.path)
     pooling = settings.runner.pooling or (None if target.path is None else read_pooling(target.path)) or "mean"
     max_model_tokens = settings.runner.max_model_tokens or config.max_positions
@@ -199,16 +199,17 @@ def load_encoder(settings: Settings) -> "VisionEncoder":
 
 def load_bare_model(settings: Settings) -> LanguageModel:
     """Return the model alone, as ``build_engine`` would run it. Raises ``ModelUnreadable`` or ``InvalidSetting``."""
-    chosen = _choose(settings.model, settings, _use_threads(settings))
+    chosen = _choose(settings.model, settings)
+    _use_threads(settings, chosen.precision)
     adaptable = settings.runner.max_adapters > 0
     return _load(chosen, settings.runner, chosen.ops, max_tokens=chosen.max_tokens, adaptable=adaptable)
 
 
-def _use_threads(settings: Settings) -> int:
-    """Have steps run on the threads they get, and return how many these are at most."""
+def _use_threads(settings: Settings, precision: str) -> None:
     threads = share_threads(settings)
-    use_threads(threads.few_rows, many_rows_threads=threads.many_rows, cpus=tied_cpus(settings, threads.many_rows))
-    return threads.many_rows
+    # Widening bfloat16 from the 12 bits it is kept in takes one row as long as reading it.
+    few_rows = threads.many_rows if precision == "bfloat16" else threads.few_rows
+    use_threads(few_rows, many_rows_threads=threads.many_rows, cpus=tied_cpus(settings, threads.many_rows))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,9 +229,9 @@ class _Chosen:
     shape: ModelShape
 
 
-def _choose(model: ModelSettings, settings: Settings, num_threads: int, ahead: Ahead | None = None) -> _Chosen:
+def _choose(model: ModelSettings, settings: Settings, ahead: Ahead | None = None) -> _Chosen:
     """Return what ``model`` will run as. Raises ``ModelUnreadable`` or ``InvalidSetting``."""
-    runner = settings.runner
+    runner, num_threads = settings.runner, share_threads(settings).many_rows
     config, path = find_model(model)
     num_parameters: Mapping[Scheme | None, int] = (
         {None: count_random_parameters(config)} if path is None else count_parameters(path, config, ahead)
@@ -278,7 +279,7 @@ def _precision(num_parameters: Mapping[Scheme | None, int], dtype: str) -> str:
     return f"w{scheme.bits}a{16 if scheme.activations is None else 8}"
 
 
-def _choose_draft(settings: Settings, target: _Chosen, tokenizer: Tokenizer, num_threads: int) -> _Chosen | None:
+def _choose_draft(settings: Settings, target: _Chosen, tokenizer: Tokenizer) -> _Chosen | None:
     """Return the model that guesses, if one does. Raises ``InvalidSetting`` for one of another vocabulary."""
     name, method = settings.speculation.model, settings.speculation.method
     if (name is None) == (method == "draft"):
@@ -290,7 +291,7 @@ def _choose_draft(settings: Settings, target: _Chosen, tokenizer: Tokenizer, num
         )
     if name is None:
         return None
-    draft = _choose(ModelSettings(name=name), settings, num_threads)
+    draft = _choose(ModelSettings(name=name), settings)
     other = load_tokenizer(ModelSettings(name=name), is_late=True)
     num_ids = target.config.vocab_size
     if draft.config.vocab_size != num_ids or not tokenizer.has_tokens_of(other, num_ids=num_ids):
