@@ -115,6 +115,19 @@ class Running:
                 total += times.user + times.system
         return total
 
+    def rest(self) -> None:
+        """Stop its processes where they are: some systems poll for requests, which takes a core from who has a turn."""
+        self._send(signal.SIGSTOP)
+
+    def wake(self) -> None:
+        """Let them go on."""
+        self._send(signal.SIGCONT)
+
+    def _send(self, number: signal.Signals) -> None:
+        for process in self._processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+
     def _processes(self) -> list[psutil.Process]:
         try:
             root = psutil.Process(self._process.pid)
@@ -123,6 +136,7 @@ class Running:
             return []
 
     async def _stop(self) -> None:
+        self.wake()
         # Its whole process group, which start_new_session made, and helpers that left it: none may outlive the rest.
         processes = self._processes()
         for number in (signal.SIGTERM, signal.SIGKILL):

@@ -132,6 +132,7 @@ async def measure(
                 running = await stack.enter_async_context(start(system))
                 system.cold_start_s.append(running.cold_start_s)
                 alive.append((system, running))
+                running.rest()
                 print(f"last start: {system.name} {running.cold_start_s:.2f} s", flush=True)
         try:
             # Round -1 warms up and is dropped: it finds caches cold and memory untouched.
@@ -139,7 +140,9 @@ async def measure(
                 if system.failure is not None:
                     continue
                 with _noting(system):
+                    running.wake()
                     turn = await _take_turn(running, load, number, token_ids, bandwidth)
+                    running.rest()
                     if number >= 0:
                         system.turns.append(turn)
                         figure = f"{LOADS[load].figures[0].get(turn.report):.1f}"
