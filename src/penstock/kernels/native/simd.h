@@ -89,6 +89,7 @@ static inline vf fma(vf a, vf b, vf c) {
 }
 
 static inline vf max(vf a, vf b) { return a > b ? a : b; }
+static inline vi max(vi a, vi b) { return a > b ? a : b; }
 
 // Lane i + BY, and beyond the last from the first on, in lane i.
 template <int BY>
@@ -122,6 +123,22 @@ static inline float highest(vf v) {
         return v[0];
     else
         return highest<HALF / 2>(max(v, rotated<HALF>(v)));
+}
+
+template <int HALF = W / 2>
+static inline int32_t sum(vi v) {
+    if constexpr (HALF == 0)
+        return v[0];
+    else
+        return sum<HALF / 2>(v + (vi)rotated<HALF>((vf)v));
+}
+
+template <int HALF = W / 2>
+static inline int32_t highest(vi v) {
+    if constexpr (HALF == 0)
+        return v[0];
+    else
+        return highest<HALF / 2>(max(v, (vi)rotated<HALF>((vf)v)));
 }
 
 // Compilers make several instructions of a widening conversion where there is one.
@@ -215,6 +232,17 @@ static inline void put_bytes(const vi (&words)[32 / W], void* to) {
     __builtin_memcpy(to, bytes, sizeof bytes);
 #endif
 }
+
+#if defined(PENSTOCK_512_BITS)
+// 64 such numbers, as signed bytes.
+static inline vi in_bytes(const vi (&words)[4]) {
+    const __m512i first = _mm512_packs_epi32((__m512i)words[0], (__m512i)words[1]);
+    const __m512i second = _mm512_packs_epi32((__m512i)words[2], (__m512i)words[3]);
+    // Packing goes by quarters of a vector.
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    return (vi)_mm512_permutexvar_epi32(order, _mm512_packs_epi16(first, second));
+}
+#endif
 
 // Numbers of 16 bits, one to a word, in half the room: of each four 0 and 2, then 1 and 3.
 static inline vi in_pairs(vi first, vi second) {
@@ -428,7 +456,11 @@ static inline vf coarse_exp_below_0(vf x) {
 
 static inline float exp(float x) { return exp(splat(x))[0]; }
 
-static inline vf silu(vf x) { return x / (1.0f + exp(-x)); }
+// x / (1 + e^-x), by the power that is not above 1, which takes fewer instructions.
+static inline vf silu(vf x) {
+    const vf power = exp_below_0((vf)((vi)x | INT32_MIN));
+    return x * (x < 0.0f ? power : splat(1.0f)) / (power + 1.0f);
+}
 
 // Gaussian error linear units by their tanh: x / 2 (1 + tanh u) is x / (1 + e^-2u).
 static inline vf gelu_tanh(vf x) {
