@@ -9,7 +9,7 @@ from penstock.bench.profile import format_profile, report_profile, write_trace
 from penstock.engine.profiling import ProfiledStep, Span
 from penstock.kernels.limits import Limits, measure_limits
 
-LIMITS = Limits(read_bytes_per_s=1e9, flops_per_s=2e9, byte_ops_per_s=4e9)
+LIMITS = Limits(read_bytes_per_s=1e9, flops_per_s=2e9, bfloat16_ops_per_s=3e9, byte_ops_per_s=4e9)
 MS = 1_000_000
 DECODE = ProfiledStep(
     num_tokens=2,
@@ -63,6 +63,7 @@ def test_limits_are_a_machines() -> None:
     limits = measure_limits()
     assert 1e8 < limits.read_bytes_per_s < 1e13
     assert 1e8 < limits.flops_per_s < 1e15
+    assert 1e8 < limits.bfloat16_ops_per_s < 1e16
     assert 1e8 < limits.byte_ops_per_s < 1e16
     assert limits.floor_s(limits.read_bytes_per_s, 0) == pytest.approx(1)
-    assert limits.floor_s(0, limits.byte_ops_per_s, of_bytes=True) == pytest.approx(1)
+    assert limits.floor_s(0, limits.byte_ops_per_s, of="bytes") == pytest.approx(1)

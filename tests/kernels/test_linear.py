@@ -17,6 +17,7 @@ from penstock.kernels.linear.reference import (
     dequantize,
     round_activations,
 )
+from penstock.kernels.native import IN_PAIRS
 from tests.kernels.backends import instruction_sets, needs_native, using
 
 pytestmark = needs_native
@@ -37,7 +38,7 @@ def between_poison(x: Tensor) -> Tensor:
 
 def as_read(x: Tensor, isa: str, weight_dtype: torch.dtype) -> Tensor:
     """Return ``x`` in float64 as a product with a weight of ``weight_dtype`` takes it."""
-    in_pairs = isa == "avx512_bf16" and weight_dtype is torch.bfloat16
+    in_pairs = isa in IN_PAIRS and weight_dtype is torch.bfloat16
     return x.bfloat16().double() if in_pairs else x.double()
 
 
@@ -305,7 +306,7 @@ def test_neighbours_change_no_bit(isa: str, dtype: torch.dtype, form: Quantizati
             assert torch.equal(together, alone)
 
 
-@pytest.mark.parametrize("form", [form for form in FORMS if not form.int8_activations], ids=named)
+@pytest.mark.parametrize("form", FORMS, ids=named)
 @pytest.mark.parametrize("isa", instruction_sets())
 def test_neighbours_change_no_bit_beside_zeros(isa: str, form: Quantization) -> None:
     torch.manual_seed(0)

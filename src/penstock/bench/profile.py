@@ -67,9 +67,7 @@ def _report_kind(kind: str, steps: Sequence[ProfiledStep], limits: Limits) -> St
             by_part.setdefault(span.part, []).append(span)
     total_s = sum(_seconds(span) for spans in by_part.values() for span in spans)
     floor_s = sum(
-        limits.floor_s(span.num_bytes, span.num_ops, of_bytes=span.of_bytes)
-        for spans in by_part.values()
-        for span in spans
+        limits.floor_s(span.num_bytes, span.num_ops, of=span.of) for spans in by_part.values() for span in spans
     )
     parts = [_report_part(part, spans, len(steps), total_s, limits) for part, spans in by_part.items()]
     return StepsReport(
@@ -85,7 +83,7 @@ def _report_kind(kind: str, steps: Sequence[ProfiledStep], limits: Limits) -> St
 def _report_part(part: str, spans: Sequence[Span], num_steps: int, total_s: float, limits: Limits) -> PartReport:
     part_s = sum(map(_seconds, spans))
     num_bytes, num_ops = sum(span.num_bytes for span in spans), sum(span.num_ops for span in spans)
-    floor_s = sum(limits.floor_s(span.num_bytes, span.num_ops, of_bytes=span.of_bytes) for span in spans)
+    floor_s = sum(limits.floor_s(span.num_bytes, span.num_ops, of=span.of) for span in spans)
     return PartReport(
         part=part,
         calls_per_step=len(spans) / num_steps,
@@ -113,7 +111,9 @@ def format_profile(report: ProfileReport) -> str:
     console = Console(file=text, width=100, no_color=True)
     console.print(
         f"measured limits: reads {limits.read_bytes_per_s / 1e9:,.1f} GB/s, "
-        f"multiply-adds of float32 {limits.flops_per_s / 1e9:,.0f} Gop/s, of bytes {limits.byte_ops_per_s / 1e9:,.0f}"
+        f"multiply-adds of float32 {limits.flops_per_s / 1e9:,.0f} Gop/s, "
+        f"of bfloat16 {limits.bfloat16_ops_per_s / 1e9:,.0f}, of bytes {limits.byte_ops_per_s / 1e9:,.0f}",
+        soft_wrap=True,
     )
     for steps in report.kinds:
         title = (

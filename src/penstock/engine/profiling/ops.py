@@ -5,6 +5,7 @@ T packed tokens, S sequences, N outputs, K inputs, E width, H query heads, G KV 
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from penstock.engine.profiling.recorder import Cost, Recorder
@@ -19,7 +20,10 @@ from penstock.kernels import (
     Stacked,
     WeightCodes,
 )
+from penstock.kernels.dtypes import dtype_name
+from penstock.kernels.limits import Numbers
 from penstock.kernels.linear.cpu import PackedLinear
+from penstock.kernels.native import IN_PAIRS
 from penstock.models import ModelConfig
 
 _FLOAT32_BYTES = 4
@@ -84,6 +88,10 @@ class _Ops:
         linear = self._ops.prepare_gated_linear(gate, up, gate_bias, up_bias, activation=activation)
         return self._timed(linear, "gate_up", gate, num_rows=2 * F, num_outputs=F)
 
+    def _numbers(self, dtype: str | torch.dtype) -> Numbers:
+        """Return what is multiplied where weights, or a cache, have ``dtype``."""
+        return "bfloat16" if dtype_name(dtype) == "bfloat16" and self.name in IN_PAIRS else "float32"
+
     def _timed(
         self,
         linear: Linear,
@@ -95,8 +103,11 @@ class _Ops:
         exact: bool = False,
     ) -> Linear:
         form, K = None if exact else self._quantization, weight.shape[1]
+        numbers: Numbers = "float32"
         if isinstance(weight, WeightCodes):
             form = weight.form
+        elif form is None:
+            numbers = self._numbers(weight.dtype)
         if isinstance(linear, PackedLinear):
             weight_bytes = linear.num_bytes
         else:
@@ -104,11 +115,12 @@ class _Ops:
             weight_bytes = int(num_rows * K * element_bytes)
         ops_per_token = 2 * num_rows * K
         bytes_per_token = (K + num_outputs) * _FLOAT32_BYTES
-        of_bytes = form is not None and form.int8_activations
+        if form is not None and form.int8_activations:
+            numbers = "bytes"
 
         def cost(out: Tensor, x: Tensor, *_: object, **__: object) -> Cost:
             T = len(x)
-            return Cost(weight_bytes + T * bytes_per_token, T * ops_per_token, of_bytes)
+            return Cost(weight_bytes + T * bytes_per_token, T * ops_per_token, numbers)
 
         timed = self._recorder.timed(role, linear, cost)
         self._untimed[timed] = linear
@@ -147,7 +159,8 @@ class _Ops:
         def cost(out: Tensor, q: Tensor, kv: KVBlocks, **_: object) -> Cost:
             D = q.shape[-1]
             key_bytes = num_seen * num_kv_heads * _head_bytes(kv, D)
-            return Cost(key_bytes + 2 * q.numel() * q.element_size(), 4 * num_scores * num_heads * D)
+            num_ops = 4 * num_scores * num_heads * D
+            return Cost(key_bytes + 2 * q.numel() * q.element_size(), num_ops, self._numbers(kv.k.dtype))
 
         return self._recorder.timed("attention", plan, cost)
 

@@ -3,7 +3,10 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, ParamSpec, TypeVar
+
+if TYPE_CHECKING:
+    from penstock.kernels.limits import Numbers
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -14,7 +17,7 @@ class Cost(NamedTuple):
 
     num_bytes: int
     num_ops: int
-    of_bytes: bool = False
+    of: "Numbers" = "float32"
 
 
 _UNCOUNTED = Cost(0, 0)
@@ -30,8 +33,8 @@ class Span(NamedTuple):
     """Weights, cache and activations read or written, each once; 0 where nobody counted"""
     num_ops: int
     """Multiplications and additions"""
-    of_bytes: bool = False
-    """Whether those were of bytes, not of floats"""
+    of: "Numbers" = "float32"
+    """What those were of"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

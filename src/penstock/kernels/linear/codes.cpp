@@ -188,6 +188,8 @@ void linear_of(const LinearCall& call, int64_t first_row, int64_t end_row, int64
 
 void linear_of_codes(const LinearCall& call, int64_t first_row, int64_t end_row, int64_t first_panel, int64_t end_panel,
                      float* scratch) {
+    if (kTiles && end_row - first_row >= code_rows_from(call.weight->kind))
+        return linear_through_tiles(call, first_row, end_row, first_panel, end_panel, scratch);
     if (call.weight->kind == Weight::kInt8) {
         linear_of<Weight::kInt8>(call, first_row, end_row, first_panel, end_panel, scratch);
     } else {

@@ -2,6 +2,7 @@
 //
 // A vector holds W outputs, and every output is one chain of multiply-adds over the inputs in their order. So a row's
 // result is the same whatever other rows are computed beside it, and in whichever tile.
+#include "finish.h"
 #include "shortened.h"
 
 namespace penstock::PENSTOCK_ISA {
@@ -152,21 +153,6 @@ void widen(const ShortenedPanel& panel, int64_t num_inputs, float* to) {
         }
 }
 
-// What panels of shortened weights leave out, of which there is little: sums[row] += x[row] * outliers.
-void complete(const LinearCall& call, int64_t panel, int64_t first_row, int64_t num_rows, float* sums) {
-    if (!call.weight->is_shortened) return;
-    const Outliers& outliers = outliers_of(*call.weight, panel);
-    const float* const x = call.x + first_row * call.x_stride;
-    for (int i = 0; i < outliers.count; ++i) {
-        const Outlier& one = outliers.each[i];
-        for (int64_t r = 0; r < num_rows; ++r) {
-            const float* const row = x + r * call.x_stride;
-            const float input = kBF16Pairs ? to_float(reinterpret_cast<const bf16*>(row)[one.input]) : row[one.input];
-            sums[r * kPanel + one.place] += input * to_float(one.value);
-        }
-    }
-}
-
 int64_t num_inputs_of(const PackedWeight& weight) {
     return is_in_pairs(weight) ? weight.padded_inputs / 2 : weight.num_inputs;
 }
@@ -233,6 +219,20 @@ void up_to_128_rows(const LinearCall& call, int64_t first_row, int64_t num_rows,
 
 }  // namespace
 
+void complete(const LinearCall& call, int64_t panel, int64_t first_row, int64_t num_rows, float* sums) {
+    if (!call.weight->is_shortened) return;
+    const Outliers& outliers = outliers_of(*call.weight, panel);
+    const float* const x = call.x + first_row * call.x_stride;
+    for (int i = 0; i < outliers.count; ++i) {
+        const Outlier& one = outliers.each[i];
+        for (int64_t r = 0; r < num_rows; ++r) {
+            const float* const row = x + r * call.x_stride;
+            const float input = kBF16Pairs ? to_float(reinterpret_cast<const bf16*>(row)[one.input]) : row[one.input];
+            sums[r * kPanel + one.place] += input * to_float(one.value);
+        }
+    }
+}
+
 int64_t rounded_row_bytes(const PackedWeight& weight) {
     if (weight.int8_activations) return row_bytes_for_codes(weight);
     return is_in_pairs(weight) ? (weight.padded_inputs * 2 + 63) / 64 * 64 : 0;
@@ -240,77 +240,30 @@ int64_t rounded_row_bytes(const PackedWeight& weight) {
 
 void round_activations(const LinearCall& call, int64_t first_row, int64_t end_row) {
     if (call.weight->int8_activations) return round_for_codes(call, first_row, end_row);
-    const int64_t K = call.weight->num_inputs;
+    const int64_t K = call.weight->num_inputs, row_bytes = rounded_row_bytes(*call.weight);
     for (int64_t row = first_row; row < end_row; ++row) {
-        bf16* const out = reinterpret_cast<bf16*>(call.rounded + row * rounded_row_bytes(*call.weight));
+        bf16* const out = reinterpret_cast<bf16*>(call.rounded + row * row_bytes);
         for (int64_t k = 0; k < K; ++k) out[k] = to_bf16(call.x[row * call.x_stride + k]);
-        for (int64_t k = K; k < call.weight->padded_inputs; ++k) out[k] = {0};
+        for (int64_t k = K; k < row_bytes / 2; ++k) out[k] = {0};
     }
 }
-
-namespace {
-
-vf activated(Activation activation, vf x) {
-    switch (activation) {
-        case Activation::kNone:
-            return x;
-        case Activation::kSilu:
-            return silu(x);
-        case Activation::kGeluTanh:
-            return gelu_tanh(x);
-        case Activation::kGelu:
-            return gelu(x);
-        case Activation::kQuickGelu:
-            return quick_gelu(x);
-    }
-    return x;
-}
-
-}  // namespace
 
 int64_t linear_scratch_floats() { return kScratchFloats; }
 
+int64_t most_rows(const PackedWeight& weight) {
+    return kTiles && (weight.int8_activations || is_in_pairs(weight)) ? most_tile_rows(weight) : kRows;
+}
+
 void finish(const LinearCall& call, int64_t panel, int64_t first_row, int64_t num_rows, const float* sums,
             const float* row_scales) {
-    const PackedWeight& weight = *call.weight;
-    // What is stored might be anything, for all that compilers know: what stays the same is read once.
-    const bool gated = weight.gated, has_bias = weight.bias;
-    const Activation activation = weight.activation;
-    const int64_t width = gated ? W : kPanel, first = panel * width, stride = call.out_stride;
-    const int64_t num_outputs = min(width, weight.num_outputs - first);
-    vf bias[2] = {};
-    if (has_bias)
-        for (int h = 0; h < 2; ++h) bias[h] = load(weight.bias + panel * kPanel + h * W);
-    float* out = call.out + first_row * stride + first;
-    const float* added = call.added ? call.added + first_row * stride + first : nullptr;
-    for (int64_t r = 0; r < num_rows; ++r, out += stride) {
+    const Finish finish_row(call, panel);
+    for (int64_t r = 0; r < num_rows; ++r) {
         vf halves[2] = {load(sums + r * kPanel), load(sums + r * kPanel + W)};
         if (row_scales) {
             halves[0] *= splat(row_scales[r]);
             halves[1] *= splat(row_scales[r]);
         }
-        if (has_bias) {
-            halves[0] += bias[0];
-            halves[1] += bias[1];
-        }
-        if (gated) {
-            halves[0] = activated(activation, halves[0]) * halves[1];
-        } else if (activation != Activation::kNone) {
-            for (vf& half : halves) half = activated(activation, half);
-        }
-        if (num_outputs == width) {
-            if (added) {
-                halves[0] += load(added + r * stride);
-                if (!gated) halves[1] += load(added + r * stride + W);
-            }
-            store(out, halves[0]);
-            if (!gated) store(out + W, halves[1]);
-        } else {
-            float values[kPanel];
-            store(values, halves[0]);
-            store(values + W, halves[1]);
-            for (int64_t n = 0; n < num_outputs; ++n) out[n] = values[n] + (added ? added[r * stride + n] : 0.0f);
-        }
+        finish_row(halves, first_row + r);
     }
 }
 
@@ -325,6 +278,8 @@ void linear(const LinearCall& given, int64_t first_row, int64_t end_row, int64_t
         call.x = reinterpret_cast<const float*>(call.rounded);
         call.x_stride = rounded_row_bytes(*call.weight) / 4;
     }
+    if (kTiles && is_in_pairs(*call.weight))
+        return linear_through_tiles(call, first_row, end_row, first_panel, end_panel, scratch);
     for (int64_t row = first_row; row < end_row; row += kRows)
         up_to_128_rows(call, row, min(kRows, end_row - row), first_panel, end_panel, scratch);
 }

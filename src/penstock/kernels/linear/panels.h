@@ -109,13 +109,34 @@ inline vi zeros_at(const uint8_t* from) {
 
 inline int zero_of(Weight kind) { return kind == Weight::kInt8 ? 128 : 8; }
 
-// What a panel's sums become, with row scale, bias, activation and addition, at their place in `out`. `row_scales` may be null.
+// Finishes a panel's sums [num_rows, kPanel], as `finish.h` has it. `row_scales` may be null.
 void finish(const LinearCall& call, int64_t panel, int64_t first_row, int64_t num_rows, const float* sums,
             const float* row_scales);
 
 // Activations as codes take them: bytes of a row in `LinearCall::rounded`, and how they come there.
+int64_t rounded_row_bytes(const PackedWeight& weight);
 int64_t row_bytes_for_codes(const PackedWeight& weight);
 void round_for_codes(const LinearCall& call, int64_t first_row, int64_t end_row);
+
+// Adds what panels of shortened weights leave out, of which there is little: sums[row] += x[row] * outliers.
+void complete(const LinearCall& call, int64_t panel, int64_t first_row, int64_t num_rows, float* sums);
+
+#if defined(PENSTOCK_AMX)
+constexpr bool kTiles = true;
+#else
+constexpr bool kTiles = false;
+#endif
+// So many rows of activations rounded to 8 bits, or more, go through tiles where there are some. Codes of 4 bits have to be widened
+// for them.
+constexpr int64_t code_rows_from(Weight kind) { return kind == Weight::kInt8 ? 4 : 8; }
+
+// Rows through tiles at a time.
+constexpr int64_t kMostTileRows = 512;
+// How many of them stay in the second-level cache.
+int64_t most_tile_rows(const PackedWeight& weight);
+// Rows [first_row, end_row) by panels [first_panel, end_panel) through tiles; `scratch` has room for kScratchFloats.
+void linear_through_tiles(const LinearCall& call, int64_t first_row, int64_t end_row, int64_t first_panel,
+                          int64_t end_panel, float* scratch);
 
 // Rows [first_row, end_row) by panels [first_panel, end_panel) of codes, activations rounded to 8 bits and as they are;
 // `scratch` has room for kScratchFloats.

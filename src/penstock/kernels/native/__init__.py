@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 VARIABLE = "PENSTOCK_KERNELS"
-INSTRUCTION_SETS = ("avx512_bf16", "avx512_vnni", "avx512", "avx2_vnni", "avx2", "portable")
+INSTRUCTION_SETS = ("amx", "avx512_bf16", "avx512_vnni", "avx512", "avx2_vnni", "avx2", "portable")
+IN_PAIRS = ("amx", "avx512_bf16")
+"""Those that multiply bfloat16s two at a time: activations that meet bfloat16 weights are rounded for them."""
 
 
 def _load() -> ModuleType | None:

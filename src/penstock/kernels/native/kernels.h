@@ -139,7 +139,7 @@ struct AttentionCall {
 // Spans keep their bounds whatever is computed with them, and what they give is put together in order: a token's
 // result does not depend on how the work was cut.
 constexpr int64_t kSpan = 256;
-constexpr int64_t kMaxTileRows = 64;
+constexpr int64_t kMaxTileRows = 128;
 
 struct NormCall {
     const float* x;       // [T, E], rows x_stride apart
@@ -197,6 +197,8 @@ struct Kernels {
     int64_t (*rounded_row_bytes)(const PackedWeight& weight);
     void (*round_activations)(const LinearCall& call, int64_t first_row, int64_t end_row);
     int64_t (*linear_scratch_floats)();
+    // Rows that one call of `linear` is for.
+    int64_t (*most_rows)(const PackedWeight& weight);
     // Rows [first_row, end_row) by panels [first_panel, end_panel).
     void (*linear)(const LinearCall& call, int64_t first_row, int64_t end_row, int64_t first_panel, int64_t end_panel,
                    float* scratch);
@@ -222,6 +224,7 @@ struct Kernels {
 
     float (*read_all)(const float* from, int64_t size);
     int64_t (*multiply_add)(int64_t num_rounds, float* out);
+    int64_t (*multiply_add_pairs)(int64_t num_rounds, float* out);
     int64_t (*multiply_add_bytes)(int64_t num_rounds, float* out);
 };
 
@@ -238,6 +241,9 @@ namespace avx512 {
 extern const Kernels kernels;
 }
 namespace avx512_bf16 {
+extern const Kernels kernels;
+}
+namespace amx {
 extern const Kernels kernels;
 }
 namespace avx512_vnni {

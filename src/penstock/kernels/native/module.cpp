@@ -52,6 +52,16 @@ struct InstructionSet {
     bool runs;  // on this processor
 };
 
+#if defined(PENSTOCK_AMX)
+// Asks for it: tiles make a thread's state that is to be saved larger by 8 KiB, so the system gives them to those who do
+// (Linux, "Using XSTATE features in user space applications").
+bool may_use_tiles() {
+    constexpr int kRequestPermission = 0x1023, kTileData = 18;
+    return __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-int8") &&
+           __builtin_cpu_supports("amx-bf16") && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+#endif
+
 // The fastest first.
 const std::vector<InstructionSet>& instruction_sets() {
     static const std::vector<InstructionSet> all = [] {
@@ -64,6 +74,10 @@ const std::vector<InstructionSet>& instruction_sets() {
         const bool emulated = avx2;
 #else
         const bool emulated = false;
+#endif
+#if defined(PENSTOCK_AMX)
+        sets.push_back({&amx::kernels, emulated || (avx512 && __builtin_cpu_supports("avx512vnni") &&
+                                                    __builtin_cpu_supports("avx512bf16") && may_use_tiles())});
 #endif
 #if defined(PENSTOCK_AVX512BF16)
         sets.push_back({&avx512_bf16::kernels, emulated || (avx512 && __builtin_cpu_supports("avx512vnni") &&
@@ -471,20 +485,23 @@ class PackedLinear {
    private:
     // `before` writes the rows that are multiplied, if nobody has: in the same parts, of which each is then rounded.
     void multiply(LinearCall call, const std::optional<RowsOp>& before) const {
-        constexpr int64_t kRowsEach = 128;  // kRows of `linear/panels.h`
+        const int64_t rows_each = kernels_.most_rows(packed_);
         const int64_t num_rows = call.num_rows;
         Machine& machine = Machine::get();
         if (const int64_t row_bytes = kernels_.rounded_row_bytes(packed_)) {
-            thread_local std::vector<uint8_t> rounded;
-            const size_t needed = num_rows * row_bytes;
+            struct alignas(64) Line {
+                uint8_t bytes[64];
+            };
+            thread_local std::vector<Line> rounded;
+            const size_t needed = ceil_div(num_rows * row_bytes, sizeof(Line));
             if (rounded.size() < needed) rounded.resize(needed);
-            call.rounded = rounded.data();
+            call.rounded = rounded.data()->bytes;
             by_rows(num_rows, packed_.num_inputs, [&](int64_t first, int64_t end) {
                 if (before) before->write(first, end);
                 kernels_.round_activations(call, first, end);
             });
         }
-        const int64_t row_parts = ceil_div(num_rows, kRowsEach);
+        const int64_t row_parts = ceil_div(num_rows, rows_each);
         // Several tasks a thread, so that one that is held up does not hold up all, and none longer than a millisecond
         // or so, because the others wait for whoever takes the last; but none so small that handing it out costs more
         // than doing it.
@@ -492,7 +509,7 @@ class PackedLinear {
         const int64_t num_tasks = std::max<int64_t>(
             machine.num_threads() * 16, num_panels_ * kernels_.panel_width * packed_.num_inputs * num_rows / kLongest);
         const int64_t wanted = machine.num_threads() == 1 ? 1 : ceil_div(num_tasks, row_parts);
-        const int64_t panel_work = packed_.num_inputs * kernels_.panel_width * std::min(num_rows, kRowsEach);
+        const int64_t panel_work = packed_.num_inputs * kernels_.panel_width * std::min(num_rows, rows_each);
         const int64_t least = std::max<int64_t>(1, (1 << 15) / std::max<int64_t>(panel_work, 1));
         // Whole tiles, shared out evenly: the last thread to end is the one that is waited for. One row of widened codes takes
         // four panels at once.
@@ -501,8 +518,8 @@ class PackedLinear {
         const int64_t panel_parts = std::min({wanted, num_units, ceil_div(num_panels_, least)});
         const auto bound = [&](int64_t part) { return std::min(part * num_units / panel_parts * unit, num_panels_); };
         const auto body = [&](int64_t task, float* scratch) {
-            const int64_t row = task / panel_parts * kRowsEach, part = task % panel_parts;
-            kernels_.linear(call, row, std::min(row + kRowsEach, num_rows), bound(part), bound(part + 1), scratch);
+            const int64_t row = task / panel_parts * rows_each, part = task % panel_parts;
+            kernels_.linear(call, row, std::min(row + rows_each, num_rows), bound(part), bound(part + 1), scratch);
         };
         // Memory is fast where reading goes on, and slow where it begins.
         machine.each(row_parts * panel_parts, kernels_.linear_scratch_floats(), body, Pool::Order::kInRuns);
@@ -535,7 +552,7 @@ class AttentionWork {
           window_(window),
           score_cap_(score_cap) {
         if (num_heads / num_kv_heads > kMaxTileRows)
-            throw std::invalid_argument("more than 64 query heads share a KV head");
+            throw std::invalid_argument("more than 128 query heads share a KV head");
     }
 
     // Works out who computes what, for the sequences that the layout's tensors hold now.
@@ -801,16 +818,19 @@ double read_bandwidth(int64_t num_bytes) {
     return num_bytes / seconds;
 }
 
-// Multiplications and additions a second, of floats or of bytes.
-double multiply_add_rate(bool of_bytes) {
+// Multiplications and additions a second, of float32, bfloat16 or bytes.
+double multiply_add_rate(const std::string& numbers) {
     take_threads_for(INT64_MAX);
     constexpr int64_t kTasksEach = 8, kRounds = 100000;
     Machine& machine = Machine::get();
-    const auto run = of_bytes ? machine.kernels().multiply_add_bytes : machine.kernels().multiply_add;
+    const Kernels& kernels = machine.kernels();
+    const auto run = numbers == "bytes"      ? kernels.multiply_add_bytes
+                     : numbers == "bfloat16" ? kernels.multiply_add_pairs
+                                             : kernels.multiply_add;
     std::atomic<int64_t> num_ops{0};
     const double seconds = best_of_five([&] {
         num_ops = 0;
-        machine.each(machine.num_threads() * kTasksEach, 16, [&](int64_t, float* scratch) {
+        machine.each(machine.num_threads() * kTasksEach, 16 * 16, [&](int64_t, float* scratch) {
             scratch[0] = 0.5f, scratch[1] = 1.0f;
             num_ops += run(kRounds, scratch);
         });

@@ -12,6 +12,7 @@ bool pack_panel(const PackedWeight& to, const WeightSource& from, int64_t panel)
 int64_t rounded_row_bytes(const PackedWeight& weight);
 void round_activations(const LinearCall& call, int64_t first_row, int64_t end_row);
 int64_t linear_scratch_floats();
+int64_t most_rows(const PackedWeight& weight);
 void linear(const LinearCall& call, int64_t first_row, int64_t end_row, int64_t first_panel, int64_t end_panel,
             float* scratch);
 void embed(const EmbedCall& call, int64_t first_row, int64_t end_row);
@@ -28,6 +29,7 @@ int64_t gather(const float* logits, int64_t size, const float* maxima, float hig
                Candidate* out);
 float read_all(const float* from, int64_t size);
 int64_t multiply_add(int64_t num_rounds, float* out);
+int64_t multiply_add_pairs(int64_t num_rounds, float* out);
 int64_t multiply_add_bytes(int64_t num_rounds, float* out);
 
 const Kernels kernels = {
@@ -39,6 +41,7 @@ const Kernels kernels = {
     rounded_row_bytes,
     round_activations,
     linear_scratch_floats,
+    most_rows,
     linear,
     embed,
     add,
@@ -53,6 +56,7 @@ const Kernels kernels = {
     gather,
     read_all,
     multiply_add,
+    multiply_add_pairs,
     multiply_add_bytes,
 };
 

@@ -7,6 +7,7 @@
 // is computed beside nor on how its prompt was cut into steps.
 #include "../native/kernels.h"
 #include "../native/simd.h"
+#include "../native/tiles.h"
 
 namespace penstock::PENSTOCK_ISA {
 namespace {
@@ -14,7 +15,6 @@ namespace {
 constexpr int64_t kTile = 16;  // keys side by side in a block
 constexpr int kVectors = kTile / W;
 constexpr int64_t kChunk = 64;  // tokens on their way from memory while those before them are computed
-constexpr int64_t kBand = 24;   // rows whose scores of a span stay in the first-level cache
 // Computed together: of six rows, two vectors of sums each fit in 16 registers; of eight, one each of two tiles in 32.
 constexpr int kMaxRows = NUM_REGISTERS == 32 ? 8 : 6;
 constexpr float kLowest = -3.402823466e38f;
@@ -42,13 +42,26 @@ struct Span {
     }
 };
 
+#if defined(PENSTOCK_AMX)
+constexpr bool kTiles = true;
+constexpr int64_t kBand = 2 * kTileRows;
+constexpr int64_t kPairStep = 32;  // what tiles of bfloat16s take at a time, of a head's elements and of tokens
+#else
+constexpr bool kTiles = false;
+constexpr int64_t kBand = 24;  // rows whose scores of a span stay in the first-level cache
+constexpr int64_t kPairStep = kTile;
+#endif
+
+// Elements of a query and a key in pairs; those behind a head's are zeros.
+constexpr int64_t width_of_pairs(int64_t D) { return ceil_div(D, kPairStep) * kPairStep; }
+
 struct Scratch {
     float* scores;    // [kBand, kSpan], then weights in their place
     float* part;      // [kBand, D] a span's weighted sums
     float* whole;     // [rows, D]
     float* gathered;  // [kSpan / kTile, D, kTile] keys of blocks that do not hold whole tiles
-    float* pairs;     // [rows, D / 2] queries
-    float* packed_k;  // [kSpan / kTile, D / 2, kTile] pairs of keys' elements
+    float* pairs;     // [rows, width_of_pairs(D) / 2] queries
+    float* packed_k;  // [kSpan / kTile, width_of_pairs(D) / 2, kTile] pairs of keys' elements
     float* packed_v;  // [kSpan / 2, D] pairs of values
     float* nothing;   // [D / 2] zeros: a value beside one that is seen
     float part_high[kBand];  // a span's highest score
@@ -57,7 +70,8 @@ struct Scratch {
     float whole_sum[kMaxTileRows];
 
     static int64_t size(int64_t D) {
-        return kBand * (kSpan + D) + kMaxTileRows * D + kSpan * D + kMaxTileRows * D / 2 + kSpan * D + D / 2;
+        return kBand * (kSpan + D) + kMaxTileRows * D + kSpan * D + (kMaxTileRows + kSpan) * width_of_pairs(D) / 2 +
+               kSpan * D / 2 + D / 2;
     }
 
     Scratch(float* from, int64_t D) {
@@ -70,9 +84,9 @@ struct Scratch {
         part = take(kBand * D);
         whole = take(kMaxTileRows * D);
         gathered = take(kSpan * D);
-        packed_k = take(kSpan * D / 2);
+        packed_k = take(kSpan * width_of_pairs(D) / 2);
         packed_v = take(kSpan * D / 2);
-        pairs = take(kMaxTileRows * D / 2);
+        pairs = take(kMaxTileRows * width_of_pairs(D) / 2);
         nothing = take(D / 2);
     }
 };
@@ -201,10 +215,26 @@ struct PackedPairs : Pairs {
 
     PackedPairs(const Span<bf16>& from, int64_t first, int64_t end, int64_t D, float* k, float* v)
         : Pairs{from}, keys(k), values(v), D(D) {
-        for (int64_t tile = span.first_tile; tile < span.end_tile; ++tile)
-            for (int64_t d = 0; d < D / 2; ++d) store(k + (tile * D / 2 + d) * kTile, Pairs::key(tile, d, 0));
-        for (int64_t j = first / 2; j < (end + 1) / 2; ++j)
-            for (int64_t d = 0; d < D; d += W) store(v + j * D + d, Pairs::value(j, d));
+        const int64_t width = width_of_pairs(D);
+        for (int64_t tile = span.first_tile; tile < span.end_tile; ++tile) {
+            float* const to = k + tile * width / 2 * kTile;
+            for (int64_t d = 0; d < D / 2; ++d) {
+                Pairs::fetch_key(tile, d);
+                store(to + d * kTile, Pairs::key(tile, d, 0));
+            }
+            __builtin_memset(to + D / 2 * kTile, 0, (width - D) / 2 * kTile * sizeof(float));
+        }
+        // Tiles take steps of tokens, of which some may not be seen.
+        constexpr int64_t kEachStep = kTiles ? kPairStep / 2 : 1;
+        const int64_t first_pair = first / 2, end_pair = (end + 1) / 2, first_step = first_pair / kEachStep * kEachStep;
+        __builtin_memset(v + first_step * D, 0, (first_pair - first_step) * D * sizeof(float));
+        for (int64_t j = first_pair; j < end_pair; ++j)
+            for (int64_t d = 0; d < D; d += W) {
+                Pairs::fetch_value<1>(j, d);
+                store(v + j * D + d, Pairs::value(j, d));
+            }
+        const int64_t end_step = ceil_div(end_pair, kEachStep) * kEachStep;
+        __builtin_memset(v + end_pair * D, 0, (end_step - end_pair) * D * sizeof(float));
     }
     vf key(int64_t tile, int64_t d, int) const { return load(keys + (tile * D / 2 + d) * kTile); }
     vf value(int64_t j, int64_t d) const { return load(values + j * D + d); }
@@ -240,6 +270,27 @@ void score_tile(const Source& source, const float* const* q, int64_t tile, int64
             for (int i = 0; i < kVectors; ++i)
                 store(scores + r * kSpan + (tile + t) * kTile + i * W, acc[r][t][i] * splat(scale));
 }
+
+#if defined(PENSTOCK_AMX)
+
+// Rows that are not there may be anything.
+template <bool TWO_ROWS, bool TWO_COLUMNS>
+void product(TileSource rows, TileSource columns, int64_t num_steps, float* to, int64_t to_stride) {
+    NothingAside aside;
+    zero_sums<TWO_ROWS, TWO_COLUMNS>();
+    multiply_tiles<Columns::kBFloat16, TWO_ROWS, TWO_COLUMNS>(rows, columns, num_steps, aside);
+    store_sums<TWO_ROWS, TWO_COLUMNS>(to, to_stride * 4, kTileRows * to_stride * 4);
+}
+
+// `to` [rows, num_columns tiles of 16] becomes the product. Columns lie columns.second apart.
+template <bool TWO_ROWS>
+void all_columns(TileSource rows, TileSource columns, int64_t num_columns, int64_t num_steps, float* to, int64_t to_stride) {
+    for (; num_columns > 1; num_columns -= 2, columns.from += 2 * columns.second, to += 2 * W)
+        product<TWO_ROWS, true>(rows, columns, num_steps, to, to_stride);
+    if (num_columns) product<TWO_ROWS, false>(rows, columns, num_steps, to, to_stride);
+}
+
+#endif
 
 // The greatest of 1, 2, 4, 8 that times `each` sums fit in registers beside what is multiplied.
 constexpr int as_many(int each, int most) {
@@ -422,7 +473,19 @@ void attend_band(const AttentionCall& call, const Source& source, const Rows& ro
                  int64_t begin, int64_t first, int64_t end, Scratch& scratch) {
     const int64_t D = call.cache->head_dim;
     constexpr int64_t kPiece = Source::kPiece, kEach = Source::kEach;
-    for (int64_t piece = (first - begin) / kPiece * kPiece; piece < end - begin; piece += kPiece) {
+    constexpr bool IN_TILES = kTiles && __is_same(Source, PackedPairs);
+#if defined(PENSTOCK_AMX)
+    if constexpr (IN_TILES) {
+        const int64_t width = width_of_pairs(D), first_tile = source.span.first_tile;
+        const TileSource queries{reinterpret_cast<const char*>(rows.q[first_row]), width * 2, kTileRows * width * 2,
+                                 kPairStep * 2};
+        const TileSource keys{reinterpret_cast<const char*>(source.keys + first_tile * width / 2 * kTile), kTileBytes,
+                              width / 2 * kTileBytes, kPairStep / 2 * kTileBytes};
+        (num_rows > kTileRows ? all_columns<true> : all_columns<false>)(
+            queries, keys, source.span.end_tile - first_tile, width / kPairStep, scratch.scores + first_tile * kTile, kSpan);
+    }
+#endif
+    for (int64_t piece = (first - begin) / kPiece * kPiece; piece < end - begin && !IN_TILES; piece += kPiece) {
         const int64_t from = piece / kTile, to = (piece + kPiece) / kTile;
         const int64_t first_tile = from > source.span.first_tile ? from : source.span.first_tile;
         by_rows(num_rows, [&](int64_t row, auto count) {
@@ -439,6 +502,18 @@ void attend_band(const AttentionCall& call, const Source& source, const Rows& ro
                   min(rows.ends[first_row + row] - begin, kSpan), call.score_cap, scratch.part_high[row],
                   scratch.part_sum[row]);
     }
+#if defined(PENSTOCK_AMX)
+    if constexpr (IN_TILES) {
+        const int64_t from = (first - begin) / kPairStep * kPairStep, num_steps = ceil_div(end - begin - from, kPairStep);
+        constexpr int64_t kStride = kSpan * 4;
+        const TileSource weights{reinterpret_cast<const char*>(scratch.scores + from / 2), kStride, kTileRows * kStride,
+                                 kPairStep * 2};
+        const TileSource values{reinterpret_cast<const char*>(source.values + from / 2 * D), D * 4, kTileBytes,
+                                kPairStep / 2 * D * 4};
+        (num_rows > kTileRows ? all_columns<true> : all_columns<false>)(weights, values, D / kTile, num_steps, scratch.part, D);
+        return;
+    }
+#endif
     __builtin_memset(scratch.part, 0, num_rows * D * sizeof(float));
     for (int64_t piece = (first - begin) / kPiece * kPiece; piece < end - begin; piece += kPiece) {
         const int64_t from = piece > first - begin ? piece : first - begin, to = min(piece + kPiece, end - begin);
@@ -461,9 +536,11 @@ void attend(const AttentionCall& call) {
         const float* const q = call.q + (task.first_row + token) * call.q_stride + head * D;
         rows.q[row] = q;
         if constexpr (IN_PAIRS) {
-            bf16* const rounded = reinterpret_cast<bf16*>(scratch.pairs + row * D / 2);
-            for (int64_t d = 0; d < D; ++d) rounded[d] = to_bf16(q[d]);
-            rows.q[row] = scratch.pairs + row * D / 2;
+            const int64_t width = width_of_pairs(D);
+            rows.q[row] = scratch.pairs + row * width / 2;
+            bf16* const rounded = reinterpret_cast<bf16*>(scratch.pairs + row * width / 2);
+            for (int64_t d = 0; d < D; ++d) rounded[d] = to_bf16(kTiles ? q[d] * call.scale : q[d]);
+            for (int64_t d = D; d < width; ++d) rounded[d] = {0};
         }
         const int64_t own_end = task.first_position + token + 1;
         rows.ends[row] = call.visible ? call.visible[task.first_row + token] : own_end;
@@ -471,6 +548,9 @@ void attend(const AttentionCall& call) {
         scratch.whole_high[row] = kLowest;
         scratch.whole_sum[row] = 0.0f;
     }
+#if defined(PENSTOCK_AMX)
+    if (IN_PAIRS) shape_for_product(kTileRows, kTileRows, kTileBytes);
+#endif
     __builtin_memset(scratch.whole, 0, num_rows * D * sizeof(float));
     __builtin_memset(scratch.nothing, 0, D / 2 * sizeof(float));
     Span<T> span(*call.cache);
@@ -501,7 +581,7 @@ void attend(const AttentionCall& call) {
         if constexpr (IN_PAIRS) {
             if ((first - begin) % 2) span.values[first - begin - 1] = reinterpret_cast<const T*>(scratch.nothing);
             if ((end - begin) % 2) span.values[end - begin] = reinterpret_cast<const T*>(scratch.nothing);
-            if (num_rows > kBand)
+            if (kTiles || num_rows > kBand)
                 attend_bands(PackedPairs(span, first - begin, end - begin, D, scratch.packed_k, scratch.packed_v));
             else
                 attend_bands(Pairs{span});
@@ -509,6 +589,9 @@ void attend(const AttentionCall& call) {
             attend_bands(Singles<T>{span});
         }
     }
+#if defined(PENSTOCK_AMX)
+    if (IN_PAIRS) release_tiles();
+#endif
     if (task.partial >= 0) return;
     for (int64_t row = 0; row < num_rows; ++row) {
         float* const whole = scratch.whole + row * D;
