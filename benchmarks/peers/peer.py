@@ -1,5 +1,6 @@
 """What a peer has to say about itself so that it can be installed, given the model, started and driven."""
 
+import shlex
 import shutil
 import socket
 import subprocess
@@ -99,7 +100,7 @@ def install(peer: Peer, environment: Path) -> None:
 
 def _run(line: str, environment: Path) -> None:
     print(f"$ {line}", flush=True)
-    program, *arguments = line.split()
+    program, *arguments = shlex.split(line)
     own = environment / "bin" / program
     command = [own if own.exists() else program, *arguments]
     done = subprocess.run(command, cwd=environment, stderr=subprocess.PIPE, text=True, check=False)

@@ -10,6 +10,7 @@ from pathlib import Path
 from benchmarks.peers.peer import REPOSITORY, Command, Launch, Limits, Peer, free_port
 
 _SOURCES = "llama-cpp-python==0.3.36"
+_NO_AMX = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
 
 
 class LlamaCpp(Peer):
@@ -22,7 +23,7 @@ class LlamaCpp(Peer):
         f"pip download --no-deps --no-binary llama-cpp-python -d src {_SOURCES}",
         "tar -xzf src/llama_cpp_python-0.3.36.tar.gz -C src --strip-components=1",
         "cmake -S src/vendor/llama.cpp -B build -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DLLAMA_CURL=OFF"
-        " -DCMAKE_C_FLAGS=-mno-amx-tile -DCMAKE_CXX_FLAGS=-mno-amx-tile",
+        f" -DCMAKE_C_FLAGS='{_NO_AMX}' -DCMAKE_CXX_FLAGS='{_NO_AMX}'",
         "cmake --build build -j 4 --target llama-server llama-quantize",
     )
     probe = (
