@@ -182,3 +182,18 @@ def test_few_rows_leave_a_thread_asleep_and_many_wake_it() -> None:
                 assert time.monotonic() < deadline, "it does not go to sleep"
             assert runs_again(many, 100_000)
             assert torch.equal(linear(many)[:1], linear(many[:1].clone()))
+
+        # Repeated steps try now and then whether it would be of use.
+        repeated = torch.randn(4, 1024)
+        tape = NATIVE.Tape(4, 1)
+        tape.begin()
+        out = linear(repeated)
+        tape.end()
+        before = switches()
+        for _ in range(5000):
+            tape.run(1, 1)
+            assert torch.equal(out[:1], linear(repeated[:1].clone()))
+            if switches() > before:
+                break
+        else:
+            pytest.fail("it is never tried")

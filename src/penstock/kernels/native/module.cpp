@@ -800,7 +800,7 @@ double best_of_five(F&& work) {
 
 // Bytes a second.
 double read_bandwidth(int64_t num_bytes) {
-    take_threads_for(INT64_MAX);
+    take_all_threads();
     constexpr int64_t kPart = 1 << 18;
     const HugePages memory(num_bytes);
     float* const floats = reinterpret_cast<float*>(memory.data());
@@ -820,7 +820,7 @@ double read_bandwidth(int64_t num_bytes) {
 
 // Multiplications and additions a second, of float32, bfloat16 or bytes.
 double multiply_add_rate(const std::string& numbers) {
-    take_threads_for(INT64_MAX);
+    take_all_threads();
     constexpr int64_t kTasksEach = 8, kRounds = 100000;
     Machine& machine = Machine::get();
     const Kernels& kernels = machine.kernels();
@@ -841,6 +841,10 @@ double multiply_add_rate(const std::string& numbers) {
 }  // namespace
 
 void take_threads_for(int64_t num_rows) { Machine::get().take_threads_for(num_rows); }
+void take_all_threads() { take_threads_for(INT64_MAX); }
+bool leaves_threads(int64_t num_rows) {
+    return Machine::get().num_threads(num_rows) < Machine::get().num_threads(INT64_MAX);
+}
 
 }  // namespace penstock
 

@@ -1,5 +1,6 @@
 #include "tape.h"
 
+#include <chrono>
 #include <stdexcept>
 #include <utility>
 
@@ -35,12 +36,33 @@ std::optional<RowsOp> Tape::take_last(const void* out, int64_t width) {
 void Tape::run(int64_t num_rows, int64_t num_sequences, const std::atomic<bool>* is_unwanted) const {
     if (num_rows < 0 || num_rows > most_.num_rows || num_sequences < 0 || num_sequences > most_.num_sequences)
         throw std::invalid_argument("the step is larger than what was recorded");
-    take_threads_for(num_rows);
+    const bool has_choice = leaves_threads(num_rows);
+    if (has_choice && turns_.takes_all()) {
+        take_all_threads();
+    } else {
+        take_threads_for(num_rows);
+    }
+    const auto began = std::chrono::steady_clock::now();
     const StepSize size{num_rows, num_sequences};
     for (const Op& op : ops_) {
         if (is_unwanted && *is_unwanted) return;
         op(size);
     }
+    if (has_choice)
+        turns_.note(num_rows, std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count());
+}
+
+void ThreadTurns::note(int64_t num_rows, double seconds) {
+    if (num_steps_ < kTrial) {
+        if (num_steps_ == 0 || num_rows != num_rows_) {
+            num_steps_ = 0;
+            num_rows_ = num_rows;
+            seconds_[0] = seconds_[1] = 0.0;
+        }
+        if (num_steps_ % kTurn != 0) seconds_[num_steps_ / kTurn] += seconds;
+        if (num_steps_ == kTrial - 1) all_are_faster_ = seconds_[1] < kWorthIt * seconds_[0];
+    }
+    if (++num_steps_ == kTrial + kUntilNext) num_steps_ = 0;
 }
 
 Tape* Tape::recording() { return recording_here; }

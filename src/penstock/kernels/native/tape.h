@@ -23,6 +23,27 @@ struct RowsOp {
     std::function<void(int64_t first, int64_t end)> write;
 };
 
+// Whether steps over few rows are faster on all threads, found out by turns. On some machines all cores but one read memory as
+// fast as all do, and the last one is better left to who else needs it; on others each core gets a share and no more.
+class ThreadTurns {
+   public:
+    // What the next step does.
+    bool takes_all() const { return num_steps_ < kTrial ? num_steps_ >= kTurn : all_are_faster_; }
+    // What it took.
+    void note(int64_t num_rows, double seconds);
+
+   private:
+    static constexpr int kTurn = 8;  // steps, of which the first is not counted: threads wake up
+    static constexpr int kTrial = 2 * kTurn;
+    static constexpr int kUntilNext = 2048;  // steps from trial to trial: who shares the machine comes and goes
+    static constexpr double kWorthIt = 0.97;
+
+    int num_steps_ = 0;  // since the trial began
+    int64_t num_rows_ = 0;
+    double seconds_[2] = {};
+    bool all_are_faster_ = false;
+};
+
 // Ops in their order, for steps of any size up to that of the recording. Their addresses stay those of the recording;
 // whoever recorded keeps what lies there. One thread at a time.
 class Tape {
@@ -53,13 +74,17 @@ class Tape {
     StepSize most_;
     std::vector<Op> ops_;
     std::optional<RowsOp> last_;
+    mutable ThreadTurns turns_;
 };
 
 // Throws std::invalid_argument: an op over something else than all rows, or all sequences, cannot be repeated.
 void check_recordable(int64_t size, int64_t most);
 
-// Has ops from here on run on as many threads as `num_rows` are worth.
+// Has ops from here on run on as many threads as `num_rows` are worth, or on all.
 void take_threads_for(int64_t num_rows);
+void take_all_threads();
+// Whether those are more.
+bool leaves_threads(int64_t num_rows);
 
 // Does op(num_rows), now or whenever the tape that is being recorded is run.
 template <class F>
