@@ -21,7 +21,7 @@ def share_threads(settings: Settings) -> Threads:
     """Return what each process gets of the cores, each for one thread: two that share one stall the others.
 
     The API's process needs one, now and then. Steps over many tokens compute all the while and take it too; in others a
-    thread more would wait for memory.
+    thread more may wait for memory, and repeated ones find out whether it does.
     """
     usable, num_workers, wanted = usable_cores(), settings.runner.encoder_workers, settings.runner.threads
     num_cores = max(1, usable - 1)
