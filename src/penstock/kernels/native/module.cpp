@@ -852,7 +852,7 @@ NB_MODULE(_native, m) {
     using namespace penstock;
     using Unlocked = nb::call_guard<nb::gil_scoped_release>;
     nb::class_<Tape>(m, "Tape")
-        .def(nb::init<int64_t, int64_t>())
+        .def(nb::init<int64_t, int64_t, const Tape*>(), nb::arg(), nb::arg(), nb::arg("goes_on_from").none() = nb::none())
         .def("begin", &Tape::begin)
         .def("end", &Tape::end)
         .def("run", [](const Tape& tape, int64_t rows, int64_t sequences) { tape.run(rows, sequences); }, Unlocked());

@@ -153,8 +153,8 @@ class _Recording:
             layout.table_starts.data_ptr(),
         )
         self._first = NATIVE.Tape(MAX_REPLAYED_TOKENS, MAX_REPLAYED_TOKENS)
-        self._rest = NATIVE.Tape(MAX_REPLAYED_TOKENS, MAX_REPLAYED_TOKENS)
-        self._last = NATIVE.Tape(MAX_REPLAYED_TOKENS, MAX_REPLAYED_TOKENS)
+        self._rest = NATIVE.Tape(MAX_REPLAYED_TOKENS, MAX_REPLAYED_TOKENS, goes_on_from=self._first)
+        self._last = NATIVE.Tape(MAX_REPLAYED_TOKENS, MAX_REPLAYED_TOKENS, goes_on_from=self._first)
         self._head = head
         logits: Tensor | None = None
         with _taking_from(self._arena):

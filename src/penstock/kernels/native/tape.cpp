@@ -11,7 +11,10 @@ thread_local Tape* recording_here = nullptr;
 
 }  // namespace
 
-Tape::Tape(int64_t max_rows, int64_t max_sequences) : most_{max_rows, max_sequences} {}
+Tape::Tape(int64_t max_rows, int64_t max_sequences, const Tape* goes_on_from)
+    : most_{max_rows, max_sequences},
+      turns_(goes_on_from ? goes_on_from->turns_ : std::make_shared<ThreadTurns>()),
+      begins_(!goes_on_from) {}
 
 void Tape::begin() {
     if (recording_here) throw std::invalid_argument("a tape is being recorded already");
@@ -37,7 +40,8 @@ void Tape::run(int64_t num_rows, int64_t num_sequences, const std::atomic<bool>*
     if (num_rows < 0 || num_rows > most_.num_rows || num_sequences < 0 || num_sequences > most_.num_sequences)
         throw std::invalid_argument("the step is larger than what was recorded");
     const bool has_choice = leaves_threads(num_rows);
-    if (has_choice && turns_.takes_all()) {
+    if (begins_) turns_->begin_step(has_choice ? num_rows : 0);
+    if (has_choice && turns_->takes_all()) {
         take_all_threads();
     } else {
         take_threads_for(num_rows);
@@ -45,22 +49,31 @@ void Tape::run(int64_t num_rows, int64_t num_sequences, const std::atomic<bool>*
     const auto began = std::chrono::steady_clock::now();
     const StepSize size{num_rows, num_sequences};
     for (const Op& op : ops_) {
-        if (is_unwanted && *is_unwanted) return;
+        if (is_unwanted && *is_unwanted) return turns_->abandon_step();
         op(size);
     }
-    if (has_choice)
-        turns_.note(num_rows, std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count());
+    turns_->add(std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count());
+}
+
+void ThreadTurns::begin_step(int64_t num_rows) {
+    if (step_rows_ > 0) note(step_rows_, step_seconds_);
+    step_rows_ = num_rows;
+    step_seconds_ = 0.0;
 }
 
 void ThreadTurns::note(int64_t num_rows, double seconds) {
     if (num_steps_ < kTrial) {
         if (num_steps_ == 0 || num_rows != num_rows_) {
-            num_steps_ = 0;
+            num_steps_ = num_won_ = 0;
             num_rows_ = num_rows;
             seconds_[0] = seconds_[1] = 0.0;
         }
-        if (num_steps_ % kTurn != 0) seconds_[num_steps_ / kTurn] += seconds;
-        if (num_steps_ == kTrial - 1) all_are_faster_ = seconds_[1] < kWorthIt * seconds_[0];
+        if (num_steps_ % kTurn != 0) seconds_[num_steps_ / kTurn % 2] += seconds;
+        if (num_steps_ % (2 * kTurn) == 2 * kTurn - 1) {
+            num_won_ += seconds_[1] < kWorthIt * seconds_[0];
+            seconds_[0] = seconds_[1] = 0.0;
+        }
+        if (num_steps_ == kTrial - 1) all_are_faster_ = num_won_ > kPairs / 2;
     }
     if (++num_steps_ == kTrial + kUntilNext) num_steps_ = 0;
 }

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -27,20 +28,28 @@ struct RowsOp {
 // fast as all do, and the last one is better left to who else needs it; on others each core gets a share and no more.
 class ThreadTurns {
    public:
-    // What the next step does.
-    bool takes_all() const { return num_steps_ < kTrial ? num_steps_ >= kTurn : all_are_faster_; }
-    // What it took.
-    void note(int64_t num_rows, double seconds);
+    // Ends the step before. Of a step without a choice `num_rows` is 0.
+    void begin_step(int64_t num_rows);
+    void abandon_step() { step_rows_ = 0; }
+    // What the step takes.
+    bool takes_all() const { return num_steps_ < kTrial ? num_steps_ / kTurn % 2 == 1 : all_are_faster_; }
+    void add(double seconds) { step_seconds_ += seconds; }
 
    private:
+    void note(int64_t num_rows, double seconds);
+
     static constexpr int kTurn = 8;  // steps, of which the first is not counted: threads wake up
-    static constexpr int kTrial = 2 * kTurn;
+    static constexpr int kPairs = 7;
+    static constexpr int kTrial = 2 * kTurn * kPairs;
     static constexpr int kUntilNext = 2048;  // steps from trial to trial: who shares the machine comes and goes
     static constexpr double kWorthIt = 0.97;
 
+    int64_t step_rows_ = 0;
+    double step_seconds_ = 0.0;
     int num_steps_ = 0;  // since the trial began
     int64_t num_rows_ = 0;
-    double seconds_[2] = {};
+    double seconds_[2] = {};  // of the pair of turns that is on
+    int num_won_ = 0;         // pairs in which all threads were faster
     bool all_are_faster_ = false;
 };
 
@@ -50,7 +59,8 @@ class Tape {
    public:
     using Op = std::function<void(const StepSize&)>;
 
-    Tape(int64_t max_rows, int64_t max_sequences);
+    // A step is one tape, or goes on with another: all of it runs on the same threads.
+    Tape(int64_t max_rows, int64_t max_sequences, const Tape* goes_on_from = nullptr);
 
     // From here to `end`, ops that the calling thread asks for are recorded and not done.
     void begin();
@@ -74,7 +84,8 @@ class Tape {
     StepSize most_;
     std::vector<Op> ops_;
     std::optional<RowsOp> last_;
-    mutable ThreadTurns turns_;
+    std::shared_ptr<ThreadTurns> turns_;
+    bool begins_;
 };
 
 // Throws std::invalid_argument: an op over something else than all rows, or all sequences, cannot be repeated.
