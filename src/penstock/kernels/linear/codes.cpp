@@ -168,7 +168,7 @@ void up_to_128_rows(const LinearCall& call, int64_t first_row, int64_t num_rows,
                                                          sums + r * kPanel);
             };
             if (tiles == 1) {
-                beside(NothingAhead{});
+                beside(LittleLater{panel_at(weight, p) + k * kPanelBytes / kInputs});
             } else {
                 beside(NextPart{panel_at(weight, p) + end * kPanelBytes / kInputs, ceil_div(kStepBytes, tiles)});
             }

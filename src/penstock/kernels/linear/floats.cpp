@@ -190,7 +190,7 @@ void up_to_128_rows(const LinearCall& call, int64_t first_row, int64_t num_rows,
                 const auto beside = [&](auto ahead) {
                     all_rows(panel, ahead, x, call.x_stride, num_rows, num_inputs, k == 0, sums);
                 };
-                if (num_rows <= kMaxRows) return beside(NothingAhead{});
+                if (num_rows <= kMaxRows) return beside(LittleLater{panel_at(weight, p) + k * input_bytes});
                 // Tiles by a part of a panel fetch the next one, which lies behind it.
                 beside(NextPart{panel_at(weight, p) + (k + part) * input_bytes,
                                 ceil_div(input_bytes, num_tiles(num_rows))});

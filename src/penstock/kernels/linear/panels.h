@@ -49,9 +49,21 @@ constexpr float kLeast = 1e-30f;
 // Rows are shared out among as few tiles as can be, evenly.
 inline int64_t num_tiles(int64_t num_rows, int64_t most = kMaxRows) { return ceil_div(num_rows, most); }
 
-// One tile alone has no time for anything else.
-struct NothingAhead {
-    static void fetch() {}
+#if defined(PENSTOCK_AMX)
+constexpr bool kTiles = true;
+#else
+constexpr bool kTiles = false;
+#endif
+
+// What one tile alone reads a little later, in steps of two vectors. Cores that have tiles read a stream faster if asked for it
+// to the second-level cache; others lost by any distance (docs/decisions/0012).
+struct LittleLater {
+    const char* from;
+    void fetch() {
+        if (!kTiles) return;
+        for (int64_t at = 0; at < 2 * kVectorBytes; at += 64) __builtin_prefetch(from + 4096 + at, 0, 2);
+        from += 2 * kVectorBytes;
+    }
     static void pass(int64_t) {}
 };
 
@@ -121,14 +133,9 @@ void round_for_codes(const LinearCall& call, int64_t first_row, int64_t end_row)
 // Adds what panels of shortened weights leave out, of which there is little: sums[row] += x[row] * outliers.
 void complete(const LinearCall& call, int64_t panel, int64_t first_row, int64_t num_rows, float* sums);
 
-#if defined(PENSTOCK_AMX)
-constexpr bool kTiles = true;
-#else
-constexpr bool kTiles = false;
-#endif
 // So many rows of activations rounded to 8 bits, or more, go through tiles where there are some. Codes of 4 bits have to be widened
 // for them.
-constexpr int64_t code_rows_from(Weight kind) { return kind == Weight::kInt8 ? 4 : 8; }
+constexpr int64_t code_rows_from(Weight kind) { return kind == Weight::kInt8 ? 6 : 10; }
 
 // Rows through tiles at a time.
 constexpr int64_t kMostTileRows = 512;

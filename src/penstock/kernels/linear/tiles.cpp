@@ -173,7 +173,7 @@ void codes_by_rows(const LinearCall& call, int64_t first_row, int64_t num_rows, 
         for (int64_t k = 0; k < K; k += part) {
             const int64_t end = min(k + part, K), first_group = k / group, end_group = ceil_div(end, group);
             const char* codes = panel_at(weight, p) + k * kPanel / kInputsPerByte;
-            Coming coming{panel_at(weight, p) + end * kPanel / kInputsPerByte,
+            Coming coming{panel_at(weight, p) + (k + part) * kPanel / kInputsPerByte,
                           ceil_div(step * kPanel / kInputsPerByte / 64, blocks.count())};
             if constexpr (KIND == Weight::kInt4) {
                 widen(weight, p, k, end, widened);
@@ -214,7 +214,7 @@ void gather_pairs(const PackedWeight& weight, int64_t panel, int64_t first, int6
         const vbytes upper = repeated(outliers_of(weight, panel).upper);
         const char* four = panel_at(weight, panel) + first / 4 * kFourBytes;
         for (int64_t k = 0; k < num_inputs; k += 4, four += kFourBytes) {
-            for (int64_t line = 0; line < kFourBytes; line += 64) __builtin_prefetch(four + kAhead + line);
+            for (int64_t line = 0; line < kFourBytes; line += 64) __builtin_prefetch(four + kAhead + line, 0, 2);
             for (int which = 0; which < 2; ++which) {
                 vi words[2];
                 lengthen(four, which, upper, words);
@@ -243,7 +243,7 @@ void pairs_by_rows(const LinearCall& call, int64_t first_row, int64_t num_rows, 
             const int64_t num_inputs = min(part, K - k), num_steps = ceil_div(num_inputs, kStepPairs);
             const char* weights = panel_at(weight, p) + k * kPanel * 2;
             Coming coming = few ? Coming{weights + 4096, are_kept ? kStepPairs * kPanel * 2 / 64 : 0}
-                                : Coming{panel_at(weight, p) + bytes * (k + num_inputs) / K,
+                                : Coming{panel_at(weight, p) + bytes * (k + part) / K,
                                          ceil_div(bytes / K * kStepPairs / 64, blocks.count())};
             if (!are_kept) {
                 gather_pairs(weight, p, k, num_inputs, gathered);
