@@ -115,6 +115,29 @@ def test_threads_that_the_system_refuses_are_an_error_of_the_setting() -> None:
     assert state == "2 True"
 
 
+NO_ROOM = """
+import resource, numpy, torch
+from penstock.kernels import CPUOps
+from penstock.kernels.sampling import DrawRow, draw_tokens
+product, x = CPUOps().prepare_linear(torch.ones(4, 4), None), torch.ones(1, 4)
+product(x)
+logits = numpy.zeros((1, 16 << 20), dtype=numpy.float32)
+with open("/proc/self/statm") as statm:
+    mapped = int(statm.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (mapped + (16 << 20), resource.RLIM_INFINITY))
+try:
+    draw_tokens(logits, [DrawRow(0.5, 1.0, 0, 0.9, 0.0)])
+except MemoryError:
+    print(product(x).tolist())
+"""
+
+
+@needs_native
+def test_ops_go_on_after_one_that_there_was_no_room_for() -> None:
+    result = subprocess.run([sys.executable, "-c", NO_ROOM], capture_output=True, text=True, check=True)
+    assert result.stdout == "[[4.0, 4.0, 4.0, 4.0]]\n"
+
+
 @needs_native
 def test_threads_but_the_callers_stay_where_they_are_tied() -> None:
     assert NATIVE is not None

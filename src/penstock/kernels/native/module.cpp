@@ -171,6 +171,7 @@ class Machine {
         int64_t size = 0;
         void grow(int64_t to) {
             if (to <= size) return;
+            size = 0;  // there may be no room for more, and the next op asks anew
             const size_t bytes = (to * sizeof(float) + 63) / 64 * 64;
             floats.reset(static_cast<float*>(std::aligned_alloc(64, bytes)));
             if (!floats) throw std::bad_alloc();
