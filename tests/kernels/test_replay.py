@@ -174,6 +174,39 @@ def test_no_step_begins_where_a_table_has_no_room_for_it_or_none_is_to_follow() 
 
 
 @needs_native
+@pytest.mark.parametrize("kept", [1, 3])
+@torch.inference_mode()
+def test_a_step_of_some_or_more_of_the_sequences_is_another(kept: int) -> None:
+    ahead, plain = Pass().record(), Pass().record()
+    rows = [DrawRow(0.0, 0.0, 0, 1.0, 0.0)]
+    tokens = drawn_ahead(ahead, decode([7, 11], [1, 1]), rows * 2)
+    assert tokens is not None
+    step = decode([*tokens, 13][:kept], [2, 2, 1][:kept])
+    assert plain(*decode([7, 11], [1, 1])) is not None
+    logits = plain(*step, to_logits=True)
+    assert logits is not None
+    assert drawn_ahead(ahead, step, rows * kept) == draw_tokens(logits, rows * kept)
+
+
+NO_THREAD = """
+import resource
+from tests.kernels.test_replay import DrawRow, Pass, decode, drawn_ahead, draw_tokens
+replay, step, rows = Pass().record(), decode([7], [1]), [DrawRow(0.0, 0.0, 0, 1.0, 0.0)]
+replay(*step)
+with open("/proc/self/statm") as statm:
+    mapped = int(statm.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (mapped + (4 << 20), resource.RLIM_INFINITY))  # a stack is 8 MB
+print(drawn_ahead(replay, step, rows), drawn_ahead(replay, step, rows), replay(*step, to_logits=True).shape)
+"""
+
+
+@needs_native
+def test_no_step_begins_ahead_where_the_system_refuses_a_thread() -> None:
+    result = subprocess.run([sys.executable, "-c", NO_THREAD], capture_output=True, text=True, check=True)
+    assert result.stdout == "None None (1, 50)\n"
+
+
+@needs_native
 @torch.inference_mode()
 def test_a_step_that_runs_keeps_what_it_touches() -> None:
     rows = [DrawRow(0.0, 0.0, 0, 1.0, 0.0)]

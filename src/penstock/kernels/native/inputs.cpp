@@ -63,6 +63,7 @@ StepInputs::StepInputs(int64_t max_tokens, int64_t table_width, int64_t block_si
 void StepInputs::load(nb::list token_ids, nb::list query_lens, nb::list context_lens, nb::list tables,
                       nb::list table_starts, std::optional<nb::list> position_offsets) {
     const size_t num_tokens = token_ids.size(), num_sequences = query_lens.size();
+    num_sequences_ = 0;  // until all fits
     check(num_tokens <= static_cast<size_t>(max_tokens_) && num_sequences <= num_tokens);
     check(context_lens.size() == num_sequences && tables.size() == num_sequences && table_starts.size() == num_sequences);
     check(!position_offsets || position_offsets->size() == num_sequences);
@@ -88,13 +89,13 @@ void StepInputs::load(nb::list token_ids, nb::list query_lens, nb::list context_
         table_sizes_[s] = table.size();
     }
     check(row == static_cast<int64_t>(num_tokens));
+    num_sequences_ = static_cast<int64_t>(num_sequences);
 }
 
 bool StepInputs::are(nb::list token_ids, nb::list query_lens, nb::list context_lens, nb::list tables,
                      nb::list table_starts, std::optional<nb::list> position_offsets) const {
     const size_t num_sequences = query_lens.size();
-    if (token_ids.size() != num_sequences) return false;
-    check(num_sequences <= static_cast<size_t>(max_tokens_));
+    if (token_ids.size() != num_sequences || static_cast<int64_t>(num_sequences) != num_sequences_) return false;
     check(context_lens.size() == num_sequences && tables.size() == num_sequences && table_starts.size() == num_sequences);
     check(!position_offsets || position_offsets->size() == num_sequences);
     for (size_t s = 0; s < num_sequences; ++s) {

@@ -40,6 +40,7 @@ class StepInputs {
     int32_t* tables_;
     int32_t* table_starts_;
     std::vector<int64_t> table_sizes_;
+    int64_t num_sequences_ = 0;
 };
 
 }  // namespace penstock

@@ -93,7 +93,9 @@ class NativeReplay:
             if not goes_on or any(end - start >= len(table) * self._block_size for end, table, start in places):
                 return None  # another thread would do it no sooner
             recording.inputs.load(*step)
-            ahead.begin(len(token_ids))
+            if not ahead.begin(len(token_ids)):
+                recording.ahead = None
+                return None
         tokens: list[int] = ahead.draw(packed_rows(rows), goes_on)
         return tokens
 

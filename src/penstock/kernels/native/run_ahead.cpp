@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <stdexcept>
+#include <system_error>
 #include <utility>
 
 namespace penstock {
@@ -17,13 +18,18 @@ RunAhead::~RunAhead() {
     thread_.join();
 }
 
-void RunAhead::begin(int64_t num_sequences) {
+bool RunAhead::begin(int64_t num_sequences) {
     std::lock_guard lock(mutex_);
     if (has_begun_) throw std::logic_error("a step has begun already");
-    if (!thread_.joinable()) thread_ = std::thread(&RunAhead::work, this);
+    try {
+        if (!thread_.joinable()) thread_ = std::thread(&RunAhead::work, this);
+    } catch (const std::system_error&) {
+        return false;
+    }
     num_sequences_ = num_sequences;
     has_begun_ = true;
     asked_.notify_one();
+    return true;
 }
 
 std::vector<int64_t> RunAhead::draw(const std::string& how, bool goes_on) {
@@ -48,7 +54,6 @@ void RunAhead::stop() {
     asked_.notify_one();
     answered_.wait(lock, [this] { return !has_begun_; });
     is_unwanted_ = false;
-    failure_ = nullptr;
 }
 
 void RunAhead::work() {
@@ -57,14 +62,17 @@ void RunAhead::work() {
         asked_.wait(lock, [this] { return has_begun_ || is_closing_; });
         if (is_closing_) return;
         lock.unlock();
-        run();
+        std::exception_ptr failure = run();
         lock.lock();
         asked_.wait(lock, [this] { return wish_ || is_unwanted_; });
         bool goes_on = false;
-        if (wish_ && !failure_) {
-            lock.unlock();
-            goes_on = draw_as(*wish_);  // whoever wished waits
-            lock.lock();
+        if (wish_) {
+            if (!failure) {
+                lock.unlock();
+                goes_on = draw_as(*wish_, failure);  // whoever wished waits
+                lock.lock();
+            }
+            failure_ = failure;
         }
         wish_.reset();
         has_begun_ = goes_on;
@@ -72,15 +80,16 @@ void RunAhead::work() {
     }
 }
 
-void RunAhead::run() {
+std::exception_ptr RunAhead::run() {
     try {
         for (const Tape* pass : passes_) pass->run(num_sequences_, num_sequences_, &is_unwanted_);
+        return nullptr;
     } catch (...) {
-        failure_ = std::current_exception();
+        return std::current_exception();
     }
 }
 
-bool RunAhead::draw_as(const Wish& wish) {
+bool RunAhead::draw_as(const Wish& wish, std::exception_ptr& failure) {
     try {
         tokens_ = draw_(num_sequences_, wish.how);
         const bool goes_on = wish.goes_on && *std::min_element(tokens_.begin(), tokens_.end()) >= 0 &&
@@ -88,7 +97,7 @@ bool RunAhead::draw_as(const Wish& wish) {
         if (goes_on) inputs_->go_on(tokens_.data(), num_sequences_);
         return goes_on;
     } catch (...) {
-        failure_ = std::current_exception();
+        failure = std::current_exception();
         return false;
     }
 }

@@ -31,8 +31,8 @@ class RunAhead {
     RunAhead(const RunAhead&) = delete;
     RunAhead& operator=(const RunAhead&) = delete;
 
-    // Begins the step that was loaded into the inputs. None runs.
-    void begin(int64_t num_sequences);
+    // Begins the step that was loaded into the inputs; false where the system refuses a thread for it. None runs.
+    bool begin(int64_t num_sequences);
 
     // Returns the tokens of the step that was begun, and throws what it threw. If it `goes_on` and there is a token for
     // each sequence and room for it in the sequence's table, the step with these tokens has then begun.
@@ -51,8 +51,8 @@ class RunAhead {
     };
 
     void work();
-    void run();
-    bool draw_as(const Wish& wish);
+    std::exception_ptr run();
+    bool draw_as(const Wish& wish, std::exception_ptr& failure);
 
     const std::vector<const Tape*> passes_;
     StepInputs* const inputs_;
@@ -66,7 +66,7 @@ class RunAhead {
     bool is_closing_ = false;
     std::optional<Wish> wish_;
     std::vector<int64_t> tokens_;
-    std::exception_ptr failure_;
+    std::exception_ptr failure_;  // of the step that a wish was for
 };
 
 }  // namespace penstock
