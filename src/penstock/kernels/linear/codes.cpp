@@ -177,13 +177,6 @@ void up_to_128_rows(const LinearCall& call, int64_t first_row, int64_t num_rows,
     }
 }
 
-template <Weight KIND>
-void linear_of(const LinearCall& call, int64_t first_row, int64_t end_row, int64_t first_panel, int64_t end_panel,
-               float* scratch) {
-    for (int64_t row = first_row; row < end_row; row += kRows)
-        up_to_128_rows<KIND>(call, row, min(kRows, end_row - row), first_panel, end_panel, scratch);
-}
-
 }  // namespace
 
 void linear_of_codes(const LinearCall& call, int64_t first_row, int64_t end_row, int64_t first_panel, int64_t end_panel,
@@ -191,9 +184,9 @@ void linear_of_codes(const LinearCall& call, int64_t first_row, int64_t end_row,
     if (kTiles && end_row - first_row >= code_rows_from(call.weight->kind))
         return linear_through_tiles(call, first_row, end_row, first_panel, end_panel, scratch);
     if (call.weight->kind == Weight::kInt8) {
-        linear_of<Weight::kInt8>(call, first_row, end_row, first_panel, end_panel, scratch);
+        up_to_128_rows<Weight::kInt8>(call, first_row, end_row - first_row, first_panel, end_panel, scratch);
     } else {
-        linear_of<Weight::kInt4>(call, first_row, end_row, first_panel, end_panel, scratch);
+        up_to_128_rows<Weight::kInt4>(call, first_row, end_row - first_row, first_panel, end_panel, scratch);
     }
 }
 

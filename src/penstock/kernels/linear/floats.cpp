@@ -280,8 +280,7 @@ void linear(const LinearCall& given, int64_t first_row, int64_t end_row, int64_t
     }
     if (kTiles && is_in_pairs(*call.weight))
         return linear_through_tiles(call, first_row, end_row, first_panel, end_panel, scratch);
-    for (int64_t row = first_row; row < end_row; row += kRows)
-        up_to_128_rows(call, row, min(kRows, end_row - row), first_panel, end_panel, scratch);
+    up_to_128_rows(call, first_row, end_row - first_row, first_panel, end_panel, scratch);
 }
 
 }  // namespace penstock::PENSTOCK_ISA

@@ -276,8 +276,7 @@ void linear_through_tiles(const LinearCall& call, int64_t first_row, int64_t end
     const auto by_rows = !call.weight->has_codes()             ? pairs_by_rows
                          : call.weight->kind == Weight::kInt8 ? codes_by_rows<Weight::kInt8>
                                                               : codes_by_rows<Weight::kInt4>;
-    for (int64_t row = first_row; row < end_row; row += kMostTileRows)
-        by_rows(call, row, min(kMostTileRows, end_row - row), first_panel, end_panel, scratch);
+    by_rows(call, first_row, end_row - first_row, first_panel, end_panel, scratch);
 }
 
 }  // namespace penstock::PENSTOCK_ISA

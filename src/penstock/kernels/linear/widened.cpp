@@ -250,15 +250,12 @@ void many_rows(const LinearCall& call, int64_t first_row, int64_t num_rows, int6
 }
 
 template <Weight KIND>
-void linear_of(const LinearCall& call, int64_t first_row, int64_t end_row, int64_t first_panel, int64_t end_panel,
-               float* scratch) {
-    for (int64_t row = first_row; row < end_row; row += kRows) {
-        const int64_t num_rows = min(kRows, end_row - row);
-        if (num_rows <= kFewRows<KIND>) {
-            few_rows_or_fewer<kFewRows<KIND>, KIND>(num_rows, call, row, first_panel, end_panel, scratch);
-        } else {
-            many_rows<KIND>(call, row, num_rows, first_panel, end_panel, scratch);
-        }
+void up_to_128_rows(const LinearCall& call, int64_t first_row, int64_t num_rows, int64_t first_panel, int64_t end_panel,
+                    float* scratch) {
+    if (num_rows <= kFewRows<KIND>) {
+        few_rows_or_fewer<kFewRows<KIND>, KIND>(num_rows, call, first_row, first_panel, end_panel, scratch);
+    } else {
+        many_rows<KIND>(call, first_row, num_rows, first_panel, end_panel, scratch);
     }
 }
 
@@ -267,9 +264,9 @@ void linear_of(const LinearCall& call, int64_t first_row, int64_t end_row, int64
 void linear_of_widened_codes(const LinearCall& call, int64_t first_row, int64_t end_row, int64_t first_panel,
                              int64_t end_panel, float* scratch) {
     if (call.weight->kind == Weight::kInt8) {
-        linear_of<Weight::kInt8>(call, first_row, end_row, first_panel, end_panel, scratch);
+        up_to_128_rows<Weight::kInt8>(call, first_row, end_row - first_row, first_panel, end_panel, scratch);
     } else {
-        linear_of<Weight::kInt4>(call, first_row, end_row, first_panel, end_panel, scratch);
+        up_to_128_rows<Weight::kInt4>(call, first_row, end_row - first_row, first_panel, end_panel, scratch);
     }
 }
 

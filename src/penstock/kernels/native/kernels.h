@@ -199,7 +199,7 @@ struct Kernels {
     int64_t (*linear_scratch_floats)();
     // Rows that one call of `linear` is for.
     int64_t (*most_rows)(const PackedWeight& weight);
-    // Rows [first_row, end_row) by panels [first_panel, end_panel).
+    // So many rows at most, [first_row, end_row), by panels [first_panel, end_panel).
     void (*linear)(const LinearCall& call, int64_t first_row, int64_t end_row, int64_t first_panel, int64_t end_panel,
                    float* scratch);
 

@@ -363,7 +363,7 @@ class PackedMatrix {
     }
 
     void forget_source() {
-        const int64_t row_bytes = packed_.num_inputs * bits_of(static_cast<int>(source_.kind)) / 8;
+        const int64_t row_bytes = packed_.num_inputs * (source_.kind == Weight::kFloat32 ? 4 : 2);  // codes are not mapped
         for (const WeightPart& part : parts_) forget(part.rows, part.num_rows * row_bytes);
         if (source_.up) forget(source_.up, packed_.num_outputs * row_bytes);
     }
@@ -379,20 +379,6 @@ class PackedMatrix {
     static int64_t padded(int64_t num_inputs, Weight kind) {
         const int64_t to = kind == Weight::kFloat32 ? 1 : kind == Weight::kBFloat16 ? 4 : kCodeInputs;
         return ceil_div(num_inputs, to) * to;
-    }
-
-    static int64_t bits_of(int kind) {
-        switch (static_cast<Weight>(kind)) {
-            case Weight::kFloat32:
-                return 32;
-            case Weight::kBFloat16:
-                return 16;
-            case Weight::kInt8:
-                return 8;
-            case Weight::kInt4:
-                return 4;
-        }
-        throw std::invalid_argument("no such kind of weight");
     }
 
     const Kernels& kernels_;

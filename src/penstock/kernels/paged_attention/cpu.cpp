@@ -581,10 +581,14 @@ void attend(const AttentionCall& call) {
         if constexpr (IN_PAIRS) {
             if ((first - begin) % 2) span.values[first - begin - 1] = reinterpret_cast<const T*>(scratch.nothing);
             if ((end - begin) % 2) span.values[end - begin] = reinterpret_cast<const T*>(scratch.nothing);
-            if (kTiles || num_rows > kBand)
+            const auto attend_packed = [&] {
                 attend_bands(PackedPairs(span, first - begin, end - begin, D, scratch.packed_k, scratch.packed_v));
-            else
-                attend_bands(Pairs{span});
+            };
+            if constexpr (kTiles) {
+                attend_packed();
+            } else {
+                num_rows > kBand ? attend_packed() : attend_bands(Pairs{span});
+            }
         } else {
             attend_bands(Singles<T>{span});
         }
