@@ -171,18 +171,14 @@ class ProcessClient:
 
     async def _wait_loaded(self, worker: ChildProcess) -> ErrorInfo | None:
         """Wait for the worker's first word; an error if it cannot start or dies before."""
-        received = asyncio.ensure_future(worker.receive())
-        died = asyncio.ensure_future(worker.wait())
-        await asyncio.wait({received, died}, return_when=asyncio.FIRST_COMPLETED)
-        if not received.done():
-            # Its last words may be on the way.
-            await asyncio.wait({received}, timeout=0.5)
-        died.cancel()
-        if not received.done():
-            received.cancel()
+        data = await worker.until_dead(worker.receive())
+        if data is None:
+            with contextlib.suppress(TimeoutError):
+                data = await asyncio.wait_for(worker.receive(), 0.5)  # its last words may be on the way
+        if data is None:
             how = exit_reason(worker.returncode)
             return ErrorInfo(code=InternalError.code, message=f"the engine process {how} while it loaded; see its log")
-        message = self._decoder.decode(received.result())
+        message = self._decoder.decode(data)
         if isinstance(message, LoadFailed):
             return message.error
         assert isinstance(message, Loaded), "an engine's first message says whether it has loaded"
@@ -195,7 +191,7 @@ class ProcessClient:
     async def _watch(self) -> None:
         """Deliver what the worker says; when it dies, fail its requests and start another."""
         while self._worker is not None:
-            await self._relay(self._worker)
+            await self._worker.until_dead(self._relay(self._worker))
             how = exit_reason(self._worker.returncode)
             _log.error("engine_died", how=how, num_requests=len(self._streams))
             draining = self._state is EngineState.DRAINING
@@ -217,23 +213,15 @@ class ProcessClient:
                 return
 
     async def _relay(self, worker: ChildProcess) -> None:
-        """Hand messages on until the worker has died."""
-        died = asyncio.ensure_future(worker.wait())
-        try:
-            while True:
-                received = asyncio.ensure_future(worker.receive())
-                await asyncio.wait({received, died}, return_when=asyncio.FIRST_COMPLETED)
-                if not received.done():
-                    received.cancel()
-                    return
-                message = self._decoder.decode(received.result())
-                if isinstance(message, Stepped):
-                    self._status = message.status
-                    self._last_message_s = self._clock()
-                    self._streams.dispatch(message.deltas)
-                    self._adapters.dispatch(message.answers)
-        finally:
-            died.cancel()
+        """Hand messages on, for ever."""
+        while True:
+            data = await worker.receive()
+            message = self._decoder.decode(data)
+            if isinstance(message, Stepped):
+                self._status = message.status
+                self._last_message_s = self._clock()
+                self._streams.dispatch(message.deltas)
+                self._adapters.dispatch(message.answers)
 
     async def _restart(self) -> bool:
         delay_s = _FIRST_DELAY_S

@@ -4,10 +4,9 @@ import asyncio
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -20,8 +19,6 @@ from penstock.engine.spawning import spawn
 from penstock.errors import EncodingFailed, InternalError, NotReady, PenstockError, error_from_code
 from penstock.protocol import Picture
 from penstock.telemetry import get_logger
-
-T = TypeVar("T")
 
 _log = get_logger(__name__)
 
@@ -244,7 +241,7 @@ class EncoderPool:
             raise
 
     async def _wait_loaded(self, child: ChildProcess) -> PenstockError | None:
-        data = await _until_dead(child, child.receive())
+        data = await child.until_dead(child.receive())
         if data is None:
             how = exit_reason(child.returncode)
             return InternalError(
@@ -258,13 +255,13 @@ class EncoderPool:
 
     async def _feed(self, child: ChildProcess) -> None:
         """Hand a process pictures until it dies."""
-        while await _until_dead(child, self._has_jobs.wait()):
+        while await child.until_dead(self._has_jobs.wait()):
             jobs = self._next_jobs()
             if not jobs:
                 continue
             try:
                 child.send(self._encoder.encode(Encode([(job.feature_id, job.picture) for job in jobs])))
-                data = await _until_dead(child, child.receive(), self._timeout_s)
+                data = await child.until_dead(child.receive(), self._timeout_s)
                 if data is None:
                     self._retry(jobs, exit_reason(child.returncode))
                     child.kill()  # one that hangs hears nothing else
@@ -355,15 +352,3 @@ class EncoderPool:
 
     def _count_ready(self) -> None:
         self.counters.num_ready_workers = len(self._pids)
-
-
-async def _until_dead(child: ChildProcess, awaited: Coroutine[Any, Any, T], timeout_s: float | None = None) -> T | None:
-    """Return what ``awaited`` gives, or None if the process dies, or time is up, first."""
-    waiting = asyncio.ensure_future(awaited)
-    died = asyncio.ensure_future(child.wait())
-    try:
-        await asyncio.wait({waiting, died}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-        return waiting.result() if waiting.done() else None
-    finally:
-        waiting.cancel()
-        died.cancel()
