@@ -57,13 +57,18 @@ struct Blocks {
     }
 };
 
-// What comes from memory meanwhile: a part of a panel, some lines with each step.
+// What comes from memory meanwhile: a part of a panel, some lines with each step and some with each row whose groups end.
 struct Coming {
     const char* from;
     int64_t lines_a_step;
+    int64_t lines_a_row = 0;
 
-    void before_step() {
-        for (int64_t i = 0; i < lines_a_step; ++i, from += 64) __builtin_prefetch(from, 0, 2);
+    void before_step() { fetch(lines_a_step); }
+    void before_row() { fetch(lines_a_row); }
+
+   private:
+    void fetch(int64_t num_lines) {
+        for (int64_t i = 0; i < num_lines; ++i, from += 64) __builtin_prefetch(from, 0, 2);
     }
 };
 
@@ -105,7 +110,7 @@ struct EndGroups {
     int64_t first_row;
 
     // The block's rows, counted from `first_row`.
-    void operator()(int64_t row, int64_t num_rows) const {
+    void operator()(int64_t row, int64_t num_rows, Coming& coming) const {
         const PackedWeight& weight = *call.weight;
         const int64_t row_bytes = layout.bytes, num_groups = end_group - first_group;
         const bool is_first = first_group == 0, is_last = end_group == weight.num_groups();
@@ -115,6 +120,7 @@ struct EndGroups {
         float* sums = all_sums + row * kPanel;
         const auto each_row = [&](auto&& end) {
             for (int64_t r = 0; r < num_rows; ++r, starts += row_bytes, sums += kPanel) {
+                coming.before_row();
                 vf halves[2] = {};
                 if (!is_first)
                     for (int h = 0; h < 2; ++h) halves[h] = load(sums + h * W);
@@ -175,6 +181,12 @@ void codes_by_rows(const LinearCall& call, int64_t first_row, int64_t num_rows, 
             const char* codes = panel_at(weight, p) + k * kPanel / kInputsPerByte;
             Coming coming{panel_at(weight, p) + (k + part) * kPanel / kInputsPerByte,
                           ceil_div(step * kPanel / kInputsPerByte / 64, blocks.count())};
+            if (blocks.count() == 1) {
+                // A row takes about as long as a 48th of the part.
+                const int64_t num_lines = (end - k) * kPanel / kInputsPerByte / 64;
+                coming.lines_a_row = num_lines / 48;
+                coming.lines_a_step = ceil_div(num_lines - coming.lines_a_row * num_rows, (end - k) / step);
+            }
             if constexpr (KIND == Weight::kInt4) {
                 widen(weight, p, k, end, widened);
                 codes = widened;
@@ -201,7 +213,7 @@ void codes_by_rows(const LinearCall& call, int64_t first_row, int64_t num_rows, 
                     const int64_t stride = (end_group - first_group) * kRowStride;
                     store_sums<two.value, true>(products + (g - k) / group * kPanel, stride, first * stride);
                 }
-                end_groups(row, rows);
+                end_groups(row, rows, coming);
             });
         }
     release_tiles();
