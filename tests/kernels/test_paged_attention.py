@@ -252,6 +252,13 @@ def test_no_bit_depends_on_neighbours_chunks_or_threads(
     for sizes in ([7] * 85 + [5], [1] * 600, [256, 1, 343], [599, 1]):
         for num_threads in (1, 4):
             assert torch.equal(attend_parts(sizes, num_threads), whole)
+    # A token alone: threads share out the query heads of a KV head too, where there are few spans.
+    for end in (1, 77, 256, 257, 513, 600):
+        for num_threads in (3, 8):
+            layout = layout_of([1], [end], [table], block_size, None)
+            with using(isa, num_threads), torch.inference_mode():
+                attention = ops.plan_attention(layout, num_heads=H, num_kv_heads=G, head_dim=head_dim, window=window)
+                assert torch.equal(attention(case.q[end - 1 : end], case.kv, scale=0.25), whole[end - 1 : end])
 
 
 @needs_native

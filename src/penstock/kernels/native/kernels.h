@@ -107,10 +107,13 @@ struct CacheView {
     int64_t block_size;
 };
 
-// A part of a step's attention: some query tokens of a sequence, one KV head, some of the context.
+// A part of a step's attention: some query tokens of a sequence, some of the query heads that share a KV head, some of the
+// context.
 struct AttentionTask {
     int32_t sequence;
     int32_t kv_head;
+    int32_t first_head;    // of the query heads that share it
+    int32_t num_heads;
     int32_t first_row;     // of the step's T rows
     int32_t num_tokens;
     int32_t first_position; // of the first token

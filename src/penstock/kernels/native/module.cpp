@@ -553,8 +553,11 @@ class AttentionWork {
         int64_t num_spans = 0;
         for (int64_t s = 0; s < num_sequences; ++s)
             if (starts[s + 1] - starts[s] == 1) num_spans += ceil_div(lens[s], kSpan) * num_kv_heads_;
-        const int64_t spans_each =
-            std::max<int64_t>(1, num_spans / std::max<int64_t>(1, Machine::get().num_threads() * 4));
+        const int64_t num_threads = Machine::get().num_threads();
+        const int64_t spans_each = std::max<int64_t>(1, num_spans / (num_threads * 4));
+        // Where a token's spans are fewer than the threads, several read each of them, for some of its query heads.
+        const bool is_shared = num_sequences == 1 && num_spans > 0 && num_spans < num_threads;
+        const int32_t heads_each = is_shared ? ceil_div(R, num_threads / num_spans) : R;
         int32_t num_partials = 0;
         for (int64_t s = 0; s < num_sequences; ++s) {
             const int32_t num_queries = starts[s + 1] - starts[s], first_position = lens[s] - num_queries;
@@ -567,9 +570,17 @@ class AttentionWork {
                 const int32_t end_span = ceil_div(end, kSpan);
                 const bool split = num_queries == 1 && end_span - first_span > spans_each;
                 for (int32_t g = 0; g < num_kv_heads_; ++g) {
-                    AttentionTask task{(int32_t)s, g, starts[s] + t, num_tokens, position, first_span, end_span, -1};
+                    AttentionTask task{(int32_t)s, g,          0,        heads_each, starts[s] + t, num_tokens,
+                                       position,   first_span, end_span, -1};
+                    const auto push = [&] {
+                        for (int32_t head = 0; head < R; head += heads_each) {
+                            task.first_head = head;
+                            task.num_heads = std::min<int32_t>(heads_each, R - head);
+                            tasks_.push_back(task);
+                        }
+                    };
                     if (!split) {
-                        tasks_.push_back(task);
+                        push();
                         continue;
                     }
                     merges_.push_back({num_partials, end_span - first_span, starts[s], g});
@@ -578,7 +589,7 @@ class AttentionWork {
                         task.end_span = std::min<int64_t>(span + spans_each, end_span);
                         task.partial = num_partials;
                         num_partials += task.end_span - span;
-                        tasks_.push_back(task);
+                        push();
                     }
                 }
             }

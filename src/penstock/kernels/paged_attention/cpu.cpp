@@ -528,11 +528,11 @@ template <class T, bool IN_PAIRS>
 void attend(const AttentionCall& call) {
     const AttentionTask& task = *call.task;
     const int64_t D = call.cache->head_dim, R = call.num_heads / call.cache->num_kv_heads;
-    const int64_t num_rows = task.num_tokens * R;
+    const int64_t first_head = task.kv_head * R + task.first_head, num_rows = task.num_tokens * task.num_heads;
     Scratch scratch(call.scratch, D);
     Rows rows;
     for (int64_t row = 0; row < num_rows; ++row) {
-        const int64_t token = row / R, head = task.kv_head * R + row % R;
+        const int64_t token = row / task.num_heads, head = first_head + row % task.num_heads;
         const float* const q = call.q + (task.first_row + token) * call.q_stride + head * D;
         rows.q[row] = q;
         if constexpr (IN_PAIRS) {
@@ -567,7 +567,7 @@ void attend(const AttentionCall& call) {
                     const float* const part = scratch.part + row * D;
                     const float high = scratch.part_high[row], sum = scratch.part_sum[row];
                     if (task.partial >= 0) {
-                        float* const to = call.partials + ((task.partial + s - task.first_span) * R + band + row) * (D + 2);
+                        float* const to = call.partials + ((task.partial + s - task.first_span) * R + task.first_head + band + row) * (D + 2);
                         __builtin_memcpy(to, part, D * sizeof(float));
                         to[D] = high;
                         to[D + 1] = sum;
@@ -600,7 +600,7 @@ void attend(const AttentionCall& call) {
     for (int64_t row = 0; row < num_rows; ++row) {
         float* const whole = scratch.whole + row * D;
         scale_row(whole, D, 1.0f / scratch.whole_sum[row]);
-        const int64_t token = row / R, head = task.kv_head * R + row % R;
+        const int64_t token = row / task.num_heads, head = first_head + row % task.num_heads;
         __builtin_memcpy(call.out + ((task.first_row + token) * call.num_heads + head) * D, whole, D * sizeof(float));
     }
 }
