@@ -27,11 +27,11 @@ REBUILD = $(BIN)/python -m pip install --quiet --no-deps --upgrade --target buil
 WITH_REBUILT = PYTHONPATH=build/$@d:$$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")
 BASE_PYTHON = $$($(BIN)/python -c "import sys; print(sys._base_executable)")
 
-# Under the address and undefined-behaviour sanitizers.
+# Under the address and undefined-behaviour sanitizers, which say no where memory lacks, as systems do.
 sanitize: $(VENV)/.installed-dev
 	$(REBUILD) --config-settings=cmake.define.PENSTOCK_SANITIZE=ON
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
-	ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc $(WITH_REBUILT) $(BASE_PYTHON) -m pytest tests/kernels $(ARGS)
+	ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 PYTHONMALLOC=malloc $(WITH_REBUILT) $(BASE_PYTHON) -m pytest tests/kernels $(ARGS)
 
 # In every instruction set, those that this processor lacks too.
 emulate: $(VENV)/.installed-dev

@@ -40,7 +40,7 @@ void Tape::run(int64_t num_rows, int64_t num_sequences, const std::atomic<bool>*
     if (num_rows < 0 || num_rows > most_.num_rows || num_sequences < 0 || num_sequences > most_.num_sequences)
         throw std::invalid_argument("the step is larger than what was recorded");
     const bool has_choice = leaves_threads(num_rows);
-    if (begins_) turns_->begin_step(has_choice ? num_rows : 0);
+    if (begins_) turns_->begin_step(has_choice);
     if (has_choice && turns_->takes_all()) {
         take_all_threads();
     } else {
@@ -55,19 +55,15 @@ void Tape::run(int64_t num_rows, int64_t num_sequences, const std::atomic<bool>*
     turns_->add(std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count());
 }
 
-void ThreadTurns::begin_step(int64_t num_rows) {
-    if (step_rows_ > 0) note(step_rows_, step_seconds_);
-    step_rows_ = num_rows;
+void ThreadTurns::begin_step(bool has_choice) {
+    if (counts_) note(step_seconds_);
+    counts_ = has_choice;
     step_seconds_ = 0.0;
 }
 
-void ThreadTurns::note(int64_t num_rows, double seconds) {
+void ThreadTurns::note(double seconds) {
     if (num_steps_ < kTrial) {
-        if (num_steps_ == 0 || num_rows != num_rows_) {
-            num_steps_ = num_won_ = 0;
-            num_rows_ = num_rows;
-            seconds_[0] = seconds_[1] = 0.0;
-        }
+        if (num_steps_ == 0) num_won_ = 0;
         if (num_steps_ % kTurn != 0) seconds_[num_steps_ / kTurn % 2] += seconds;
         if (num_steps_ % (2 * kTurn) == 2 * kTurn - 1) {
             num_won_ += seconds_[1] < kWorthIt * seconds_[0];

@@ -28,26 +28,25 @@ struct RowsOp {
 // fast as all do, and the last one is better left to who else needs it; on others each core gets a share and no more.
 class ThreadTurns {
    public:
-    // Ends the step before. Of a step without a choice `num_rows` is 0.
-    void begin_step(int64_t num_rows);
-    void abandon_step() { step_rows_ = 0; }
+    // Ends the step before. One that has no choice is not counted, nor is one that was abandoned.
+    void begin_step(bool has_choice);
+    void abandon_step() { counts_ = false; }
     // What the step takes.
     bool takes_all() const { return num_steps_ < kTrial ? num_steps_ / kTurn % 2 == 1 : all_are_faster_; }
     void add(double seconds) { step_seconds_ += seconds; }
 
    private:
-    void note(int64_t num_rows, double seconds);
+    void note(double seconds);
 
     static constexpr int kTurn = 8;  // steps, of which the first is not counted: threads wake up
     static constexpr int kPairs = 7;
     static constexpr int kTrial = 2 * kTurn * kPairs;
-    static constexpr int kUntilNext = 2048;  // steps from trial to trial: who shares the machine comes and goes
+    static constexpr int kUntilNext = 8192;  // steps from trial to trial: who shares the machine comes and goes
     static constexpr double kWorthIt = 0.97;
 
-    int64_t step_rows_ = 0;
+    bool counts_ = false;
     double step_seconds_ = 0.0;
-    int num_steps_ = 0;  // since the trial began
-    int64_t num_rows_ = 0;
+    int num_steps_ = 0;       // since the trial began
     double seconds_[2] = {};  // of the pair of turns that is on
     int num_won_ = 0;         // pairs in which all threads were faster
     bool all_are_faster_ = false;
