@@ -98,7 +98,7 @@ def markdown(systems: Sequence[System], conditions: Mapping[str, Any]) -> str:
     lines = [f"# {conditions['model']['shape']} beside peers, {conditions['date'][:10]}", ""]
     lines += ["```", json.dumps({**conditions, "model": conditions["model"]["shape"]}, indent=1), "```", ""]
     lines += ["Median (least..most) of the rounds.", ""]
-    lines += _table(
+    lines += markdown_table(
         ["", *names], [[row.label, *(_spread(row.values.get(name, [])) for name in names)] for row in table]
     )
     compared = ratios(table)
@@ -113,20 +113,21 @@ def markdown(systems: Sequence[System], conditions: Mapping[str, Any]) -> str:
         [row.label, *(_spread(by_cell[key].rounds if (key := (row.label, *pair)) in by_cell else []) for pair in pairs)]
         for row in table
     ]
-    lines += _table(["", *(f"{ours} / {theirs}" for ours, theirs in pairs)], body)
+    lines += markdown_table(["", *(f"{ours} / {theirs}" for ours, theirs in pairs)], body)
     failures = [[system.name, system.failure] for system in systems if system.failure is not None]
     if failures:
-        lines += ["", "Not measured, or not to the end:", "", *_table(["system", "reason"], failures)]
+        lines += ["", "Not measured, or not to the end:", "", *markdown_table(["system", "reason"], failures)]
     lines += ["", "Versions and how each was installed:", ""]
     installs = {system.peer.name: (system.version or "-", system.peer.install) for system in systems}
-    lines += _table(
+    lines += markdown_table(
         ["system", "version", "install"],
         [[name, version, "; ".join(f"`{line}`" for line in how) or "-"] for name, (version, how) in installs.items()],
     )
     return "\n".join(lines) + "\n"
 
 
-def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a table."""
     cells = [head, ["---"] * len(head), *body]
     return [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in cells]
 

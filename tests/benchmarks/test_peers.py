@@ -8,6 +8,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from benchmarks.peers.adapters import PEERS
+from benchmarks.peers.index import INDEX, index
 from benchmarks.peers.model import SHAPES, make_model, prompt_token_ids
 from benchmarks.peers.peer import ADAPTERS, Command, Launch, Limits, NotInstalled, Peer, install
 from benchmarks.peers.report import Row, markdown, ratios
@@ -196,3 +197,7 @@ def test_the_model_has_the_shape_and_a_text_for_every_token_of_a_prompt(tmp_path
     before = (path / "model.safetensors").stat().st_mtime_ns
     assert make_model(path, shape) == path
     assert (path / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_the_table_of_results_has_every_run() -> None:
+    assert INDEX.read_text() == index(), "run `python -m benchmarks.peers.index`"
