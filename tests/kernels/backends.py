@@ -43,18 +43,26 @@ def poisoned_cache(ops: Ops, num_blocks: int, block_size: int, heads: int, width
     return KVBlocks(*(torch.full(shape, torch.nan, dtype=dtype) for shape in (shapes.k, shapes.v)))
 
 
-def by_slot(ops: Ops, kv: KVBlocks) -> KVBlocks:
-    """Return views [N, P, G, D] of a cache's keys and values and [N, P, G] of their scales, whatever the order."""
+def by_slot(ops: Ops, isa: str | None, kv: KVBlocks) -> KVBlocks:
+    """Return views of a cache, whatever the order, that have the shape [N, P, G, D] if reshaped; scales [N, P, G]."""
     if not isinstance(ops, CPUOps):
         return kv
     k_scales, v_scales = (None if scales is None else scales.transpose(1, 2) for scales in (kv.k_scales, kv.v_scales))
+    N, G, D, P = kv.k.shape
+    if isa in ("avx512_bf16", "amx") and kv.k.dtype is torch.bfloat16 and D % 16 == P % 16 == 0:
+        k, v = kv.k.view(N, G, D // 2, P, 2), kv.v.view(N, G, P // 2, D, 2)
+        return KVBlocks(k.permute(0, 3, 1, 2, 4), v.permute(0, 2, 4, 1, 3), k_scales, v_scales)
     return KVBlocks(kv.k.permute(0, 3, 1, 2), kv.v.permute(0, 2, 1, 3), k_scales, v_scales)
 
 
-def numbers(ops: Ops, kv: KVBlocks) -> tuple[Tensor, Tensor]:
+def numbers(ops: Ops, isa: str | None, kv: KVBlocks) -> tuple[Tensor, Tensor]:
     """Return the keys and values [N, P, G, D] that a cache stands for, in float32."""
-    views = by_slot(ops, kv)
-    k, v = views.k.float(), views.v.float()
+    shape = kv.k.shape
+    if isinstance(ops, CPUOps):
+        N, G, D, P = shape
+        shape = torch.Size((N, P, G, D))
+    views = by_slot(ops, isa, kv)
+    k, v = views.k.reshape(shape).float(), views.v.reshape(shape).float()
     if views.k_scales is not None and views.v_scales is not None:
         k, v = k * views.k_scales.unsqueeze(-1), v * views.v_scales.unsqueeze(-1)
     return k, v

@@ -42,13 +42,16 @@ def test_write_kv_takes_heads_that_lie_inside_a_wider_row() -> None:
     assert torch.equal(kv.v[0, 1], projected[0, 6:])
 
 
+@pytest.mark.parametrize("block_size", [4, 16])
 @pytest.mark.parametrize("with_norms", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8], ids=str)
 @pytest.mark.parametrize("head_dim", [2, 6, 16, 24, 80, 128])
 @pytest.mark.parametrize("isa", instruction_sets())
-def test_native_queries_keys_and_values(isa: str, head_dim: int, dtype: torch.dtype, with_norms: bool) -> None:
+def test_native_queries_keys_and_values(
+    isa: str, head_dim: int, dtype: torch.dtype, with_norms: bool, block_size: int
+) -> None:
     torch.manual_seed(0)
-    H, G, block_size = 3, 2, 4
+    H, G = 3, 2
     layout = layout_of([2, 1, 5], [6, 1, 5], [[5, 0], [3], [1, 7]], block_size)
     qkv, angles = torch.randn(8, (H + 2 * G) * head_dim), torch.rand(8, 1, head_dim // 2) * 6
     cos, sin = torch.cat([angles.cos()] * 2, -1), torch.cat([-angles.sin(), angles.sin()], -1)
@@ -58,7 +61,7 @@ def test_native_queries_keys_and_values(isa: str, head_dim: int, dtype: torch.dt
         kv = poisoned_cache(ops, 8, block_size, G, head_dim, dtype)
         with using(isa, 2):
             q = ops.rope_write_kv(qkv.clone(), kv, layout, cos, sin, num_heads=H, num_kv_heads=G, norms=norms)
-        results.append((q, *numbers(ops, kv)))
+        results.append((q, *numbers(ops, isa, kv)))
     # A last bit of rotation may decide to which of two neighbours a number is rounded: 8 bits of magnitudes up to 10,
     # for codes, are a step of 10 / 127.
     tolerance = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.int8: 8e-2}[dtype]
@@ -93,7 +96,7 @@ def test_native_codes_are_the_references(isa: str, head_dim: int) -> None:
         cos, sin = angles_of_nothing(9, head_dim)
         with using(isa, 2):
             ops.rope_write_kv(qkv.clone(), kv, layout, cos, sin, num_heads=G, num_kv_heads=G, norms=None)
-        caches.append(list(by_slot(ops, kv).tensors()))
+        caches.append(list(by_slot(ops, isa, kv).tensors()))
     for expected, found in zip(*caches, strict=True):
         torch.testing.assert_close(found, expected, atol=0, rtol=0, equal_nan=True)
     # What is not finite shows in the scale of its own head alone.

@@ -58,6 +58,7 @@ def make_case(
     block_size: int = 4,
     window: int | None = None,
     dtype: torch.dtype = torch.float32,
+    isa: str | None = None,
     seed: int = 0,
 ) -> Case:
     """Return a case of (new tokens, context) sequences. With a window, blocks that slid out are not in the tables."""
@@ -70,7 +71,7 @@ def make_case(
     num_blocks = sum(-(-context // block_size) for _, context in sequences) + 3
     free = torch.randperm(num_blocks, generator=generator).tolist()
     kv = poisoned_cache(ops, num_blocks, block_size, G, head_dim, dtype)
-    views = by_slot(ops, kv)
+    views = by_slot(ops, isa, kv)
     tables, starts, slots = [], [], []
     for query, context in sequences:
         first_visible = 0 if window is None else max(0, context - query + 1 - window)
@@ -85,10 +86,12 @@ def make_case(
     for places in slots:
         write_kv(written, places, random(len(places), G, head_dim), random(len(places), G, head_dim))
     for view, tensor in zip(views.tensors(), written.tensors(), strict=True):
-        view.copy_(tensor)
+        view.copy_(tensor.view(view.shape))
     histories = []
     for places, start in zip(slots, starts, strict=True):
-        k, v = (torch.cat([torch.zeros(start, G, head_dim), cache.flatten(0, 1)[places]]) for cache in numbers(ops, kv))
+        k, v = (
+            torch.cat([torch.zeros(start, G, head_dim), cache.flatten(0, 1)[places]]) for cache in numbers(ops, isa, kv)
+        )
         histories.append((k, v))
     of_queries = "float32" if dtype is torch.int8 else ops.activation_dtype(dtype_name(dtype))
     queries, contexts = [query for query, _ in sequences], [context for _, context in sequences]
@@ -148,13 +151,14 @@ BATCHES = {
 }
 
 
+@pytest.mark.parametrize("block_size", [4, 16])
 @pytest.mark.parametrize("window", [None, 1, 6, 8, 64])
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize(("ops", "isa", "dtype"), BACKENDS)
 def test_equals_attention_written_out(
-    ops: Ops, isa: str | None, dtype: torch.dtype, batch: str, window: int | None
+    ops: Ops, isa: str | None, dtype: torch.dtype, batch: str, window: int | None, block_size: int
 ) -> None:
-    case = make_case(ops, BATCHES[batch], dtype=dtype, window=window)
+    case = make_case(ops, BATCHES[batch], block_size=block_size, dtype=dtype, isa=isa, window=window)
     expected = written_out(case, window, 0.25)
     with using(isa, 2):
         out = attend(ops, case, window)
@@ -164,13 +168,13 @@ def test_equals_attention_written_out(
 
 @pytest.mark.parametrize("block_size", [1, 3, 16, 48])
 @pytest.mark.parametrize("heads", [(1, 1), (3, 3), (6, 2), (14, 2), (8, 1)])
-@pytest.mark.parametrize("head_dim", [2, 24, 128])
+@pytest.mark.parametrize("head_dim", [2, 24, 80, 128])
 @pytest.mark.parametrize(("ops", "isa", "dtype"), BACKENDS)
 def test_odd_shapes(
     ops: Ops, isa: str | None, dtype: torch.dtype, heads: tuple[int, int], head_dim: int, block_size: int
 ) -> None:
     sequences = [(1, 17), (6, 18), (1, 2), (9, 9), (1, 70)]
-    case = make_case(ops, sequences, heads=heads, head_dim=head_dim, block_size=block_size, dtype=dtype)
+    case = make_case(ops, sequences, heads=heads, head_dim=head_dim, block_size=block_size, dtype=dtype, isa=isa)
     scale = head_dim**-0.5
     expected = written_out(case, None, scale)
     with using(isa):
@@ -180,7 +184,7 @@ def test_odd_shapes(
 
 @pytest.mark.parametrize(("ops", "isa", "dtype"), BACKENDS)
 def test_large_scores_neither_overflow_nor_vanish(ops: Ops, isa: str | None, dtype: torch.dtype) -> None:
-    case = make_case(ops, [(1, 9), (4, 9), (1, 30)], dtype=dtype)
+    case = make_case(ops, [(1, 9), (4, 9), (1, 30)], block_size=16, dtype=dtype, isa=isa)
     with using(isa):
         out = attend(ops, case, None, scale=40.0)
     torch.testing.assert_close(out.double(), written_out(case, None, 40.0), atol=10 * tolerance(isa, dtype), rtol=0)
@@ -190,20 +194,21 @@ def test_large_scores_neither_overflow_nor_vanish(ops: Ops, isa: str | None, dty
 @pytest.mark.parametrize("window", [None, 6])
 @pytest.mark.parametrize(("ops", "isa", "dtype"), BACKENDS)
 def test_capped_scores(ops: Ops, isa: str | None, dtype: torch.dtype, window: int | None, cap: float) -> None:
-    case = make_case(ops, BATCHES["mixed"], dtype=dtype, window=window)
+    case = make_case(ops, BATCHES["mixed"], block_size=16, dtype=dtype, isa=isa, window=window)
     with using(isa, 2):
         out = attend(ops, case, window, 2.0, cap)
     expected = written_out(case, window, 2.0, cap)
     torch.testing.assert_close(out.double(), expected, atol=2 * tolerance(isa, dtype), rtol=0)
 
 
+@pytest.mark.parametrize("block_size", [4, 16])
 @pytest.mark.parametrize("window", [None, 6])
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize(("ops", "isa", "dtype"), BACKENDS)
 def test_rows_that_see_beyond_themselves(
-    ops: Ops, isa: str | None, dtype: torch.dtype, batch: str, window: int | None
+    ops: Ops, isa: str | None, dtype: torch.dtype, batch: str, window: int | None, block_size: int
 ) -> None:
-    case = make_case(ops, BATCHES[batch], dtype=dtype, window=window)
+    case = make_case(ops, BATCHES[batch], block_size=block_size, dtype=dtype, isa=isa, window=window)
     generator = torch.Generator().manual_seed(1)
 
     def some_of(query: int, context: int) -> Tensor:
@@ -230,7 +235,9 @@ def test_no_bit_depends_on_neighbours_chunks_or_threads(
     isa: str, heads: tuple[int, int], head_dim: int, dtype: torch.dtype, block_size: int, window: int | None
 ) -> None:
     ops, context, (H, G) = CPUOps(), 600, heads
-    case = make_case(ops, [(context, context)], heads=heads, head_dim=head_dim, block_size=block_size, dtype=dtype)
+    case = make_case(
+        ops, [(context, context)], heads=heads, head_dim=head_dim, block_size=block_size, dtype=dtype, isa=isa
+    )
     table = case.layout.tables[0].tolist()
 
     def attend_parts(sizes: list[int], num_threads: int) -> Tensor:

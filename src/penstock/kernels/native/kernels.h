@@ -94,7 +94,7 @@ struct LinearCall {
 };
 
 // One layer's cache, [N, G, D, P] keys and [N, G, P, D] values: a vector of keys meets one query element at a time, a
-// vector of value elements one probability at a time.
+// vector of value elements one probability at a time. Or two at a time: see cache.h.
 struct CacheView {
     Cache kind;
     void* k;

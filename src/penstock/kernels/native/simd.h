@@ -356,19 +356,6 @@ static inline vf dot2_bf16(vf sums, vi a, vi b) {
 #endif
 }
 
-// Words of which the lower half is first's and the upper second's.
-static inline vi load_pairs(const bf16* first, const bf16* second) {
-#if defined(PENSTOCK_512_BITS)
-    const __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_loadu_si256((const __m256i*)first)),
-                                            _mm256_loadu_si256((const __m256i*)second), 1);
-    vs order;
-    for (int i = 0; i < 2 * W; ++i) order[i] = (int16_t)(i / 2 + i % 2 * W);
-    return (vi)_mm512_permutexvar_epi16((__m512i)order, both);
-#else
-    return (vi)load(second) | ((vi)load(first) >> 16 & 0xffff);
-#endif
-}
-
 static inline float to_float(float x) { return x; }
 
 static inline float to_float(int8_t x) { return x; }

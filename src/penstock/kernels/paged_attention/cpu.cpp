@@ -5,14 +5,13 @@
 // and sums (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018). Spans begin at fixed positions,
 // and every score and every weighted sum is one chain in a fixed order. So a token's result depends neither on what it
 // is computed beside nor on how its prompt was cut into steps.
-#include "../native/kernels.h"
-#include "../native/simd.h"
+#include "../native/cache.h"
 #include "../native/tiles.h"
 
 namespace penstock::PENSTOCK_ISA {
 namespace {
 
-constexpr int64_t kTile = 16;  // keys side by side in a block
+constexpr int64_t kTile = kTokensOfTile;
 constexpr int kVectors = kTile / W;
 constexpr int64_t kChunk = 64;  // tokens on their way from memory while those before them are computed
 // Computed together: of six rows, two vectors of sums each fit in 16 registers; of eight, one each of two tiles in 32.
@@ -45,33 +44,25 @@ struct Span {
 #if defined(PENSTOCK_AMX)
 constexpr bool kTiles = true;
 constexpr int64_t kBand = 2 * kTileRows;
-constexpr int64_t kPairStep = 32;  // what tiles of bfloat16s take at a time, of a head's elements and of tokens
 #else
 constexpr bool kTiles = false;
 constexpr int64_t kBand = 24;  // rows whose scores of a span stay in the first-level cache
-constexpr int64_t kPairStep = kTile;
 #endif
-
-// Elements of a query and a key in pairs; those behind a head's are zeros.
-constexpr int64_t width_of_pairs(int64_t D) { return ceil_div(D, kPairStep) * kPairStep; }
 
 struct Scratch {
     float* scores;    // [kBand, kSpan], then weights in their place
     float* part;      // [kBand, D] a span's weighted sums
     float* whole;     // [rows, D]
     float* gathered;  // [kSpan / kTile, D, kTile] keys of blocks that do not hold whole tiles
-    float* pairs;     // [rows, width_of_pairs(D) / 2] queries
-    float* packed_k;  // [kSpan / kTile, width_of_pairs(D) / 2, kTile] pairs of keys' elements
-    float* packed_v;  // [kSpan / 2, D] pairs of values
-    float* nothing;   // [D / 2] zeros: a value beside one that is seen
+    float* pairs;     // [rows, D / 2] queries
+    float* edges;     // [2, kTile / 2, D] values of a span's first and last tile, where not all are seen
     float part_high[kBand];  // a span's highest score
     float part_sum[kBand];   // and its sum of weights
     float whole_high[kMaxTileRows];
     float whole_sum[kMaxTileRows];
 
     static int64_t size(int64_t D) {
-        return kBand * (kSpan + D) + kMaxTileRows * D + kSpan * D + (kMaxTileRows + kSpan) * width_of_pairs(D) / 2 +
-               kSpan * D / 2 + D / 2;
+        return kBand * (kSpan + D) + kMaxTileRows * D + kSpan * D + kMaxTileRows * D / 2 + kTile * D;
     }
 
     Scratch(float* from, int64_t D) {
@@ -84,10 +75,8 @@ struct Scratch {
         part = take(kBand * D);
         whole = take(kMaxTileRows * D);
         gathered = take(kSpan * D);
-        packed_k = take(kSpan * width_of_pairs(D) / 2);
-        packed_v = take(kSpan * D / 2);
-        pairs = take(kMaxTileRows * width_of_pairs(D) / 2);
-        nothing = take(D / 2);
+        edges = take(kTile * D);
+        pairs = take(kMaxTileRows * D / 2);
     }
 };
 
@@ -148,6 +137,7 @@ struct Singles {
     static constexpr int64_t kEach = 1;
     static constexpr int64_t kPiece = kChunk;  // tokens that all rows of a band take before the next
     const Span<T>& span;
+    int64_t D;
 
     static vf spread(const float* x) { return splat(*x); }
     static vf add(vf sums, vf x, vf y) { return fma(x, y, sums); }
@@ -161,86 +151,83 @@ struct Singles {
 #pragma GCC unroll 8
         for (int i = 0; i < N; i += 64 / sizeof(T) / W) __builtin_prefetch(span.values[j + kChunk] + d + i * W);
     }
+    template <int LOCALITY>
+    void fetch_values(int64_t first, int64_t end) const {
+        for (int64_t j = first; j < end; ++j)
+            for (int64_t d = 0; d < D; d += 64 / sizeof(T)) __builtin_prefetch(span.values[j] + d, 0, LOCALITY);
+    }
 };
 
-// All values of a span, to the second-level cache, which waits for more lines at a time than the first does: from there
-// the next are fetched in time.
-template <class T>
-void fetch_all_values(const Span<T>& span, int64_t first, int64_t end, int64_t D) {
-    for (int64_t j = first; j < end; ++j)
-        for (int64_t d = 0; d < D; d += 64 / sizeof(T)) __builtin_prefetch(span.values[j] + d, 0, 2);
-}
+// A span of a cache in pairs, and what is behind it, which is fetched ahead.
+struct PairSpan {
+    const bf16* keys[2 * kSpan / kTile];    // each [D / 2, 16, 2], rows key_stride apart
+    const bf16* values[2 * kSpan / kTile];  // each [8, D, 2]; tokens that are not seen are zeros
+    int64_t first_tile;                     // of those that hold tokens that are seen
+    int64_t end_tile;
+    int64_t key_stride;
+    int64_t D;
 
-// Softmax waits for no memory, so the first values are fetched meanwhile: some of them with each row.
-template <class T>
-void fetch_first_values(const Span<T>& span, int64_t first, int64_t end, int64_t row, int64_t D) {
-    constexpr int64_t kEach = 8;
-    for (int64_t j = first + row * kEach; j < min(first + (row + 1) * kEach, end); ++j)
-        for (int64_t d = 0; d < D; d += 64 / sizeof(T)) __builtin_prefetch(span.values[j] + d);
-}
+    explicit PairSpan(const CacheView& cache) : key_stride(2 * cache.block_size), D(cache.head_dim) {
+        for (const bf16*& tile : keys) tile = static_cast<const bf16*>(cache.k);
+        for (const bf16*& tile : values) tile = static_cast<const bf16*>(cache.v);
+    }
+
+    // As find_span does. Blocks are aligned to positions, so a tile lies in one of them.
+    void find(const AttentionCall& call, int64_t begin, int64_t first, int64_t end, int64_t ahead, float* edges) {
+        const CacheView& cache = *call.cache;
+        const int64_t P = cache.block_size;
+        first_tile = (first - begin) / kTile;
+        end_tile = ceil_div(end - begin, kTile);
+        for (int64_t i = first_tile, position; (position = begin + i * kTile) < ahead; ++i) {
+            const int64_t block = call.table[(position - call.table_start) / P];
+            const int64_t head = (block * cache.num_kv_heads + call.task->kv_head) * D * P;
+            keys[i] = static_cast<const bf16*>(cache.k) + head + position % P * 2;
+            values[i] = static_cast<const bf16*>(cache.v) + head + position % P * D;
+            if (position < end && (position < first || position + kTile > end)) {
+                values[i] = seen_values(values[i], first - position, end - position, edges);
+                edges += kTile / 2 * D;
+            }
+        }
+    }
+
+    // A tile's values of tokens [first, end), and zeros.
+    const bf16* seen_values(const bf16* from, int64_t first, int64_t end, float* to) const {
+        for (int64_t j = 0; j < kTile / 2; ++j) {
+            const auto is_seen = [&](int64_t token) { return token >= first && token < end; };
+            const vi mask = vi{} + ((is_seen(2 * j) ? 0xffff : 0) | (is_seen(2 * j + 1) ? (int32_t)0xffff0000u : 0));
+            for (int64_t d = 0; d < D; d += W)
+                store(to + j * D + d, as_floats(load_bits(from + 2 * (j * D + d)) & mask));
+        }
+        return reinterpret_cast<const bf16*>(to);
+    }
+};
 
 // Two: neighbouring elements of a key, or one element of the values of neighbouring tokens.
 struct Pairs {
     static constexpr int64_t kEach = 2;
     static constexpr int64_t kPiece = kChunk;
-    const Span<bf16>& span;
+    const PairSpan& span;
 
     static vf spread(const float* x) { return as_floats(word_at(x)); }
     static vf add(vf sums, vf x, vf y) { return dot2_bf16(sums, (vi)x, (vi)y); }
-    vf key(int64_t tile, int64_t d, int) const {
-        const bf16* const first = span.keys[tile] + 2 * d * span.key_stride;
-        return as_floats(load_pairs(first, first + span.key_stride));
+    const bf16* value_at(int64_t j, int64_t d) const {
+        return span.values[j / (kTile / 2)] + 2 * (j % (kTile / 2) * span.D + d);
     }
-    vf value(int64_t j, int64_t d) const {
-        return as_floats(load_pairs(span.values[2 * j] + d, span.values[2 * j + 1] + d));
-    }
+    vf key(int64_t tile, int64_t d, int) const { return as_floats(load_bits(span.keys[tile] + d * span.key_stride)); }
+    vf value(int64_t j, int64_t d) const { return as_floats(load_bits(value_at(j, d))); }
     void fetch_key(int64_t tile, int64_t d) const {
-        const bf16* const first = span.keys[tile + kChunk / kTile] + 2 * d * span.key_stride;
-        __builtin_prefetch(first);
-        __builtin_prefetch(first + span.key_stride);
+        __builtin_prefetch(span.keys[tile + kChunk / kTile] + d * span.key_stride);
     }
     template <int N>
     void fetch_value(int64_t j, int64_t d) const {
-        Singles<bf16>{span}.fetch_value<N>(2 * j, d);
-        Singles<bf16>{span}.fetch_value<N>(2 * j + 1, d);
+#pragma GCC unroll 8
+        for (int i = 0; i < N; ++i) __builtin_prefetch(value_at(j + kChunk / 2, d + i * W));
     }
-};
-
-// Such pairs put together once for many rows.
-struct PackedPairs : Pairs {
-    static constexpr int64_t kPiece = kSpan;
-    const float* keys;    // [kSpan / kTile, D / 2, kTile]
-    const float* values;  // [kSpan / 2, D]
-    int64_t D;
-
-    PackedPairs(const Span<bf16>& from, int64_t first, int64_t end, int64_t D, float* k, float* v)
-        : Pairs{from}, keys(k), values(v), D(D) {
-        const int64_t width = width_of_pairs(D);
-        for (int64_t tile = span.first_tile; tile < span.end_tile; ++tile) {
-            float* const to = k + tile * width / 2 * kTile;
-            for (int64_t d = 0; d < D / 2; ++d) {
-                Pairs::fetch_key(tile, d);
-                store(to + d * kTile, Pairs::key(tile, d, 0));
-            }
-            __builtin_memset(to + D / 2 * kTile, 0, (width - D) / 2 * kTile * sizeof(float));
-        }
-        // Tiles take steps of tokens, of which some may not be seen.
-        constexpr int64_t kEachStep = kTiles ? kPairStep / 2 : 1;
-        const int64_t first_pair = first / 2, end_pair = (end + 1) / 2, first_step = first_pair / kEachStep * kEachStep;
-        __builtin_memset(v + first_step * D, 0, (first_pair - first_step) * D * sizeof(float));
-        for (int64_t j = first_pair; j < end_pair; ++j)
-            for (int64_t d = 0; d < D; d += W) {
-                Pairs::fetch_value<1>(j, d);
-                store(v + j * D + d, Pairs::value(j, d));
-            }
-        const int64_t end_step = ceil_div(end_pair, kEachStep) * kEachStep;
-        __builtin_memset(v + end_pair * D, 0, (end_step - end_pair) * D * sizeof(float));
+    template <int LOCALITY>
+    void fetch_values(int64_t first, int64_t end) const {
+        for (int64_t j = first / 2; j < (end + 1) / 2; ++j)
+            for (int64_t d = 0; d < span.D; d += W) __builtin_prefetch(value_at(j, d), 0, LOCALITY);
     }
-    vf key(int64_t tile, int64_t d, int) const { return load(keys + (tile * D / 2 + d) * kTile); }
-    vf value(int64_t j, int64_t d) const { return load(values + j * D + d); }
-    void fetch_key(int64_t, int64_t) const {}
-    template <int N>
-    void fetch_value(int64_t, int64_t) const {}
 };
 
 template <int ROWS, int TILES, class Source>
@@ -270,27 +257,6 @@ void score_tile(const Source& source, const float* const* q, int64_t tile, int64
             for (int i = 0; i < kVectors; ++i)
                 store(scores + r * kSpan + (tile + t) * kTile + i * W, acc[r][t][i] * splat(scale));
 }
-
-#if defined(PENSTOCK_AMX)
-
-// Rows that are not there may be anything.
-template <bool TWO_ROWS, bool TWO_COLUMNS>
-void product(TileSource rows, TileSource columns, int64_t num_steps, float* to, int64_t to_stride) {
-    NothingAside aside;
-    zero_sums<TWO_ROWS, TWO_COLUMNS>();
-    multiply_tiles<Columns::kBFloat16, TWO_ROWS, TWO_COLUMNS>(rows, columns, num_steps, aside);
-    store_sums<TWO_ROWS, TWO_COLUMNS>(to, to_stride * 4, kTileRows * to_stride * 4);
-}
-
-// `to` [rows, num_columns tiles of 16] becomes the product. Columns lie columns.second apart.
-template <bool TWO_ROWS>
-void all_columns(TileSource rows, TileSource columns, int64_t num_columns, int64_t num_steps, float* to, int64_t to_stride) {
-    for (; num_columns > 1; num_columns -= 2, columns.from += 2 * columns.second, to += 2 * W)
-        product<TWO_ROWS, true>(rows, columns, num_steps, to, to_stride);
-    if (num_columns) product<TWO_ROWS, false>(rows, columns, num_steps, to, to_stride);
-}
-
-#endif
 
 // The greatest of 1, 2, 4, 8 that times `each` sums fit in registers beside what is multiplied.
 constexpr int as_many(int each, int most) {
@@ -410,7 +376,7 @@ void merge_row(float* whole, float& whole_high, float& whole_sum, const float* p
 template <class T, class Source>
 void soften(const Source& source, float* scores, int64_t lo, int64_t hi, float cap, float& high, float& sum_of) {
     constexpr int64_t kStep = W * Source::kEach;
-    const Span<T>& span = source.span;
+    const auto& span = source.span;
     const int64_t first = span.first_tile * kTile / kStep * kStep;
     const int64_t end = (span.end_tile * kTile + kStep - 1) / kStep * kStep;
     high = kLowest;
@@ -467,62 +433,139 @@ struct Rows {
     int64_t ends[kMaxTileRows];
 };
 
-// Rows [first_row, first_row + num_rows) and tokens [first, end) of the span that begins at position `begin`.
-template <class T, class Source>
-void attend_band(const AttentionCall& call, const Source& source, const Rows& rows, int64_t first_row, int64_t num_rows,
-                 int64_t begin, int64_t first, int64_t end, Scratch& scratch) {
-    const int64_t D = call.cache->head_dim;
-    constexpr int64_t kPiece = Source::kPiece, kEach = Source::kEach;
-    constexpr bool IN_TILES = kTiles && __is_same(Source, PackedPairs);
-#if defined(PENSTOCK_AMX)
-    if constexpr (IN_TILES) {
-        const int64_t width = width_of_pairs(D), first_tile = source.span.first_tile;
-        const TileSource queries{reinterpret_cast<const char*>(rows.q[first_row]), width * 2, kTileRows * width * 2,
-                                 kPairStep * 2};
-        const TileSource keys{reinterpret_cast<const char*>(source.keys + first_tile * width / 2 * kTile), kTileBytes,
-                              width / 2 * kTileBytes, kPairStep / 2 * kTileBytes};
-        (num_rows > kTileRows ? all_columns<true> : all_columns<false>)(
-            queries, keys, source.span.end_tile - first_tile, width / kPairStep, scratch.scores + first_tile * kTile, kSpan);
-    }
-#endif
-    for (int64_t piece = (first - begin) / kPiece * kPiece; piece < end - begin && !IN_TILES; piece += kPiece) {
-        const int64_t from = piece / kTile, to = (piece + kPiece) / kTile;
+// Rows of a band, of which the first is `first_row`, and tokens [first, end) of a span.
+struct Band {
+    int64_t first_row;
+    int64_t num_rows;
+    int64_t first;
+    int64_t end;
+};
+
+template <class Source>
+void score_band(const AttentionCall& call, const Source& source, const Rows& rows, const Band& band, Scratch& scratch) {
+    for (int64_t piece = band.first / kChunk * kChunk; piece < band.end; piece += kChunk) {
+        const int64_t from = piece / kTile, to = (piece + kChunk) / kTile;
         const int64_t first_tile = from > source.span.first_tile ? from : source.span.first_tile;
-        by_rows(num_rows, [&](int64_t row, auto count) {
-            score_rows<count.value>(source, rows.q + first_row + row, first_tile, min(to, source.span.end_tile), D,
-                                    call.scale, scratch.scores + row * kSpan);
+        by_rows(band.num_rows, [&](int64_t row, auto count) {
+            score_rows<count.value>(source, rows.q + band.first_row + row, first_tile, min(to, source.span.end_tile),
+                                    call.cache->head_dim, call.scale, scratch.scores + row * kSpan);
         });
     }
-    // Unless they were packed before, or another band of rows has read them.
-    if (kPiece < kSpan && first_row == 0) fetch_all_values(source.span, first - begin, end - begin, D);
-    for (int64_t row = 0; row < num_rows; ++row) {
-        const int64_t low = rows.lows[first_row + row];
-        fetch_first_values(source.span, first - begin, end - begin, row, D);
-        soften<T>(source, scratch.scores + row * kSpan, (low > begin ? low : begin) - begin,
-                  min(rows.ends[first_row + row] - begin, kSpan), call.score_cap, scratch.part_high[row],
-                  scratch.part_sum[row]);
-    }
-#if defined(PENSTOCK_AMX)
-    if constexpr (IN_TILES) {
-        const int64_t from = (first - begin) / kPairStep * kPairStep, num_steps = ceil_div(end - begin - from, kPairStep);
-        constexpr int64_t kStride = kSpan * 4;
-        const TileSource weights{reinterpret_cast<const char*>(scratch.scores + from / 2), kStride, kTileRows * kStride,
-                                 kPairStep * 2};
-        const TileSource values{reinterpret_cast<const char*>(source.values + from / 2 * D), D * 4, kTileBytes,
-                                kPairStep / 2 * D * 4};
-        (num_rows > kTileRows ? all_columns<true> : all_columns<false>)(weights, values, D / kTile, num_steps, scratch.part, D);
-        return;
-    }
-#endif
-    __builtin_memset(scratch.part, 0, num_rows * D * sizeof(float));
-    for (int64_t piece = (first - begin) / kPiece * kPiece; piece < end - begin; piece += kPiece) {
-        const int64_t from = piece > first - begin ? piece : first - begin, to = min(piece + kPiece, end - begin);
-        by_rows(num_rows, [&](int64_t row, auto count) {
+    // To the second-level cache, which waits for more lines at a time than the first does: from there the next are fetched in
+    // time. Unless another band of rows has read them.
+    if (band.first_row == 0) source.template fetch_values<2>(band.first, band.end);
+}
+
+// scratch.part becomes the sums of values by weights.
+template <class Source>
+void weigh_band(const Source& source, int64_t D, const Band& band, Scratch& scratch) {
+    constexpr int64_t kEach = Source::kEach;
+    __builtin_memset(scratch.part, 0, band.num_rows * D * sizeof(float));
+    for (int64_t piece = band.first / kChunk * kChunk; piece < band.end; piece += kChunk) {
+        const int64_t from = piece > band.first ? piece : band.first, to = min(piece + kChunk, band.end);
+        by_rows(band.num_rows, [&](int64_t row, auto count) {
             weigh<count.value>(source, scratch.scores + row * kSpan, from / kEach, (to + kEach - 1) / kEach, D,
                                scratch.part + row * D);
         });
     }
 }
+
+#if defined(PENSTOCK_AMX)
+
+// Pairs that tiles take where they lie.
+struct TilePairs : Pairs {};
+
+// Lines that come from memory meanwhile, some with each step.
+struct Lines {
+    const char* from[2];
+    int64_t stride;
+    int64_t each_step;
+
+    void before_step() {
+        for (const char*& line : from)
+            for (int64_t i = 0; i < each_step; ++i, line += stride) __builtin_prefetch(line, 0, 2);
+    }
+};
+
+template <class F>
+void of_tiles(bool two_rows, bool two_columns, F&& body) {
+    two_rows ? two_columns ? body(Number<true>{}, Number<true>{}) : body(Number<true>{}, Number<false>{})
+             : two_columns ? body(Number<false>{}, Number<true>{}) : body(Number<false>{}, Number<false>{});
+}
+
+void shape_for_band(const Band& band, int64_t step_bytes) {
+    const int64_t first = min(band.num_rows, kTileRows);
+    shape_for_product(first, band.num_rows - first, step_bytes);
+}
+
+// The span's values come meanwhile.
+void score_band(const AttentionCall&, const TilePairs& source, const Rows& rows, const Band& band, Scratch& scratch) {
+    const PairSpan& span = source.span;
+    const int64_t row_bytes = span.D * 2, step_bytes = row_bytes % kTileBytes ? kTileBytes / 2 : kTileBytes;
+    const int64_t stride = span.key_stride * 2, lines_each = band.first_row == 0 ? step_bytes / 4 : 0;
+    const TileSource queries{reinterpret_cast<const char*>(rows.q[band.first_row]), row_bytes, kTileRows * row_bytes, step_bytes};
+    shape_for_band(band, step_bytes);
+    for (int64_t tile = span.first_tile; tile < span.end_tile; tile += 2) {
+        const int64_t beside = min(tile + 1, span.end_tile - 1);
+        const auto at = [](const bf16* from) { return reinterpret_cast<const char*>(from); };
+        const TileSource keys{at(span.keys[tile]), stride, at(span.keys[beside]) - at(span.keys[tile]), step_bytes / 4 * stride};
+        Lines values{{at(span.values[tile]), at(span.values[beside])}, 64, lines_each};
+        of_tiles(band.num_rows > kTileRows, beside > tile, [&](auto two_rows, auto two_columns) {
+            zero_sums<two_rows.value, two_columns.value>();
+            multiply_tiles<Columns::kBFloat16, two_rows.value, two_columns.value>(queries, keys, row_bytes / step_bytes, values);
+            store_sums<two_rows.value, two_columns.value>(scratch.scores + tile * kTile, kSpan * 4, kTileRows * kSpan * 4);
+        });
+    }
+}
+
+// The next span's keys come meanwhile.
+void weigh_band(const TilePairs& source, int64_t D, const Band& band, Scratch& scratch) {
+    constexpr int64_t kStride = kSpan * 4, kStepBytes = kTile * 2;
+    const PairSpan& span = source.span;
+    const int64_t stride = span.key_stride * 2, lines_each = band.first_row == 0 ? kTile / 2 : 0;
+    shape_for_band(band, kStepBytes);
+    for (int64_t d = 0; d < D; d += 2 * kTile)
+        of_tiles(band.num_rows > kTileRows, d + kTile < D, [&](auto two_rows, auto two_columns) {
+            zero_sums<two_rows.value, two_columns.value>();
+            for (int64_t tile = span.first_tile; tile < span.end_tile; ++tile) {
+                const char* const weights = reinterpret_cast<const char*>(scratch.scores) + tile * kStepBytes;
+                const char* const next = reinterpret_cast<const char*>(span.keys[kSpan / kTile + tile]) + d / 2 * stride;
+                Lines keys{{next, next + kTile / 2 * stride}, stride, lines_each};
+                multiply_tiles<Columns::kBFloat16, two_rows.value, two_columns.value>(
+                    {weights, kStride, kTileRows * kStride, 0},
+                    {reinterpret_cast<const char*>(span.values[tile] + 2 * d), D * 4, kTileBytes, 0}, 1, keys);
+            }
+            store_sums<two_rows.value, two_columns.value>(scratch.part + d, D * 4, kTileRows * D * 4);
+        });
+}
+
+#endif
+
+// The band's rows and its tokens of the span that begins at position `begin`.
+template <class T, class Source>
+void attend_band(const AttentionCall& call, const Source& source, const Rows& rows, const Band& band, int64_t begin,
+                 Scratch& scratch) {
+    constexpr int64_t kEachRow = 8;
+    score_band(call, source, rows, band, scratch);
+    for (int64_t row = 0; row < band.num_rows; ++row) {
+        // Softmax waits for no memory, so the first values are fetched meanwhile: some of them with each row.
+        const int64_t low = rows.lows[band.first_row + row], from = band.first + row * kEachRow;
+        source.template fetch_values<3>(from, min(from + kEachRow, band.end));
+        soften<T>(source, scratch.scores + row * kSpan, (low > begin ? low : begin) - begin,
+                  min(rows.ends[band.first_row + row] - begin, kSpan), call.score_cap, scratch.part_high[row],
+                  scratch.part_sum[row]);
+    }
+    weigh_band(source, call.cache->head_dim, band, scratch);
+}
+
+template <bool FIRST, class A, class B>
+struct Choose {
+    using type = A;
+};
+template <class A, class B>
+struct Choose<false, A, B> {
+    using type = B;
+};
 
 template <class T, bool IN_PAIRS>
 void attend(const AttentionCall& call) {
@@ -536,11 +579,9 @@ void attend(const AttentionCall& call) {
         const float* const q = call.q + (task.first_row + token) * call.q_stride + head * D;
         rows.q[row] = q;
         if constexpr (IN_PAIRS) {
-            const int64_t width = width_of_pairs(D);
-            rows.q[row] = scratch.pairs + row * width / 2;
-            bf16* const rounded = reinterpret_cast<bf16*>(scratch.pairs + row * width / 2);
+            rows.q[row] = scratch.pairs + row * D / 2;
+            bf16* const rounded = reinterpret_cast<bf16*>(scratch.pairs + row * D / 2);
             for (int64_t d = 0; d < D; ++d) rounded[d] = to_bf16(kTiles ? q[d] * call.scale : q[d]);
-            for (int64_t d = D; d < width; ++d) rounded[d] = {0};
         }
         const int64_t own_end = task.first_position + token + 1;
         rows.ends[row] = call.visible ? call.visible[task.first_row + token] : own_end;
@@ -548,21 +589,16 @@ void attend(const AttentionCall& call) {
         scratch.whole_high[row] = kLowest;
         scratch.whole_sum[row] = 0.0f;
     }
-#if defined(PENSTOCK_AMX)
-    if (IN_PAIRS) shape_for_product(kTileRows, kTileRows, kTileBytes);
-#endif
     __builtin_memset(scratch.whole, 0, num_rows * D * sizeof(float));
-    __builtin_memset(scratch.nothing, 0, D / 2 * sizeof(float));
-    Span<T> span(*call.cache);
+    typename Choose<IN_PAIRS, PairSpan, Span<T>>::type span(*call.cache);
     const int64_t last = min(task.end_span * kSpan, rows.ends[num_rows - 1]);
     for (int64_t s = task.first_span; s < task.end_span; ++s) {
         const int64_t begin = s * kSpan, end = min(begin + kSpan, last);
         const int64_t first = rows.lows[0] > begin ? rows.lows[0] : begin;
-        find_span(call, begin, first, end, min(begin + kSpan + kChunk, last), span, reinterpret_cast<T*>(scratch.gathered));
         const auto attend_bands = [&](const auto& source) {
             for (int64_t band = 0; band < num_rows; band += kBand) {
                 const int64_t band_rows = min(kBand, num_rows - band);
-                attend_band<T>(call, source, rows, band, band_rows, begin, first, end, scratch);
+                attend_band<T>(call, source, rows, {band, band_rows, first - begin, end - begin}, begin, scratch);
                 for (int64_t row = 0; row < band_rows; ++row) {
                     const float* const part = scratch.part + row * D;
                     const float high = scratch.part_high[row], sum = scratch.part_sum[row];
@@ -579,18 +615,15 @@ void attend(const AttentionCall& call) {
             }
         };
         if constexpr (IN_PAIRS) {
-            if ((first - begin) % 2) span.values[first - begin - 1] = reinterpret_cast<const T*>(scratch.nothing);
-            if ((end - begin) % 2) span.values[end - begin] = reinterpret_cast<const T*>(scratch.nothing);
-            const auto attend_packed = [&] {
-                attend_bands(PackedPairs(span, first - begin, end - begin, D, scratch.packed_k, scratch.packed_v));
-            };
-            if constexpr (kTiles) {
-                attend_packed();
-            } else {
-                num_rows > kBand ? attend_packed() : attend_bands(Pairs{span});
-            }
+            span.find(call, begin, first, end, min(begin + 2 * kSpan, last), scratch.edges);
+#if defined(PENSTOCK_AMX)
+            attend_bands(TilePairs{{span}});
+#else
+            attend_bands(Pairs{span});
+#endif
         } else {
-            attend_bands(Singles<T>{span});
+            find_span(call, begin, first, end, min(begin + kSpan + kChunk, last), span, reinterpret_cast<T*>(scratch.gathered));
+            attend_bands(Singles<T>{span, D});
         }
     }
 #if defined(PENSTOCK_AMX)
@@ -614,9 +647,7 @@ void attention(const AttentionCall& call) {
         case Cache::kFloat32:
             return attend<float, false>(call);
         case Cache::kBFloat16:
-            // Rows of other widths would end within a vector of pairs.
-            if (kBF16Pairs && call.cache->head_dim % kTile == 0) return attend<bf16, kBF16Pairs>(call);
-            return attend<bf16, false>(call);
+            return is_in_pairs(*call.cache) ? attend<bf16, kBF16Pairs>(call) : attend<bf16, false>(call);
         case Cache::kInt8:
             return attend<int8_t, false>(call);
     }

@@ -11,8 +11,8 @@ from penstock.kernels.tensor import Tensor
 _MAX_SHARING = 128
 """Query heads on one KV head; kMaxTileRows of ``native/kernels.h``."""
 
-_SPAN_TOKENS, _TILE_ROWS, _BAND_ROWS, _PAIR_STEP = 256, 128, 32, 32
-"""kSpan and kMaxTileRows of ``native/kernels.h``, and kBand and kPairStep of ``cpu.cpp``, at most"""
+_SPAN_TOKENS, _TILE_ROWS, _BAND_ROWS, _TILE_TOKENS = 256, 128, 32, 16
+"""kSpan and kMaxTileRows of ``native/kernels.h``, and kBand, at most, and kTile of ``cpu.cpp``"""
 
 
 def scratch_bytes(*, max_model_tokens: int, num_heads: int, num_kv_heads: int, head_dim: int, num_threads: int) -> int:
@@ -22,9 +22,8 @@ def scratch_bytes(*, max_model_tokens: int, num_heads: int, num_kv_heads: int, h
     is longer than its share of the threads is cut into spans, whose sums are kept until they are merged; shares are
     such that there are at most four tasks a thread of those.
     """
-    width = -(-head_dim // _PAIR_STEP) * _PAIR_STEP
-    band = _BAND_ROWS * (_SPAN_TOKENS + width)
-    tile = band + (_TILE_ROWS * 3 + _SPAN_TOKENS * 4 + 1) * width // 2
+    band = _BAND_ROWS * (_SPAN_TOKENS + head_dim)
+    tile = band + (_TILE_ROWS * 3 // 2 + _SPAN_TOKENS + _TILE_TOKENS) * head_dim
     num_split = -(-4 * num_threads // num_kv_heads)
     spans = num_split * -(-max_model_tokens // _SPAN_TOKENS) * num_heads * (head_dim + 2)
     return (num_threads * tile + spans) * ELEMENT_BYTES["float32"]

@@ -1,7 +1,6 @@
 // What stands between the projection to queries, keys and values and attention: norms of heads where a family has
 // them, rotation, and the way into the cache.
-#include "../native/kernels.h"
-#include "../native/simd.h"
+#include "../native/cache.h"
 
 namespace penstock::PENSTOCK_ISA {
 
@@ -62,6 +61,7 @@ template <class T>
 void rope_write(const RopeCall& call, int64_t first_token, int64_t end_token) {
     const CacheView& cache = *call.cache;
     const int64_t H = call.num_heads, G = cache.num_kv_heads, D = cache.head_dim, P = cache.block_size;
+    const bool in_pairs = is_in_pairs(cache);
     for (int64_t t = first_token; t < end_token; ++t) {
         float* const heads = call.qkv + t * (H + 2 * G) * D;
         for (int64_t h = 0; h < H + G; ++h) {
@@ -72,8 +72,16 @@ void rope_write(const RopeCall& call, int64_t first_token, int64_t end_token) {
         const int64_t block = call.slots[t] / P, offset = call.slots[t] % P;
         for (int64_t g = 0; g < G; ++g) {
             const int64_t head = block * G + g, place = head * P + offset;
-            write_head(heads + (H + g) * D, D, static_cast<T*>(cache.k) + head * D * P + offset, P, cache.k_scales, place);
-            write_head(heads + (H + G + g) * D, D, static_cast<T*>(cache.v) + place * D, 1, cache.v_scales, place);
+            const float *const key = heads + (H + g) * D, *const value = heads + (H + G + g) * D;
+            if (__is_same(T, bf16) && in_pairs) {
+                bf16* const k = static_cast<bf16*>(cache.k) + (head * P * D + 2 * offset);
+                bf16* const v = static_cast<bf16*>(cache.v) + (place / 2 * 2 * D + offset % 2);
+                for (int64_t d = 0; d < D; ++d) put(k + (d / 2 * 2 * P + d % 2), key[d]);
+                for (int64_t d = 0; d < D; ++d) put(v + 2 * d, value[d]);
+            } else {
+                write_head(key, D, static_cast<T*>(cache.k) + head * D * P + offset, P, cache.k_scales, place);
+                write_head(value, D, static_cast<T*>(cache.v) + place * D, 1, cache.v_scales, place);
+            }
         }
     }
 }
